@@ -1,0 +1,26 @@
+# make run   the documented loop on the embedded model      make test   lint, types, tests
+# make setup what both need; done once                      make tensorboard   the curves of all runs
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: setup run test tensorboard
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[trl,dev]' --constraint constraints.txt
+	touch $@
+
+run: setup
+	$(BIN)/python -m agents.rejection_sft --cycles 10
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+tensorboard: setup
+	$(BIN)/tensorboard --logdir runs

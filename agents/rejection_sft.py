@@ -1,0 +1,256 @@
+"""Rejection-sampling SFT, the documented loop: write, read back, score, keep the good ones, train on them, again.
+
+    python -m agents.rejection_sft --cycles 10
+    python -m agents.rejection_sft --reward likelihood --domain shell --seed 1
+
+Each cycle scores tasks x candidates BEFORE, accepts some of them, trains the adapter on the accepted ones (loss on the command
+alone, in the template that generation uses), and scores as many candidates of fresh tasks AFTER. Scores come from the policy
+itself; whether they mean anything is for the held-out truth in `eval/*` to say, which nothing here can learn from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from agents.training.command import run_command
+from agents.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from agents.policy.model import Policy
+    from agents.training.rollouts import Batch, Rollout
+    from agents.training.session import Session
+    from agents.training.update import Example
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Rejection-sampling SFT: the model trains on those of its own commands that it can read back."""
+
+    select: Literal["threshold", "best", "quantile"] | None = None
+    """What is accepted: all from --threshold on, the best of each task, or the top --keep. By default what the reward calls for."""
+    keep: float | None = None
+    """Share kept: with `best`, of the tasks' best candidates (default 0.8); with `quantile`, of all candidates (default 0.3)."""
+    replay: Literal["none", "all"] = "none"
+    """Train on this cycle's accepted candidates alone, or on those of all cycles so far."""
+
+    def check(self) -> None:
+        """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
+        super().check()
+        self._require("keep", self.keep is None or 0 < self.keep <= 1, "must be in (0, 1]")
+
+
+def select(values_P_G: Sequence[Sequence[float | None]], rule: str, threshold: float, keep: float) -> list[int]:
+    """Positions of the accepted candidates, counted task after task. Candidates on which the reward abstained are never accepted.
+
+    Args:
+        values_P_G: scores, G candidates for each of P tasks.
+        rule: `threshold`: every score >= threshold. `best`: the best of each task, if among the top `keep` of these bests.
+            `quantile`: the top `keep` of all scores. Equal scores: the first one written.
+    """
+    flat = [(position, value) for position, value in enumerate(value for row in values_P_G for value in row) if value is not None]
+    if rule == "threshold":
+        return [position for position, value in flat if value >= threshold]
+    if rule == "best":
+        known, start, bests = dict(flat), 0, []
+        for row in values_P_G:
+            group = [(position, known[position]) for position in range(start, start + len(row)) if position in known]
+            start += len(row)
+            bests += [max(group, key=lambda pair: pair[1])] if group else []
+        flat = bests
+    ranked = sorted(flat, key=lambda pair: (-pair[1], pair[0]))
+    return sorted(position for position, _ in ranked[: math.ceil(keep * len(ranked))])
+
+
+def summary(batch: Batch, accepted: Sequence[int]) -> dict[str, Any]:
+    """The original's four numbers of a phase."""
+    values = [r.score.value for r in batch.rollouts if r.score.value is not None]
+    return {
+        "total_generated": len(batch.rollouts),
+        "accepted": len(accepted),
+        "acceptance_rate": len(accepted) / len(batch.rollouts),
+        "mean_score": math.fsum(values) / len(values) if values else 0.0,
+    }
+
+
+def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
+    """(prompt ids, command ids + end of sequence), exactly the tokens that were generated."""
+    from agents.training.rollouts import forward_prompt
+
+    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
+    return [(p, [*r.completion.token_ids, policy.tokenizer.eos_token_id]) for p, r in zip(prompts, rollouts, strict=True)]
+
+
+def earlier_examples(session: Session) -> list[Example]:
+    """What earlier cycles accepted, from the run's own log: for `--replay all` after a resume."""
+    from agents.training.rollouts import read_accepted
+
+    return examples_of(session.policy, read_accepted(session.run.folder / "rollouts.jsonl", phase="before"))
+
+
+def main(config: Config) -> int:
+    """Runs the protocol, or goes on with it, and prints the table of cycles and the run's folder."""
+    from agents.training.session import open_session
+    from rewards import REWARDS
+
+    rule = config.select or REWARDS[config.reward].select
+    config = replace(config, select=rule, keep=config.keep or {"best": 0.8, "quantile": 0.3}.get(rule, 1.0))  # type: ignore[arg-type]
+    session = open_session("rejection_sft", config)
+    try:
+        return train(config, session)
+    finally:
+        session.run.close()
+
+
+def train(config: Config, session: Session) -> int:
+    """The loop itself."""
+    from agents.training.display import Display, number, show_table
+    from agents.training.report import LAYOUT, end_metrics, sample_text
+    from agents.training.rollouts import collect, policy_metrics, records, reward_metrics
+    from agents.training.update import fine_tune
+
+    policy, run = session.policy, session.run
+    results: dict[str, Any] = dict(session.state.get("results") or {"config": asdict(config), "cycles": []})
+    done, scored = int(session.state.get("cycle", 0)), int(session.state.get("step", 0))
+    replayed = earlier_examples(session) if config.replay == "all" else []
+    saved_in = 0.0
+
+    def phase(cycle: int, name: str) -> tuple[Batch, list[int]]:
+        batch = collect(
+            policy,
+            session.source,
+            session.reward,
+            tasks=config.tasks,
+            candidates=config.candidates,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+            stream=(config.seed, cycle, name),
+        )
+        values = [[rollout.score.value for rollout in group] for group in batch.groups]
+        return batch, select(values, str(config.select), config.threshold, float(config.keep or 1.0))
+
+    def checkpoint(cycle: int) -> None:
+        results["total_generated"] = sum(c[name]["total_generated"] for c in results["cycles"] for name in ("before", "after"))
+        results["total_accepted"] = sum(c[name]["accepted"] for c in results["cycles"] for name in ("before", "after"))
+        if results["cycles"]:
+            results["improvement"] = results["cycles"][-1]["after"]["mean_score"] - results["cycles"][0]["before"]["mean_score"]
+        run.write_json("progress.json", results)
+        run.commit(cycle, {"results": results}, policy.save)
+
+    with Display(config.cycles, done) as display:
+        if not session.state:
+            run.layout(LAYOUT)
+            display.phase(0, "evaluate")
+            results["eval"] = {"start": session.evaluate(policy, session.reward)}
+            run.scalars(0, 0, session.evaluate(policy, session.reward, config.eval_subset))
+            display.line("start        " + eval_facts(results["eval"]["start"]))
+            checkpoint(0)
+        for cycle in range(done + 1, config.cycles + 1):
+            clock = time.perf_counter()
+            display.phase(cycle, "before")
+            before, accepted = phase(cycle, "before")
+
+            display.phase(cycle, "train")
+            training = time.perf_counter()
+            examples = replayed + examples_of(policy, [before.rollouts[row] for row in accepted])
+            replayed = examples if config.replay == "all" else []
+            trained: dict[str, float | None] = {"train/examples": 0.0}
+            if examples:
+                trained = fine_tune(
+                    policy,
+                    examples,
+                    lr=config.lr,
+                    batch_size=config.batch_size,
+                    epochs=config.epochs,
+                    stream_parts=(config.seed, cycle, "train"),
+                )
+            else:
+                display.line(f"cycle {cycle}: nothing was accepted, so nothing was trained: lower --threshold, or use --select best")
+            trained_in = time.perf_counter() - training
+
+            display.phase(cycle, "after")
+            after, accepted_after = phase(cycle, "after")
+
+            display.phase(cycle, "evaluate")
+            evaluating = time.perf_counter()
+            truth = session.evaluate(policy, session.reward, config.eval_subset)
+            diversity = policy_metrics(policy, after.rollouts)
+            evaluated_in = time.perf_counter() - evaluating
+
+            scored += len(before.rollouts) + len(after.rollouts)
+            entry = {"cycle": cycle, "before": summary(before, accepted), "after": summary(after, accepted_after), "eval": truth}
+            entry["improvement"] = entry["after"]["mean_score"] - entry["before"]["mean_score"]  # type: ignore[index]
+            results["cycles"].append(entry)
+            run.append("rollouts", records(before.rollouts, accepted, cycle=cycle, phase="before"))
+            run.append("rollouts", records(after.rollouts, accepted_after, cycle=cycle, phase="after"))
+            run.scalars(
+                scored,
+                cycle,
+                {
+                    **reward_metrics(before.rollouts),
+                    "reward/after": entry["after"]["mean_score"],  # type: ignore[index]
+                    "select/acceptance": entry["before"]["acceptance_rate"],  # type: ignore[index]
+                    "select/acceptance_after": entry["after"]["acceptance_rate"],  # type: ignore[index]
+                    **{f"source/{reason}": float(count) for reason, count in before.dropped.items()},
+                    **trained,
+                    **diversity,
+                    **truth,
+                },
+            )
+            run.text(scored, "samples", sample_text(after.rollouts))
+            if cycle == config.cycles:
+                display.phase(cycle, "evaluate")
+                results["eval"]["end"] = session.evaluate(policy, session.reward)
+                run.hparams(asdict(config), end_metrics(results))
+            seconds = {name: before.seconds[name] + after.seconds[name] for name in ("generate", "reward")}
+            seconds |= {"train": trained_in, "evaluate": evaluated_in}
+            seconds["rest"] = time.perf_counter() - clock - sum(seconds.values()) + saved_in  # saving is counted a cycle later
+            run.scalars(scored, cycle, {f"time/{name}": value for name, value in seconds.items()})
+            saving = time.perf_counter()
+            checkpoint(cycle)
+            saved_in = time.perf_counter() - saving
+            display.finished(
+                cycle,
+                [
+                    f"score {number(entry['before']['mean_score'])} -> {number(entry['after']['mean_score'])}",  # type: ignore[index]
+                    f"accepted {entry['before']['acceptance_rate']:.0%}",  # type: ignore[index]
+                    eval_facts(truth),
+                ],
+            )
+    run.write_json("self_improvement_results.json", results)
+    header = ("cycle", "before", "after", "change", "accepted", "greedy truth", "pass@1")
+    rows = [
+        (
+            str(c["cycle"]),
+            number(c["before"]["mean_score"]),
+            number(c["after"]["mean_score"]),
+            f"{c['improvement']:+.3f}",
+            f"{c['before']['accepted']}/{c['before']['total_generated']}",
+            number(c["eval"]["eval/greedy"]),
+            number(c["eval"]["eval/pass@1"]),
+        )
+        for c in results["cycles"]
+    ]
+    show_table(f"{config.domain}, {config.reward}, {config.select}", header, rows)
+    start, end = results["eval"]["start"], results["eval"]["end"]
+    print(f"{results['total_generated']} candidates, {results['total_accepted']} accepted; its own score {results['improvement']:+.3f}")
+    print(
+        f"held-out truth, {config.eval_tasks} tasks: greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}, "
+        f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
+    )
+    print(f"curves: tensorboard --logdir {run.folder.parent}; adapter: {run.folder}/checkpoints/cycle-{config.cycles:04d}")
+    print(run.folder)
+    return 0
+
+
+def eval_facts(truth: dict[str, float | None]) -> str:
+    """The held-out numbers of one evaluation, in short."""
+    shown = {name.removeprefix("eval/"): value for name, value in truth.items() if name.startswith(("eval/greedy", "eval/pass"))}
+    return "held-out " + " ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(Config, main))

@@ -1,0 +1,1 @@
+"""Machinery that every trainer shares: configuration, rollouts, updates, metrics, the run folder."""

@@ -1,0 +1,108 @@
+"""The settings that every trainer has. A trainer's own `Config` derives from `TrainConfig` and adds what its algorithm needs."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from envs.types import InputError
+
+
+class TrainingError(RuntimeError):
+    """Training went wrong in a way that must not be saved; the last checkpoint stands. Commands print it and exit with code 1."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Improves a model on its own commands: it writes, reads back, scores and learns, cycle after cycle."""
+
+    cycles: int = 10
+    """How many cycles of scoring and training."""
+    tasks: int = 50
+    """Tasks in a cycle, before training and again after it."""
+    candidates: int = 3
+    """Commands written for each task."""
+    threshold: float = 0.5
+    """Candidates with at least this score are accepted; in [0, 1]."""
+    temperature: float = 0.7
+    """Sampling temperature of the commands."""
+    model: str | None = None
+    """embedded, mistral-7b, or a Hugging Face name or folder. By default mistral-7b on a CUDA device of 16 GB, else embedded."""
+    adapter: str | None = None
+    """Start from the PEFT adapter in this folder."""
+    load_in_4bit: bool = False
+    """Load the base model in 4 bits (CUDA only)."""
+    output: str | None = None
+    """Folder that holds the runs. By default runs/<agent>."""
+    name: str | None = None
+    """Name of the run's folder. By default <domain>-<reward>-s<seed>-<id>."""
+    lr: float = 2e-4
+    """Learning rate. The embedded model has its own default, 1e-3."""
+    batch_size: int = 4
+    """Examples in a training step."""
+    epochs: int = 1
+    """Passes over the accepted candidates in a cycle."""
+    lora_r: int = 16
+    """Rank of the LoRA adapter."""
+    lora_alpha: int = 32
+    """Scale of the LoRA adapter: its output is multiplied by alpha / r."""
+    lora_dropout: float = 0.05
+    """Dropout of the LoRA adapter; in [0, 1)."""
+    max_new_tokens: int = 64
+    """Longest command, in tokens."""
+    domain: str = "all"
+    """An embedded domain, all of them, or the path of a domain's YAML file."""
+    reward: str = "similarity"
+    """How a command is scored without a label: similarity, seed, likelihood, and others."""
+    inverter: Literal["current", "base"] = "current"
+    """Who reads commands back: the model as it trains, or its base with the adapter off."""
+    inverse_temperature: float = 0.3
+    """Sampling temperature of the reading back; 0 is greedy."""
+    embedder: str = "all-MiniLM-L6-v2"
+    """Sentence-embedding model that compares a task with what was read back."""
+    task_source: str = "templates"
+    """Where training tasks come from: templates, the model itself, or a data set."""
+    eval_tasks: int = 300
+    """Held-out tasks in the evaluation, which executes the commands."""
+    eval_subset: int = 100
+    """At most this many of them are evaluated after each cycle."""
+    eval_samples: int = 4
+    """Commands sampled for each held-out task: the K of pass@K."""
+    seed: int = 0
+    """All random numbers derive from it."""
+    resume: str | None = None
+    """Go on with the run in this folder. Alone: the run of --output and --name, else the newest run."""
+    config: str | None = None
+    """YAML file of settings, in the names of these flags with underscores. Flags win over it."""
+
+    def check(self) -> None:
+        """Raises InputError, one line that names the flag and the fix: a value out of range, an unknown reward, a faulty domain."""
+        from envs.domain import domain_names, load_domain
+        from rewards import REWARDS
+
+        for name in ("cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha", "max_new_tokens"):
+            self._require(name, getattr(self, name) >= 1, "must be 1 or more")
+        for name in ("eval_tasks", "eval_subset", "eval_samples"):
+            self._require(name, getattr(self, name) >= 1, "must be 1 or more")
+        for name in ("temperature", "lr"):
+            self._require(name, 0 < getattr(self, name) < float("inf"), "must be above 0")
+        self._require("threshold", 0 <= self.threshold <= 1, "must be in [0, 1]")
+        self._require("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1): 0.05 is the default")
+        self._require("inverse_temperature", 0 <= self.inverse_temperature < float("inf"), "must be 0 (greedy) or more")
+        self._require("seed", self.seed >= 0, "must be 0 or more")
+        for name in ("model", "adapter", "output", "domain", "reward", "embedder", "task_source"):
+            self._require(name, getattr(self, name) != "", "must not be empty: leave the flag out for its default")
+        plain = self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name)
+        self._require("name", plain, "must be the plain name of a folder: its place is set by --output")
+
+        near = difflib.get_close_matches(self.reward, REWARDS, 1)
+        self._require("reward", self.reward in REWARDS, f"did you mean {near[0]}?" if near else f"use one of {', '.join(REWARDS)}")
+        for name in domain_names(self.domain):
+            load_domain(name)
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            value: Any = getattr(self, name)
+            shown = "''" if value == "" else value
+            raise InputError(f"--{name.replace('_', '-')} {shown}: {rule}")

@@ -1,0 +1,58 @@
+"""Numbers about candidates: pass@k, AUC, diversity, intervals. Plain functions over plain lists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def pass_at_k(correct: int, n: int, k: int) -> float:
+    """Unbiased pass@k from n samples of which `correct` are right (Chen et al. 2021, equation 1)."""
+    if n - correct < k:
+        return 1.0
+    return 1.0 - math.prod((n - correct - i) / (n - i) for i in range(k))
+
+
+def auc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
+    """The chance that a right one scores above a wrong one, ties half; None where one of the kinds is missing."""
+    right = [score for truth, score in zip(truths, scores, strict=True) if truth]
+    wrong = [score for truth, score in zip(truths, scores, strict=True) if not truth]
+    if not right or not wrong:
+        return None
+    return float(stats.mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong))
+
+
+def within_task_auc(truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[Sequence[float]]) -> float | None:
+    """AUC among the candidates of one task, averaged over the tasks that have right and wrong ones."""
+    values = [auc(truths, scores) for truths, scores in zip(truths_P_G, scores_P_G, strict=True)]
+    return mean([value for value in values if value is not None])
+
+
+def best_of(truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[Sequence[float]]) -> float | None:
+    """Share of tasks whose best-scored candidate is right (the first of equals)."""
+    picks = [truths[int(np.argmax(scores))] for truths, scores in zip(truths_P_G, scores_P_G, strict=True) if len(scores)]
+    return mean([float(pick) for pick in picks])
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, resampling the values (10,000 times)."""
+    data = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(seed)
+    means = data[rng.integers(len(data), size=(10_000, len(data)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of a few independent values, such as one gain a seed."""
+    centre, error = float(np.mean(values)), float(stats.sem(values))
+    half = error * float(stats.t.ppf((1 + confidence) / 2, len(values) - 1))
+    return centre - half, centre + half

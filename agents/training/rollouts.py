@@ -1,0 +1,143 @@
+"""One batch of experience: draw tasks, let the policy write candidates, score them. Every trainer uses this and nothing else for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.policy.model import Policy, seed_of
+from agents.training.metrics import mean
+from envs.domain import load_domain
+from envs.source import Source
+from envs.types import Completion, Reward, Score, Task
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One candidate: what was asked, what was written, how it scored."""
+
+    task: Task
+    completion: Completion
+    score: Score
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The candidates of one phase, grouped by task: `groups[p][g]`. `seconds`: how long each part took."""
+
+    groups: list[list[Rollout]]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All candidates, task after task."""
+        return [rollout for group in self.groups for rollout in group]
+
+
+def forward_prompt(task: Task) -> str:
+    """The prompt that asks for the task's command."""
+    return load_domain(task.domain).prompt("forward", task=task.text, tool=task.tool)
+
+
+def collect(
+    policy: Policy,
+    source: Source,
+    reward: Reward,
+    *,
+    tasks: int,
+    candidates: int,
+    temperature: float,
+    max_new_tokens: int,
+    stream: tuple[object, ...],
+) -> Batch:
+    """Draws tasks and scores `candidates` commands for each, all from the random stream (seed, cycle, phase)."""
+    started = time.perf_counter()
+    tasks_P = source.tasks(tasks, *stream)
+    written_P_G = policy.generate(
+        [forward_prompt(task) for task in tasks_P],
+        candidates,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed_of(*stream, "generate"),
+    )
+    generated = time.perf_counter()
+    scores_P_G = reward(tasks_P, [[completion.text for completion in row] for row in written_P_G], seed=seed_of(*stream, "reward"))
+    groups = [
+        [Rollout(task, completion, score) for completion, score in zip(completions, scores, strict=True)]
+        for task, completions, scores in zip(tasks_P, written_P_G, scores_P_G, strict=True)
+    ]
+    return Batch(groups, source.dropped(), {"generate": generated - started, "reward": time.perf_counter() - generated})
+
+
+def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """`reward/mean`, each `reward/<part>`, and the share `reward/abstained`."""
+    values = [rollout.score.value for rollout in rollouts if rollout.score.value is not None]
+    parts = sorted({part for rollout in rollouts for part in rollout.score.parts})
+    return {
+        "reward/mean": mean(values),
+        **{f"reward/{part}": mean([r.score.parts[part] for r in rollouts if part in r.score.parts]) for part in parts},
+        "reward/abstained": 1 - len(values) / len(rollouts),
+    }
+
+
+def policy_metrics(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """`policy/entropy` and `policy/kl` to the base, both per token and estimated from the samples; `policy/length`, `policy/distinct`."""
+    written = [rollout for rollout in rollouts if rollout.completion.text]
+    own = [value for rollout in written for value in rollout.completion.logprobs]
+    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in written])
+    with policy.adapter("off"):
+        base = policy.logprobs_of_ids([(p, r.completion.token_ids) for p, r in zip(prompts, written, strict=True)])
+    flat_base = [value for row in base for value in row]
+    commands = [rollout.completion.text for rollout in rollouts]
+    return {
+        "policy/entropy": mean([-value for value in own]),
+        "policy/kl": mean([mine - theirs for mine, theirs in zip(own, flat_base, strict=True)]),
+        "policy/length": mean([float(len(rollout.completion.token_ids)) for rollout in rollouts]),
+        "policy/distinct": len(set(commands)) / len(commands),
+        "policy/truncated": mean([float(rollout.completion.truncated) for rollout in rollouts]),
+    }
+
+
+def records(rollouts: Sequence[Rollout], accepted: Iterable[int], **where: Any) -> list[dict[str, Any]]:
+    """Lines for rollouts.jsonl; `where` says the cycle and the phase."""
+    chosen = set(accepted)
+    return [
+        {
+            **where,
+            "task_id": r.task.id,
+            "domain": r.task.domain,
+            "task": r.task.text,
+            "tool": r.task.tool,
+            "command": r.completion.text,
+            "token_ids": r.completion.token_ids,
+            "logprob": sum(r.completion.logprobs),
+            "truncated": r.completion.truncated,
+            "score": r.score.value,
+            "parts": dict(r.score.parts),
+            "reconstruction": r.score.reconstruction,
+            "reason": r.score.reason,
+            "accepted": row in chosen,
+        }
+        for row, r in enumerate(rollouts)
+    ]
+
+
+def read_accepted(path: Path, phase: str) -> list[Rollout]:
+    """The accepted candidates of a phase from rollouts.jsonl, oldest first, as far as training needs them; none without the file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as lines:
+        rows = [row for row in map(json.loads, lines) if row["accepted"] and row["phase"] == phase]
+    return [
+        Rollout(
+            Task(row["task_id"], row["domain"], row["task"], row["tool"]),
+            Completion(row["command"], tuple(row["token_ids"]), truncated=row["truncated"]),
+            Score(row["score"], row["parts"], row["reconstruction"]),
+        )
+        for row in rows
+    ]

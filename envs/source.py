@@ -1,0 +1,224 @@
+"""Where tasks come from: the domain's templates, the model itself, a JSONL file, or a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from envs.domain import Domain, domain_names, load_domain, stream
+from envs.types import InputError, LanguageModel, Task
+
+
+class Source(Protocol):
+    """`tasks(count, *stream)` draws from the random stream named by (seed, cycle, purpose, ...): equal names, equal tasks."""
+
+    def tasks(self, count: int, *stream_parts: object) -> list[Task]:
+        """`count` tasks, fewer only where the source says so."""
+        ...
+
+    def dropped(self) -> dict[str, int]:
+        """Why and how often the last call left something out."""
+        ...
+
+
+def share(count: int, domains: Sequence[Domain], *stream_parts: object) -> dict[str, int]:
+    """`count` split evenly over domains; which of them get the remainder is random."""
+    order = list(domains)
+    stream("share", *stream_parts).shuffle(order)
+    return {domain.where: count // len(order) + (place < count % len(order)) for place, domain in enumerate(order)}
+
+
+class Templates:
+    """Tasks of the `train` split of one or more domains, in equal parts."""
+
+    def __init__(self, domains: Sequence[Domain], split: str = "train") -> None:
+        self.domains, self.split = domains, split
+
+    def tasks(self, count: int, *stream_parts: object) -> list[Task]:
+        """`count` tasks, shuffled over the domains."""
+        shares = share(count, self.domains, *stream_parts)
+        tasks = [task for domain in self.domains for task in domain.tasks(self.split, shares[domain.where], *stream_parts)]
+        stream("order", *stream_parts).shuffle(tasks)
+        return tasks
+
+    def dropped(self) -> dict[str, int]:
+        """Templates leave nothing out."""
+        return {}
+
+
+class FromTexts:
+    """Tasks from given texts, drawn without repetition as far as they reach.
+
+    Raises:
+        InputError: every text is one that must not be trained on.
+    """
+
+    def __init__(self, tasks: Sequence[Task], exclude: Collection[str] = ()) -> None:
+        self._tasks = [task for task in tasks if task.text not in set(exclude)]
+        self._held_out = len(tasks) - len(self._tasks)
+        if not self._tasks:
+            raise InputError("--task-source: every task in it is one of the evaluation's: give others")
+
+    def tasks(self, count: int, *stream_parts: object) -> list[Task]:
+        """`count` tasks; they repeat only where there are fewer."""
+        drawn: list[Task] = []
+        while len(drawn) < count:
+            part = list(self._tasks)
+            stream("texts", len(drawn), *stream_parts).shuffle(part)
+            drawn += part[: count - len(drawn)]
+        return drawn
+
+    def dropped(self) -> dict[str, int]:
+        """How many texts were left out from the start, because the evaluation uses them."""
+        return {"held_out": self._held_out}
+
+
+class Proposed:
+    """Tasks that the model proposes itself, one prompt a tool. Malformed, duplicate and near-duplicate ones are dropped and counted.
+
+    Args:
+        model: writes the proposals at temperature 1.
+        domains: whose tools and `propose` prompts are used.
+        exclude: texts that must not be trained on, such as those of the evaluation.
+        near: two texts with the same numbers and names are near-duplicates when they are at least this alike by difflib's ratio.
+    """
+
+    def __init__(self, model: LanguageModel, domains: Sequence[Domain], exclude: Collection[str] = (), near: float = 0.95) -> None:
+        self.model, self.domains, self.exclude, self.near = model, domains, frozenset(exclude), near
+        self._dropped: Counter[str] = Counter()
+
+    def tasks(self, count: int, *stream_parts: object) -> list[Task]:
+        """Up to `count` tasks: ten rounds of proposals, then it goes on with what there is.
+
+        Raises:
+            InputError: not one usable proposal.
+        """
+        rng = stream("propose", *stream_parts)
+        tasks: list[Task] = []
+        self._dropped = Counter()
+        for _ in range(10):
+            wanted = count - len(tasks)
+            if not wanted:
+                break
+            asked = [(domain, rng.choice(domain.tools)) for domain in rng.choices(self.domains, k=wanted + wanted // 4 + 1)]
+            prompts = [domain.prompt("propose", tool=tool) for domain, tool in asked]
+            rows = self.model.generate(prompts, temperature=1.0, max_new_tokens=64, seed=rng.getrandbits(62))
+            for (domain, tool), row in zip(asked, rows, strict=True):
+                text = " ".join(row[0].text.split())
+                if reason := self._fault(text, row[0].truncated, tasks):
+                    self._dropped[reason] += 1
+                elif len(tasks) < count:
+                    tasks.append(Task("/".join(["proposed", *map(str, stream_parts), str(len(tasks))]), domain.where, text, tool))
+        if not tasks:
+            raise InputError(f"--task-source model: no usable proposal in 10 rounds ({dict(self._dropped)}): use --task-source templates")
+        self._dropped["missing"] = count - len(tasks)
+        return tasks
+
+    def _fault(self, text: str, truncated: bool, tasks: Sequence[Task]) -> str:
+        if truncated or not 3 <= len(text.split()) <= 40 or not text.isprintable():
+            return "malformed"
+        if text in self.exclude:
+            return "held_out"
+        if any(text == task.text for task in tasks):
+            return "duplicate"
+        matcher, values = difflib.SequenceMatcher(b=text), _values(text)
+        for task in tasks:
+            matcher.set_seq1(task.text)
+            if _values(task.text) == values and matcher.quick_ratio() >= self.near and matcher.ratio() >= self.near:
+                return "near_duplicate"
+        return ""
+
+    def dropped(self) -> dict[str, int]:
+        """Counts of the last call: malformed, held_out, duplicate, near_duplicate, and missing where fewer came than were asked for."""
+        return dict(self._dropped)
+
+
+def _values(text: str) -> list[str]:
+    """The words that carry a value: a number, an address, a file name. Tasks that differ in one are different tasks."""
+    return sorted(word for word in text.split() if not word.isalpha())
+
+
+def make_source(spec: str, domain: str, model: LanguageModel | None = None, exclude: Collection[str] = ()) -> Source:
+    """Builds a source.
+
+    Args:
+        spec: `templates`, `model`, a `.jsonl` file with a `task` key (and, if need be, `domain`), or `hf:DATASET:COLUMN[:SPLIT]`.
+        domain: `all`, a name, or paths: whose templates, tools and prompts are used.
+        model: proposes tasks, for `model`.
+        exclude: texts that no task may have.
+
+    Raises:
+        InputError: what is wrong with `spec` or the file, in one line.
+    """
+    domains = [load_domain(name) for name in domain_names(domain)]
+    if not domains:
+        raise InputError("--domain: name at least one domain")
+    if spec == "templates":
+        return Templates(domains)
+    if spec == "model":
+        if model is None:
+            raise InputError("--task-source model: needs a model to propose tasks")
+        return Proposed(model, domains, exclude)
+    if spec.startswith("hf:"):
+        return FromTexts(_hub_tasks(spec, _only(domains, spec)), exclude)
+    if spec.endswith(".jsonl"):
+        return FromTexts(_file_tasks(Path(spec), domains), exclude)
+    raise InputError(f"--task-source {spec}: use templates, model, a .jsonl file with a task key, or hf:DATASET:COLUMN")
+
+
+def _only(domains: Sequence[Domain], spec: str) -> Domain:
+    if len(domains) != 1:
+        raise InputError(f"--task-source {spec}: name the one --domain whose prompts these tasks are to be shown with")
+    return domains[0]
+
+
+def _file_tasks(path: Path, domains: Sequence[Domain]) -> list[Task]:
+    if not path.is_file():
+        raise InputError(f"--task-source {path}: no such file")
+    by_name = {domain.name: domain.where for domain in domains} | {domain.where: domain.where for domain in domains}
+    tasks = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON: {error.msg}: one JSON object a line, please") from None
+        text = row.get("task") if isinstance(row, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f'{path}:{number}: task: no such key or not a text: write {{"task": "..."}}')
+        name = row.get("domain")
+        if name is None:
+            where = _only(domains, str(path)).where
+        elif name in by_name:
+            where = by_name[name]
+        else:
+            raise InputError(f"{path}:{number}: domain: {name!r} is not one of --domain ({', '.join(by_name)})")
+        tasks.append(Task(f"{path.name}/{number}", where, " ".join(text.split())))
+    if not tasks:
+        raise InputError(f"{path}:1: the file has no tasks")
+    return tasks
+
+
+def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
+    parts = spec.split(":")
+    if len(parts) not in (3, 4):
+        raise InputError(f"--task-source {spec}: write hf:DATASET:COLUMN or hf:DATASET:COLUMN:SPLIT")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError(f"--task-source {spec}: needs the datasets library: pip install datasets") from None
+    try:
+        rows = load_dataset(parts[1], split=parts[3] if len(parts) == 4 else "train")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--task-source {spec}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    if parts[2] not in rows.column_names:
+        raise InputError(f"--task-source {spec}: no column {parts[2]!r}: use one of {', '.join(rows.column_names)}")
+    texts = [" ".join(str(text).split()) for text in rows[parts[2]] if text]
+    if not texts:
+        raise InputError(f"--task-source {spec}: column {parts[2]!r} has no text")
+    return [Task(f"{parts[1]}/{row}", domain.where, text) for row, text in enumerate(texts)]

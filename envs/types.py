@@ -1,0 +1,86 @@
+"""The records that cross module boundaries. Frozen, typed, and free of labels: nothing here can hold a reference command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+
+class InputError(Exception):
+    """The user's input is wrong: one line that names the file, the key and the fix. Commands print it and exit with code 2."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do, in words. Training sees these four strings and nothing else.
+
+    Attributes:
+        id: opaque and unique; `envs.verify` can find the reference command from it, nothing else can.
+        domain: name of an embedded domain or the path of a domain's YAML file.
+        text: what to do, one line.
+        tool: the tool that the domain may show in its prompts; empty where it does not say.
+    """
+
+    id: str
+    domain: str
+    text: str
+    tool: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a language model wrote after one prompt.
+
+    Attributes:
+        text: the first non-empty line, stripped.
+        token_ids: the tokens of that line as generated, without end-of-line or end-of-sequence tokens.
+        logprobs: natural-log probability of each of `token_ids` at temperature 1, same length.
+        truncated: True where the token limit cut the line before it ended.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward for one command. `value` is None where the reward abstains: such a candidate is left out and counted.
+
+    Attributes:
+        value: in [0, 1] for rewards with a bounded scale, or None.
+        parts: the numbers that `value` was made of, for logs.
+        reconstruction: the task as read back from the command, where the reward decodes one.
+        reason: why the reward abstained; empty where it did not.
+    """
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    reconstruction: str | None = None
+    reason: str = ""
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What rewards and sources need of a policy: see `agents.policy.Policy` for the implementation."""
+
+    def generate(
+        self, prompts: Sequence[str], n: int = 1, *, temperature: float, max_new_tokens: int = 64, seed: int = 0
+    ) -> list[list[Completion]]:
+        """Writes `n` completions after each of P prompts -> [P][n]. Temperature 0 is greedy."""
+        ...
+
+    def logprobs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        """Natural-log probability of each token of each continuation after its prompt -> [P][T_p]."""
+        ...
+
+    def inverter(self, which: str) -> AbstractContextManager[Any]:
+        """Context in which the model is the inverter: `current` (as it trains) or `base` (adapter off)."""
+        ...
+
+
+# One reward serves the environment, every trainer and TRL: scores_P_G = reward(tasks_P, commands_P_G, seed=...).
+Reward = Callable[..., list[list[Score]]]

@@ -1,0 +1,337 @@
+"""The command line: layers, one-line errors, resuming, and a help that does not wait for torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents.training import command
+from agents.training.command import CONFIGS, parse, run_command
+from agents.training.config import TrainConfig
+from envs.types import InputError
+
+MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """A trainer for the tests."""
+
+    keep: str = "last"
+    """Which checkpoint to keep."""
+
+
+@dataclass(frozen=True)
+class Small:
+    """A command without a model."""
+
+    port: int = 1
+    """A number."""
+    arms: tuple[str, ...] = ("a",)
+    """Names."""
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "_gpu", lambda: None)
+    monkeypatch.chdir(tmp_path)
+
+
+def ok(*argv: str) -> Config:
+    return parse(Config, argv, "sft")[0]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line on stderr that a wrong command line gets."""
+
+    def main(config: Config) -> int:
+        raise AssertionError("main must not run")
+
+    assert run_command(Config, main, argv, "sft") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+# Layers
+
+
+def test_the_documented_defaults_hold() -> None:
+    config = TrainConfig()
+    assert (config.cycles, config.tasks, config.candidates, config.threshold, config.temperature) == (10, 50, 3, 0.5, 0.7)
+    assert (config.lr, config.batch_size, config.epochs) == (2e-4, 4, 1)
+    assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
+    config.check()
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    assert (ok().lr, ok().max_new_tokens, ok().model) == (1e-3, 48, "embedded")
+    file.write_text("lr: 5e-4\nmax_new_tokens: 40\ntasks: 7\n")
+    config = ok("--config", "my.yaml", "--max-new-tokens", "32")
+    assert (config.lr, config.max_new_tokens, config.tasks, config.batch_size) == (5e-4, 32, 7, 4)
+    # A flag given at the dataclass's default is still given.
+    assert ok("--lr", "2e-4").lr == 2e-4
+    file.write_text("model: gpt2\n")
+    assert (ok("--config", "my.yaml").model, ok("--config", "my.yaml").lr) == ("gpt2", 2e-4)
+    assert ok("--config", "my.yaml", "--model", "embedded").lr == 1e-3
+
+
+def test_forms_of_flags() -> None:
+    assert ok("--cycles=3").cycles == 3
+    assert ok("--batch_size", "5").batch_size == ok("--batch-size", "5").batch_size == ok("--batch_size=5").batch_size == 5
+    assert ok("--load-in-4bit").load_in_4bit and not ok("--load-in-4bit", "--no-load-in-4bit").load_in_4bit
+    assert ok("--name", "None").name is None and ok("--name=-x").name == "-x"
+    assert parse(Small, ["--arms", "a", "b", "--port", "2"]) == (Small(2, ("a", "b")), "")
+
+
+def test_output_is_derived_from_the_agent() -> None:
+    assert ok().output == "runs/sft" and ok("--output", "elsewhere").output == "elsewhere"
+
+
+@pytest.mark.parametrize("name", ["embedded.yaml", "mistral-7b.yaml"])
+def test_model_files_hold_known_keys_of_the_right_type(name: str) -> None:
+    values = yaml.safe_load((CONFIGS / name).read_text())
+    defaults = asdict(TrainConfig())
+    assert set(values) <= set(defaults)
+    assert all(defaults[key] is None or isinstance(value, type(defaults[key])) for key, value in values.items())
+
+
+def test_a_command_without_the_fields_of_a_model_file_ignores_them() -> None:
+    @dataclass(frozen=True)
+    class Evaluate:
+        """No learning rate here."""
+
+        model: str | None = None
+        """The model."""
+
+    assert parse(Evaluate, ["--model", "mistral-7b"])[0] == Evaluate(MISTRAL)
+
+
+# The model
+
+
+def test_the_model_line() -> None:
+    def line(*argv: str) -> str:
+        return parse(Config, argv, "sft")[1]
+
+    assert line() == "model: embedded, since no CUDA device with at least 16 GB is here; defaults from configs/embedded.yaml"
+    assert line("--model", "gpt2") == "model: gpt2, as --model says; no defaults of its own"
+    Path("my.yaml").write_text("seed: 1\nmodel: mistral-7b\n")
+    assert line("--config", "my.yaml") == f"model: {MISTRAL}, as my.yaml:2 says; defaults from configs/mistral-7b.yaml"
+
+
+@pytest.mark.parametrize("name", ["mistral-7b", MISTRAL])
+def test_both_names_of_mistral(name: str) -> None:
+    config = ok("--model", name)
+    assert (config.model, config.load_in_4bit, config.lr) == (MISTRAL, True, 2e-4)
+    assert not ok("--model", name, "--no-load-in-4bit").load_in_4bit
+
+
+def test_a_large_gpu_chooses_mistral(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_gpu", lambda: ("NVIDIA A4000", 15.7 * 2**30))
+    config, line = parse(Config, [])
+    assert config.model == MISTRAL and config.load_in_4bit
+    assert line.startswith(f"model: {MISTRAL}, since NVIDIA A4000 has 16 GiB")
+    monkeypatch.setattr(command, "_gpu", lambda: ("Tesla T4", 14.7 * 2**30))
+    assert ok().model == "embedded"
+
+
+def test_torch_is_not_asked_before_the_rest_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(command, "_gpu", fail)
+    with pytest.raises(InputError):
+        ok("--threshold", "7")
+    assert ok("--model", "gpt2").model == "gpt2"
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--cycels 3", "unknown flag --cycels: did you mean --cycles?"),
+        ("--cycels=3", "unknown flag --cycels: did you mean --cycles?"),
+        ("--batch_sise 3", "unknown flag --batch_sise: did you mean --batch-size?"),
+        ("--zzzzzz 3", "unknown flag --zzzzzz: see --help"),
+        ("--no-cycles", "unknown flag --no-cycles: did you mean --cycles?"),
+        ("--cycles x", "--cycles x: must be a whole number"),
+        ("--cycles 3.5", "--cycles 3.5: must be a whole number"),
+        ("--lr fast", "--lr fast: must be a number"),
+        ("--lr", "--lr: a value is missing"),
+        ("--lr --cycles 3", "--lr: a value is missing"),
+        ("--inverter bse", "--inverter bse: must be one of current, base: did you mean base?"),
+        ("3", "unexpected 3: see --help"),
+        ("--load-in-4bit True", "unexpected True: see --help"),
+        ("--threshold 7", "--threshold 7.0: must be in [0, 1]"),
+        ("--lr nan", "--lr nan: must be above 0"),
+        ("--temperature 0", "--temperature 0.0: must be above 0"),
+        ("--cycles 0", "--cycles 0: must be 1 or more"),
+        ("--candidates -1", "--candidates -1: must be 1 or more"),
+        ("--lora-dropout 1", "--lora-dropout 1.0: must be in [0, 1): 0.05 is the default"),
+        ("--seed -1", "--seed -1: must be 0 or more"),
+        ("--name a/b", "--name a/b: must be the plain name of a folder: its place is set by --output"),
+        ("--model=", "--model '': must not be empty: leave the flag out for its default"),
+        ("--config none.yaml", "none.yaml: there is no such file: give --config the path of a YAML file"),
+        ("--resume", "--resume: there is no run below runs/sft: give the folder of one, or start one without --resume"),
+        ("--resume runs/x", "--resume runs/x: no run is there (it has no config.yaml)"),
+    ],
+)
+def test_wrong_flags_get_one_line(capsys: pytest.CaptureFixture[str], argv: str, message: str) -> None:
+    assert refused(capsys, *argv.split()) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: 5\ncycels: 3\n", "my.yaml:2: unknown key cycels: did you mean cycles?"),
+        ("# note\n\nzzzzzz: 3\n", "my.yaml:3: unknown key zzzzzz: see --help"),
+        ("cycles: many\n", "my.yaml:1: cycles: many: must be a whole number"),
+        ("cycles: 3.0\n", "my.yaml:1: cycles: 3.0: must be a whole number"),
+        ("cycles: true\n", "my.yaml:1: cycles: true: must be a whole number"),
+        ("lr: fast\n", "my.yaml:1: lr: fast: must be a number"),
+        ("lr: null\n", "my.yaml:1: lr: null: must be a number"),
+        ("load_in_4bit: 1\n", "my.yaml:1: load_in_4bit: 1: must be true or false"),
+        ("name: 7\n", "my.yaml:1: name: 7: must be text: put it in quotes"),
+        ("inverter: curent\n", "my.yaml:1: inverter: curent: must be one of current, base: did you mean current?"),
+        ("seed: 1\nthreshold: 7\n", "my.yaml:2: --threshold 7.0: must be in [0, 1]"),
+        ("seed: 1\nseed: 2\n", "my.yaml:2: seed is set twice, first in my.yaml:1: remove one"),
+        ("resume: runs/x\n", "my.yaml:1: resume cannot be set in a file: give it as --resume"),
+        ("- 1\n", "my.yaml:1: must hold settings, one `key: value` a line"),
+        ("tasks: 5\nlr: [1\n", "my.yaml:3: not YAML: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_wrong_files_get_one_line_that_says_where(capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    Path("my.yaml").write_text(text)
+    assert refused(capsys, "--config", "my.yaml") == message
+
+
+def test_a_file_of_nothing_but_comments_is_fine() -> None:
+    Path("my.yaml").write_text("# nothing yet\n")
+    assert ok("--config", "my.yaml").lr == 1e-3
+
+
+# Resuming
+
+
+def saved(folder: str, age: int = 0, *argv: str) -> Path:
+    """A run folder as a trainer would have made it, some seconds old."""
+    path = Path(folder)
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump(asdict(ok(*argv)), sort_keys=False))
+    moment = time.time() - age
+    os.utime(path / "config.yaml", (moment, moment))
+    return path
+
+
+def test_resume_takes_the_saved_configuration() -> None:
+    saved("runs/sft/a", 0, "--lr", "0.5", "--model", "gpt2", "--seed", "9")
+    config, line = parse(Config, ["--resume", "runs/sft/a"], "sft")
+    assert (config.lr, config.model, config.seed, config.resume) == (0.5, "gpt2", 9, "runs/sft/a")
+    assert line == "model: gpt2, as in runs/sft/a/config.yaml"
+
+
+def test_resume_alone_finds_the_run() -> None:
+    saved("runs/sft/old", 20, "--seed", "1")
+    saved("runs/sft/new", 10, "--seed", "2")
+    saved("other/x", 0, "--seed", "3")
+    Path("runs/sft/empty").mkdir()
+    assert (ok("--resume").seed, ok("--resume", "--cycles", "20").cycles) == (2, 20)
+    assert ok("--cycles=12", "--resume").resume == "runs/sft/new"
+    assert ok("--resume", "--output", "other").seed == 3
+    assert ok("--resume", "--output", "runs/sft", "--name", "old").seed == 1
+    assert ok("--name", "old", "--resume").seed == 1
+
+
+def test_resume_refuses_other_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    saved("runs/sft/a", 0, "--model", "mistral-7b")
+    fix = "leave it out, or start a new run"
+    assert refused(capsys, "--resume", "--lr", "0.5") == f"--lr 0.5: the run was started with 0.0002: {fix}"
+    assert refused(capsys, "--resume", "--adapter", "x") == f"--adapter x: the run was started with null: {fix}"
+    assert refused(capsys, "--resume", "--model", "gpt2") == f"--model gpt2: the run was started with {MISTRAL}: {fix}"
+    message = "--name b: --resume goes on with runs/sft/a: leave --name out"
+    assert refused(capsys, "--resume", "runs/sft/a", "--name", "b") == message
+    message = "--resume runs/sft/b: no run is there (it has no config.yaml): did you mean runs/sft/a?"
+    assert refused(capsys, "--resume", "runs/sft/b") == message
+    # The same as it was is no difference.
+    assert ok("--resume", "runs/sft/a", "--lr", "2e-4", "--model", "mistral-7b", "--name", "a", "--output", "runs/sft").lr == 2e-4
+
+
+def test_a_damaged_saved_configuration_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    (saved("runs/sft/a") / "config.yaml").write_text("lr: 0.1\ncycels: 3\n")
+    assert refused(capsys, "--resume") == "runs/sft/a/config.yaml:2: unknown key cycels: did you mean cycles?"
+
+
+# Running
+
+
+def test_main_gets_the_configuration_and_gives_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+    assert run_command(Config, lambda config: seen.append(config), ["--cycles", "3"], "sft") == 0
+    assert seen[0].cycles == 3 and capsys.readouterr().out.startswith("model: embedded, since")
+    assert run_command(Small, lambda config: config.port, ["--port", "3"]) == 3
+    assert capsys.readouterr().out == ""
+
+
+def test_input_errors_of_main_are_one_line_and_bugs_are_loud(capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(config: Config) -> int:
+        raise InputError("a.yaml:3: no\n such domain")
+
+    def bug(config: Config) -> int:
+        raise KeyError("ours")
+
+    assert run_command(Config, wrong, [], "sft") == 2
+    assert capsys.readouterr().err == "error: a.yaml:3: no such domain\n"
+    with pytest.raises(KeyError):
+        run_command(Config, bug, [], "sft")
+
+
+def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(config: Config) -> int:
+        raise KeyboardInterrupt
+
+    def late(config: Config) -> int:
+        saved("runs/sft/mine")
+        raise KeyboardInterrupt
+
+    saved("runs/sft/someone-elses", 60)
+    assert run_command(Config, interrupted, [], "sft") == 130
+    assert capsys.readouterr().err == "interrupted: nothing was started\n"
+    assert run_command(Config, late, [], "sft") == 130
+    expected = "interrupted: go on from the last finished cycle with python -m agents.sft --resume runs/sft/mine\n"
+    assert capsys.readouterr().err == expected
+    assert run_command(Config, interrupted, ["--resume", "runs/sft/mine"], "sft") == 130
+    assert capsys.readouterr().err == expected
+
+
+# Help
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = """
+import sys
+from agents.training.command import run_command
+from agents.training.config import TrainConfig
+from agents.training.run import Run
+try:
+    run_command(TrainConfig, print, ["--help"], "sft")
+finally:
+    heavy = sorted({"torch", "transformers", "numpy", "tensorboard"} & set(sys.modules))
+    print("heavy:", heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=CONFIGS.parent)
+    assert done.returncode == 0 and done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
+    assert "python -m agents.sft" in done.stdout
+    for field in fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in done.stdout

@@ -1,0 +1,349 @@
+"""The run folder: killed at every durable operation, a run ends with the bytes it would have had anyway."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.training import run as run_module
+from agents.training.run import Run, fingerprint, new_name
+from envs.types import InputError
+
+CONFIG = {"cycles": 3, "seed": 0, "lr": 1e-5, "name": None}
+CYCLES = 3
+
+
+class Killed(BaseException):
+    """The process dies. Not an Exception, so that no handler takes it for an error."""
+
+
+class Disk:
+    """Counts the durable operations and dies at one. What was written and not synced is then torn, as a power cut would."""
+
+    def __init__(self, folder: Path, die_at: int | None = None, torn: bool = True) -> None:
+        self.folder, self.die_at, self.torn, self.count = folder, die_at, torn, 0
+        self.synced: dict[int, int] = {}
+
+    def operation(self, name: str, path: Path) -> None:
+        self.count += 1
+        if self.count == self.die_at:
+            if self.torn:
+                self._tear()
+            raise Killed(f"{name} {path}")
+        if name == "fsync" and path.is_file():
+            self.synced[path.stat().st_ino] = path.stat().st_size
+
+    def remember(self) -> None:
+        """What a process finds on the disk when it starts was synced by the one before, or has been torn already."""
+        self.synced = {path.stat().st_ino: path.stat().st_size for path in self.folder.rglob("*") if path.is_file()}
+
+    def _tear(self) -> None:
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path.stat().st_size > (safe := self.synced.get(path.stat().st_ino, 0)):
+                os.truncate(path, safe + (path.stat().st_size - safe) // 2)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Puts a Disk below the run folder; syncing for real would only make the test slow, since the machine stays up."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(run_module, "_environment", lambda: {"versions": {}})
+
+    def use(folder: Path, die_at: int | None = None, torn: bool = True) -> Disk:
+        made = Disk(folder, die_at, torn)
+        made.remember()
+        monkeypatch.setattr(run_module, "_operation", made.operation)
+        return made
+
+    yield use
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+
+
+def train(folder: Path) -> None:
+    """Three cycles of a toy whose policy, scores and logs follow from what came before; or the rest of them."""
+    policy, first = digest("base"), 1
+    if (folder / "config.yaml").exists():
+        run, config = Run.open(folder, tensorboard=False)
+        assert config == CONFIG
+    else:
+        run = Run.create(folder, CONFIG, tensorboard=False)
+    try:
+        if (found := run.restore()) is not None:
+            state, checkpoint = found
+            policy, first = (checkpoint / "weights" / "adapter.bin").read_text(), state["cycle"] + 1
+            assert state["policy"] == policy
+        for cycle in range(first, CYCLES + 1):
+            rewards = [int(digest(policy, i)[:4], 16) / 65535 for i in range(4)]
+            for half in (rewards[:2], rewards[2:]):
+                run.append("rollouts", [{"cycle": cycle, "task": "größe?", "score": reward} for reward in half])
+            # Its width differs from run to run, as that of a measured time does.
+            clock = float(f"1.{'5' * random.SystemRandom().randint(1, 9)}")
+            run.scalars(cycle * 4, cycle, {"reward/mean": sum(rewards) / 4, "time/cycle": clock, "reward/none": None})
+            policy = digest(policy, *rewards)
+
+            def save(path: Path, policy: str = policy) -> None:
+                (path / "weights").mkdir()
+                (path / "weights" / "adapter.bin").write_text(policy)
+                (path / "adapter_config.json").write_text("{}")
+
+            run.write_json("progress.json", {"cycle": cycle, "policy": policy})
+            run.commit(cycle, {"policy": policy}, save)
+        run.write_json("self_improvement_results.json", {"policy": policy})
+    finally:
+        run.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything but the wall clock."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    timings = files.pop("timings.jsonl").decode().splitlines()
+    assert [json.loads(line)["cycle"] for line in timings] == [1, 2, 3]
+    return files
+
+
+@pytest.mark.parametrize("torn", [True, False], ids=["torn", "whole"])
+def test_a_run_killed_at_any_operation_ends_with_the_same_bytes(tmp_path: Path, disk: Any, torn: bool) -> None:
+    counter = disk(tmp_path / "whole")
+    train(tmp_path / "whole")
+    total, expected = counter.count, contents(tmp_path / "whole")
+    assert total > 60
+    assert sorted(name for name in expected if name.endswith("COMPLETE")) == [f"checkpoints/cycle-000{c}/COMPLETE" for c in (2, 3)]
+
+    for k in range(1, total + 1):
+        folder = tmp_path / f"killed-{k}"
+        disk(folder, die_at=k, torn=torn)
+        with pytest.raises(Killed):
+            train(folder)
+        # Half of the runs are killed a second time, in or soon after the resume.
+        if k % 2:
+            disk(folder, die_at=1 + k % 11, torn=torn)
+            with contextlib.suppress(Killed):
+                train(folder)
+        disk(folder)
+        train(folder)
+        assert contents(folder) == expected, f"killed at operation {k}"
+
+
+def test_a_process_that_is_gone_leaves_a_run_that_can_go_on(tmp_path: Path) -> None:
+    """The same with a real death: os._exit in the middle of the second commit."""
+    folder = tmp_path / "run"
+    script = f"""
+import os, sys
+from pathlib import Path
+from agents.training import run as run_module
+from tests.test_run import train
+def operation(name, path):
+    if name == "rename" and path.name == "cycle-0002":
+        os._exit(9)
+run_module._operation = operation
+train(Path({str(folder)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=run_module.ROOT).returncode == 9
+    assert (folder / "checkpoints" / ".tmp-cycle-0002").exists()
+    train(folder)
+    train(tmp_path / "whole")
+    drop = {"environment.json"}
+    killed, whole = contents(folder), contents(tmp_path / "whole")
+    assert {k: v for k, v in killed.items() if k not in drop} == {k: v for k, v in whole.items() if k not in drop}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    train(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def reopened(folder: Path) -> Run:
+    return Run.open(folder, tensorboard=False)[0]
+
+
+def break_sum(checkpoint: Path) -> None:
+    (checkpoint / "weights" / "adapter.bin").write_text("flipped")
+
+
+def break_file(checkpoint: Path) -> None:
+    (checkpoint / "adapter_config.json").unlink()
+
+
+def break_marker(checkpoint: Path) -> None:
+    (checkpoint / "COMPLETE").unlink()
+
+
+def break_marker_text(checkpoint: Path) -> None:
+    (checkpoint / "COMPLETE").write_text("[]")
+
+
+@pytest.mark.parametrize("damage", [break_sum, break_file, break_marker, break_marker_text])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(trained: Path, damage: Any) -> None:
+    expected = contents(trained)
+    damage(trained / "checkpoints" / "cycle-0003")
+    run = reopened(trained)
+    found = run.restore()
+    run.close()
+    assert found is not None and found[0]["cycle"] == 2 and found[0]["step"] == 8 and found[1].name == "cycle-0002"
+    assert len(run.notes) == 1 and "cycle-0003" in run.notes[0] and "going on from cycle-0002" in run.notes[0]
+    assert not (trained / "checkpoints" / "cycle-0003").exists()
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
+    train(trained)
+    # Cycle 1's checkpoint had been pruned, so only cycle 2's and 3's can be there, as without the damage.
+    assert contents(trained) == expected
+
+
+def test_leftovers_of_a_death_are_removed(trained: Path) -> None:
+    expected = contents(trained)
+    shutil.copytree(trained / "checkpoints" / "cycle-0003", trained / "checkpoints" / ".tmp-cycle-0004")
+    (trained / ".tmp-progress.json").write_text("{")
+    shutil.copytree(trained / "checkpoints" / "cycle-0002", trained / "checkpoints" / "cycle-0001")
+    (trained / "checkpoints" / "cycle-0001" / "COMPLETE").unlink()  # its pruning had begun
+    run = reopened(trained)
+    found = run.restore()
+    run.close()
+    assert found is not None and found[0]["cycle"] == 3 and not run.notes
+    assert contents(trained) == expected
+    assert not (trained / "checkpoints" / ".tmp-cycle-0004").exists()
+
+
+def test_a_short_log_falls_back_and_a_missing_one_is_an_error_that_changes_nothing(trained: Path) -> None:
+    log = trained / "rollouts.jsonl"
+    os.truncate(log, log.stat().st_size - 5)
+    run = reopened(trained)
+    found = run.restore()
+    run.close()
+    assert found is not None and found[0]["cycle"] == 2 and "rollouts.jsonl has fewer than the 12 lines" in run.notes[0]
+
+    log.unlink()
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    run = reopened(trained)
+    with pytest.raises(InputError, match=r"no checkpoint is intact .*rollouts.jsonl is missing.*--name"):
+        run.restore()
+    run.close()
+    assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+
+def test_without_a_checkpoint_the_logs_are_emptied(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, tensorboard=False)
+    run.append("rollouts.jsonl", [{"a": 1}])
+    run.scalars(4, 0, {"reward/mean": 0.5})
+    run.close()
+    run = reopened(tmp_path / "run")
+    assert run.restore() is None
+    assert (tmp_path / "run" / "rollouts.jsonl").read_bytes() == b"" == (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    run.close()
+
+
+def test_a_protected_checkpoint_outlives_pruning_and_resuming(tmp_path: Path) -> None:
+    def names() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+
+    run = Run.create(tmp_path / "run", CONFIG, tensorboard=False)
+    run.protected = {1}
+    for cycle in range(5):
+        run.commit(cycle, {}, lambda path: None)
+    assert names() == ["cycle-0001", "cycle-0003", "cycle-0004"]
+    with pytest.raises(ValueError, match="committed already"):
+        run.commit(4, {}, lambda path: None)
+    run.close()
+    run = reopened(tmp_path / "run")
+    assert run.restore() is not None and run.protected == {1}
+    run.protected = set()
+    run.commit(5, {}, lambda path: None)
+    assert names() == ["cycle-0004", "cycle-0005"]
+    run.close()
+
+
+def test_logs_keep_the_wall_clock_apart_and_refuse_what_is_not_a_number(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, tensorboard=False)
+    run.scalars(150, 1, {"train/loss": 0.25, "time/generate": 1.5, "reward/mean": None, "count": 3})
+    run.scalars(150, 1, {"reward/mean": None})
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"count": 3, "cycle": 1, "step": 150, "train/loss": 0.25}\n'
+    assert (tmp_path / "run" / "timings.jsonl").read_text() == '{"cycle": 1, "step": 150, "time/generate": 1.5}\n'
+    with pytest.raises(ValueError, match="train/loss is nan at step 150"):
+        run.scalars(150, 1, {"train/loss": float("nan")})
+    with pytest.raises(ValueError):
+        run.append("rollouts", [{"score": float("inf")}])
+    assert not (tmp_path / "run" / "rollouts.jsonl").exists()
+    run.close()
+
+
+def test_create_writes_the_configuration_and_the_environment(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "a" / "run", CONFIG, tensorboard=False)
+    run.close()
+    again, config = Run.open(tmp_path / "a" / "run", tensorboard=False)
+    assert config == CONFIG and not again.notes
+    environment = json.loads((tmp_path / "a" / "run" / "environment.json").read_text())
+    assert set(environment) == {"versions", "platform", "git", "command"} and "torch" in environment["versions"]
+    again.close()
+
+    environment["versions"]["torch"] = "1.0"
+    again.write_json("environment.json", environment)
+    again = reopened(tmp_path / "a" / "run")
+    assert "torch 1.0 then" in again.notes[0]
+    again.close()
+
+
+def test_wrong_folders_are_named_with_the_fix(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = Run.create(folder, CONFIG, tensorboard=False)
+    with pytest.raises(InputError, match="in use by another process"):
+        Run.open(folder, tensorboard=False)
+    run.close()
+    with pytest.raises(InputError, match=rf"{folder} is not empty: .*--resume {folder}.*--name"):
+        Run.create(folder, CONFIG, tensorboard=False)
+    with pytest.raises(InputError, match="no run is there"):
+        Run.open(tmp_path / "none")
+    for text in ("a: [", "- 1"):
+        (folder / "config.yaml").write_text(text)
+        with pytest.raises(InputError, match=r"config.yaml: .*restore the file"):
+            Run.open(folder)
+
+
+def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = new_name("configs/my net.yaml", "similarity", 3), new_name("configs/my net.yaml", "similarity", 3)
+    assert first.startswith("my_net-similarity-s3-") and len(first) == len("my_net-similarity-s3-") + 6 and first != second
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2, "b": 2})
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = tmp_path / "run"
+    run = Run.create(folder, CONFIG)
+    run.hparams({"lr": 1e-3, "name": None, "resume": Path("x")}, ["eval/greedy"])
+    run.layout({"reward": {"all": ["Multiline", ["reward/mean"]]}})
+    run.text(0, "config", "lr 1e-3")
+    for cycle in (1, 2):
+        run.scalars(cycle * 10, cycle, {"eval/greedy": cycle / 10, "time/cycle": 1.0})
+        run.commit(cycle, {}, lambda path: None)
+    run.scalars(30, 3, {"eval/greedy": 0.9})  # logged and lost: it is not in a checkpoint
+    run.close()
+
+    run, _ = Run.open(folder)
+    assert run.restore() is not None
+    for cycle in (3, 4):
+        run.scalars(cycle * 10, cycle, {"eval/greedy": cycle / 10})
+    run.close()
+
+    assert not [path for path in (folder / "tensorboard").iterdir() if path.is_dir()]
+    events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
+    points = [(event.step, round(event.value, 3)) for event in events.Scalars("eval/greedy")]
+    assert points == [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.4)]
+    assert set(events.Tags()["scalars"]) == {"eval/greedy", "time/cycle"}
+    assert set(events.PluginTagToContent("hparams")) == {
+        "_hparams_/experiment",
+        "_hparams_/session_start_info",
+        "_hparams_/session_end_info",
+    }
+    assert "config/text_summary" in events.Tags()["tensors"]
