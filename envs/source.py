@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from envs.domain import Domain, domain_names, load_domain, stream
+from envs.domain import Domain, domain_names, load_domain
+from envs.grammar import stream
 from envs.types import InputError, LanguageModel, Task
 
 
@@ -58,7 +60,8 @@ class FromTexts:
     """
 
     def __init__(self, tasks: Sequence[Task], exclude: Collection[str] = ()) -> None:
-        self._tasks = [task for task in tasks if task.text not in set(exclude)]
+        excluded = set(map(_plain, exclude))
+        self._tasks = [task for task in tasks if _plain(task.text) not in excluded]
         self._held_out = len(tasks) - len(self._tasks)
         if not self._tasks:
             raise InputError("--task-source: every task in it is one of the evaluation's: give others")
@@ -88,7 +91,7 @@ class Proposed:
     """
 
     def __init__(self, model: LanguageModel, domains: Sequence[Domain], exclude: Collection[str] = (), near: float = 0.95) -> None:
-        self.model, self.domains, self.exclude, self.near = model, domains, frozenset(exclude), near
+        self.model, self.domains, self.exclude, self.near = model, domains, frozenset(map(_plain, exclude)), near
         self._dropped: Counter[str] = Counter()
 
     def tasks(self, count: int, *stream_parts: object) -> list[Task]:
@@ -99,6 +102,7 @@ class Proposed:
         """
         rng = stream("propose", *stream_parts)
         tasks: list[Task] = []
+        kept: dict[str, list[str]] = {}  # a task's text, plain -> its values
         self._dropped = Counter()
         for _ in range(10):
             wanted = count - len(tasks)
@@ -109,27 +113,30 @@ class Proposed:
             rows = self.model.generate(prompts, temperature=1.0, max_new_tokens=64, seed=rng.getrandbits(62))
             for (domain, tool), row in zip(asked, rows, strict=True):
                 text = " ".join(row[0].text.split())
-                if reason := self._fault(text, row[0].truncated, tasks):
+                if reason := self._fault(text, row[0].truncated, kept):
                     self._dropped[reason] += 1
                 elif len(tasks) < count:
+                    kept[_plain(text)] = _values(text)
                     tasks.append(Task("/".join(["proposed", *map(str, stream_parts), str(len(tasks))]), domain.where, text, tool))
-        if not tasks:
+        if count and not tasks:
             raise InputError(f"--task-source model: no usable proposal in 10 rounds ({dict(self._dropped)}): use --task-source templates")
         self._dropped["missing"] = count - len(tasks)
         return tasks
 
-    def _fault(self, text: str, truncated: bool, tasks: Sequence[Task]) -> str:
+    def _fault(self, text: str, truncated: bool, kept: Mapping[str, list[str]]) -> str:
         if truncated or not 3 <= len(text.split()) <= 40 or not text.isprintable():
             return "malformed"
-        if text in self.exclude:
+        plain, values = _plain(text), _values(text)
+        if plain in self.exclude:
             return "held_out"
-        if any(text == task.text for task in tasks):
+        if plain in kept:
             return "duplicate"
-        matcher, values = difflib.SequenceMatcher(b=text), _values(text)
-        for task in tasks:
-            matcher.set_seq1(task.text)
-            if _values(task.text) == values and matcher.quick_ratio() >= self.near and matcher.ratio() >= self.near:
-                return "near_duplicate"
+        matcher = difflib.SequenceMatcher(b=plain)
+        for other, other_values in kept.items():
+            if other_values == values:
+                matcher.set_seq1(other)
+                if matcher.quick_ratio() >= self.near and matcher.ratio() >= self.near:
+                    return "near_duplicate"
         return ""
 
     def dropped(self) -> dict[str, int]:
@@ -137,9 +144,15 @@ class Proposed:
         return dict(self._dropped)
 
 
+def _plain(text: str) -> str:
+    """What is compared to tell whether two texts are the same: not letter case, white space, a full stop, or how Unicode is composed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".!? ")
+
+
 def _values(text: str) -> list[str]:
     """The words that carry a value: a number, an address, a file name. Tasks that differ in one are different tasks."""
-    return sorted(word for word in text.split() if not word.isalpha())
+    words = (word.rstrip(",;:.!?") for word in text.casefold().split())
+    return sorted(word for word in words if word and not word.isalpha())
 
 
 def make_source(spec: str, domain: str, model: LanguageModel | None = None, exclude: Collection[str] = ()) -> Source:
@@ -155,8 +168,8 @@ def make_source(spec: str, domain: str, model: LanguageModel | None = None, excl
         InputError: what is wrong with `spec` or the file, in one line.
     """
     domains = [load_domain(name) for name in domain_names(domain)]
-    if not domains:
-        raise InputError("--domain: name at least one domain")
+    if repeated := [name for name, times in Counter(domain.name for domain in domains).items() if times > 1]:
+        raise InputError(f"--domain {domain}: two domains have the name {repeated[0]!r}: rename one in its file")
     if spec == "templates":
         return Templates(domains)
     if spec == "model":
@@ -167,7 +180,9 @@ def make_source(spec: str, domain: str, model: LanguageModel | None = None, excl
         return FromTexts(_hub_tasks(spec, _only(domains, spec)), exclude)
     if spec.endswith(".jsonl"):
         return FromTexts(_file_tasks(Path(spec), domains), exclude)
-    raise InputError(f"--task-source {spec}: use templates, model, a .jsonl file with a task key, or hf:DATASET:COLUMN")
+    near = difflib.get_close_matches(spec, ("templates", "model"), 1)
+    hint = f"did you mean {near[0]!r}?" if near else "use templates, model, a .jsonl file with a task key, or hf:DATASET:COLUMN"
+    raise InputError(f"--task-source {spec}: {hint}")
 
 
 def _only(domains: Sequence[Domain], spec: str) -> Domain:
@@ -177,36 +192,51 @@ def _only(domains: Sequence[Domain], spec: str) -> Domain:
 
 
 def _file_tasks(path: Path, domains: Sequence[Domain]) -> list[Task]:
-    if not path.is_file():
-        raise InputError(f"--task-source {path}: no such file")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"--task-source {path}: {error.strerror}: give the path of a .jsonl file") from None
     by_name = {domain.name: domain.where for domain in domains} | {domain.where: domain.where for domain in domains}
     tasks = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON: {error.msg}: one JSON object a line, please") from None
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8") from None
+        except (ValueError, RecursionError) as error:
+            problem = getattr(error, "msg", str(error))
+            raise InputError(f"{path}:{number}: not JSON: {problem}: one JSON object a line, please") from None
         text = row.get("task") if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise InputError(f'{path}:{number}: task: no such key or not a text: write {{"task": "..."}}')
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{path}:{number}: task: has half of a surrogate pair: write the whole character")
         name = row.get("domain")
         if name is None:
-            where = _only(domains, str(path)).where
-        elif name in by_name:
+            where = _where(domains, path, number)
+        elif isinstance(name, str) and name in by_name:
             where = by_name[name]
         else:
-            raise InputError(f"{path}:{number}: domain: {name!r} is not one of --domain ({', '.join(by_name)})")
+            raise InputError(f"{path}:{number}: domain: {name!r} is not one of --domain: use one of {', '.join(by_name)}")
         tasks.append(Task(f"{path.name}/{number}", where, " ".join(text.split())))
     if not tasks:
-        raise InputError(f"{path}:1: the file has no tasks")
+        raise InputError(f"{path}:1: the file has no tasks: write one JSON object a line")
     return tasks
+
+
+def _where(domains: Sequence[Domain], path: Path, number: int) -> str:
+    if len(domains) != 1:
+        raise InputError(
+            f'{path}:{number}: domain: no such key: add "domain": "{domains[0].name}" or another, or name the one --domain of all tasks'
+        )
+    return domains[0].where
 
 
 def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
     parts = spec.split(":")
-    if len(parts) not in (3, 4):
+    if len(parts) not in (3, 4) or not all(parts):
         raise InputError(f"--task-source {spec}: write hf:DATASET:COLUMN or hf:DATASET:COLUMN:SPLIT")
     try:
         from datasets import load_dataset
@@ -214,11 +244,12 @@ def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
         raise InputError(f"--task-source {spec}: needs the datasets library: pip install datasets") from None
     try:
         rows = load_dataset(parts[1], split=parts[3] if len(parts) == 4 else "train")
-    except (OSError, ValueError) as error:
-        raise InputError(f"--task-source {spec}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever the library and those below it raise for a name, a network or a file that is not good
+        problem = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"--task-source {spec}: cannot be loaded: {problem}: check the name and the network, or give a folder") from None
     if parts[2] not in rows.column_names:
         raise InputError(f"--task-source {spec}: no column {parts[2]!r}: use one of {', '.join(rows.column_names)}")
-    texts = [" ".join(str(text).split()) for text in rows[parts[2]] if text]
+    texts = [(row, " ".join(text.split())) for row, text in enumerate(rows[parts[2]]) if isinstance(text, str) and text.strip()]
     if not texts:
-        raise InputError(f"--task-source {spec}: column {parts[2]!r} has no text")
-    return [Task(f"{parts[1]}/{row}", domain.where, text) for row, text in enumerate(texts)]
+        raise InputError(f"--task-source {spec}: column {parts[2]!r} has no text: use one of {', '.join(rows.column_names)}")
+    return [Task(f"{parts[1]}/{row}", domain.where, text) for row, text in texts]

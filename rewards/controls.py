@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.domain import stream
+from envs.grammar import stream
 from envs.types import Score, Task
 
 

@@ -11,6 +11,7 @@ from envs.types import LanguageModel, Score, Task
 from rewards.similarity import Embedder, corrected, neighbour_cosine, read_rating, sequence_ratio, token_overlap
 
 EMPTY = Score(None, reason="empty command")
+NOT_READ = Score(None, reason="empty reconstruction")
 
 
 def _pairs(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]]) -> list[tuple[Task, str]]:
@@ -62,11 +63,11 @@ class Similarity:
         reconstructions = [next(texts) if command.strip() else "" for _, command in pairs]
         if not pairs:
             return _grouped([], commands_P_G)
-        vectors = self.embedder([task.text for task, _ in pairs] + [text or " " for text in reconstructions])
+        vectors = self.embedder([task.text for task, _ in pairs] + reconstructions)
         scores = []
         for row, ((_, command), text) in enumerate(zip(pairs, reconstructions, strict=True)):
-            if not command.strip() or not text:
-                scores.append(EMPTY if not command.strip() else Score(None, reason="empty reconstruction"))
+            if not text.strip():
+                scores.append(NOT_READ if command.strip() else EMPTY)
                 continue
             cosine = float(vectors[row] @ vectors[len(pairs) + row])
             scores.append(Score(corrected(cosine, self.floor), {"cosine": cosine}, text))
@@ -76,7 +77,7 @@ class Similarity:
 class SeedBlend:
     """The original experiment's blend, kept for comparison: 0.2 token overlap + 0.3 SequenceMatcher + 0.5 self-rated similarity 0-10.
 
-    One thing differs: where the model's own rating cannot be read, this abstains; the original took 0.5.
+    One thing differs: where the model's own rating cannot be read, or its reconstruction is empty, this abstains; the original took 0.5.
     """
 
     def __init__(self, model: LanguageModel, *, inverter: str = "current", temperature: float = 0.3, max_new_tokens: int = 64) -> None:
@@ -100,6 +101,9 @@ class SeedBlend:
                 scores.append(EMPTY)
                 continue
             text, reply = next(rest)
+            if not text.strip():
+                scores.append(NOT_READ)
+                continue
             rating = read_rating(reply)
             parts = {"overlap": token_overlap(task.text, text), "sequence": sequence_ratio(task.text, text)}
             if rating is None:
@@ -114,7 +118,8 @@ class Likelihood:
     """How likely is the task given the command: exp of the log-probability of its tokens, the `min` or the `mean` over them.
 
     One forward pass, nothing decoded. This is the reconstruction term of round-trip correctness (Allamanis et al. 2024) read as a
-    probability; the weakest token finds the one wrong flag or digit that a mean washes out. Abstains where the command is empty.
+    probability; the weakest token finds the one wrong flag or digit that a mean washes out. Abstains where the command
+    or the task is empty, and where a log-probability is not a number.
     """
 
     def __init__(self, model: LanguageModel, *, over: Literal["min", "mean"] = "min", inverter: str = "current") -> None:
@@ -130,6 +135,10 @@ class Likelihood:
         return _grouped([known.get(pair, EMPTY) for pair in pairs], commands_P_G)
 
     def _score(self, logprobs: Sequence[float]) -> Score:
+        if not logprobs:
+            return Score(None, reason="empty task")
+        if any(map(math.isnan, logprobs)):
+            return Score(None, reason="not a number")
         weakest, mean = min(logprobs), math.fsum(logprobs) / len(logprobs)
         parts = {"min": math.exp(weakest), "mean": math.exp(mean)}
         return Score(parts[self.over], parts)

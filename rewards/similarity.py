@@ -6,17 +6,19 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from envs.types import InputError
 
-RATING = re.compile(r"^\D{0,12}(10|\d)(?!\d)")
+RATING = re.compile(r"\D{0,12}(?<!-)(\d+(?:[.,]\d+)?)(?![\d.,]*\s*%)(?:\s*(?:/|out of)\s*(\d+))?")
 
 
 class Embedder:
-    """Unit-length sentence embeddings from sentence-transformers, each text embedded once.
+    """Unit-length sentence embeddings from sentence-transformers.
+
+    Equal texts of one call are embedded once. Nothing is kept from call to call: the last bits of an embedding depend on the batch that
+    it was made in, and a run that is resumed must score as one that never stopped.
 
     Args:
         name: a sentence-transformers name or folder; `all-MiniLM-L6-v2` comes from the installed package and needs no hub.
@@ -38,15 +40,12 @@ class Embedder:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"--embedder {name}: cannot be loaded: {reason} Give a folder or a reachable name.") from None
-        self._known: dict[str, Any] = {}
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of P texts, shape (P, width), float32."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            vectors = self._model.encode(new, normalize_embeddings=True, show_progress_bar=False, batch_size=128)
-            self._known.update(zip(new, vectors, strict=True))
-        return np.stack([self._known[text] for text in texts])
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        vectors = self._model.encode(list(rows), normalize_embeddings=True, show_progress_bar=False, batch_size=128)
+        return np.asarray(vectors)[np.array([rows[text] for text in texts], dtype=int)]
 
 
 def neighbour_cosine(embedder: Embedder, pool: Sequence[str]) -> float:
@@ -56,20 +55,23 @@ def neighbour_cosine(embedder: Embedder, pool: Sequence[str]) -> float:
     mean cosine of random pairs is too low to correct by. The nearest other task is the one that is confused.
 
     Raises:
-        InputError: fewer than two different texts.
+        InputError: fewer than two different texts, or none that differ to the embedder.
     """
     texts = sorted(set(pool))
-    if len(texts) < 2:
+    floor = 1.0
+    if len(texts) > 1:
+        vectors = embedder(texts)
+        cosines = vectors @ vectors.T
+        np.fill_diagonal(cosines, -1.0)
+        floor = float(cosines.max(axis=1).mean())
+    if floor > 0.999:  # nothing would be left of the scale, and identity itself would score as chance has it
         raise InputError("--reward similarity: needs two different tasks to find its scale: give more tasks, or use --reward likelihood")
-    vectors = embedder(texts)
-    cosines = vectors @ vectors.T
-    np.fill_diagonal(cosines, -1.0)
-    return float(cosines.max(axis=1).mean())
+    return floor
 
 
 def corrected(cosine: float, floor: float) -> float:
     """0 at the nearest neighbour's cosine or below, 1 at identity."""
-    return float(np.clip((cosine - floor) / max(1e-6, 1.0 - floor), 0.0, 1.0))
+    return float(np.clip((cosine - floor) / (1.0 - floor), 0.0, 1.0))
 
 
 def token_overlap(a: str, b: str) -> float:
@@ -84,6 +86,12 @@ def sequence_ratio(a: str, b: str) -> float:
 
 
 def read_rating(reply: str) -> float | None:
-    """A rating 0-10 as a share of 10, or None where the reply does not start with one."""
+    """A rating 0-10 as a share of 10, or None where the reply does not start with one.
+
+    Readable are `7`, `7.5`, `7/10`, `7 out of 10`, `Rating: 7`; not 11, -7, 4/5 or 10 %.
+    """
     match = RATING.match(reply.strip())
-    return int(match[1]) / 10 if match else None
+    if not match or match[2] not in (None, "10"):
+        return None
+    rating = float(match[1].replace(",", "."))
+    return rating / 10 if rating <= 10 else None

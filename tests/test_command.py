@@ -327,7 +327,7 @@ from agents.training.run import Run
 try:
     run_command(TrainConfig, print, ["--help"], "sft")
 finally:
-    heavy = sorted({"torch", "transformers", "numpy", "tensorboard"} & set(sys.modules))
+    heavy = sorted({"torch", "transformers", "scipy", "tensorboard"} & set(sys.modules))
     print("heavy:", heavy)
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=CONFIGS.parent)

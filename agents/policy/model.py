@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +15,12 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
-from envs.domain import unit
+from envs.grammar import unit
 from envs.types import Completion, InputError
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -63,18 +66,21 @@ class Policy:
         self.batch_size = batch_size
         self.device = next(model.parameters()).device
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        vocabulary = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        ends_line = torch.zeros(max(len(tokenizer), model.config.vocab_size), dtype=torch.bool, device=self.device)
-        ends_line[: len(vocabulary)] = torch.tensor(["\n" in text for text in vocabulary], device=self.device)
-        self._ends_line = ends_line
+        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
+        self._texts = texts + [""] * (model.config.vocab_size - len(texts))  # of each token alone
+        self._end_of_line = _EndOfLine(self._texts, self.device)
         eos = model.generation_config.eos_token_id
-        self._eos = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+        self._eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        # Many models bring a repetition penalty and the like, with which log-probabilities are not those of what is sampled.
+        model.generation_config = GenerationConfig()  # type: ignore[assignment]
         model.eval()
 
     # ---- tokens ----
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each prompt in the generation template, ready for a completion to follow."""
+        """Token ids of each prompt in the generation template, ready for a completion to follow; without one, a line feed ends it."""
+        if not prompts:
+            return []
         if self.tokenizer.chat_template:
             texts = [
                 self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
@@ -94,13 +100,15 @@ class Policy:
     ) -> list[list[Completion]]:
         """Writes `n` one-line completions after each of P prompts.
 
-        Prompts are sorted by length, left-padded and decoded in batches; a line ends at a line feed or an end-of-sequence token.
-        With temperature 0 (greedy) equal prompts are decoded once and the result is repeated.
+        Prompts are sorted by length, left-padded and decoded in batches; a line ends at a line feed or an end-of-sequence token, and
+        blank lines before it are skipped. With temperature 0 (greedy) equal prompts are decoded once and the result is repeated.
 
         Returns:
             [P][n] completions.
         """
-        rows = list(range(len(prompts))) if temperature else [prompts.index(prompt) for prompt in dict.fromkeys(prompts)]
+        if n < 1:
+            return [[] for _ in prompts]
+        rows = list(range(len(prompts))) if temperature else list({prompt: row for row, prompt in enumerate(prompts)}.values())
         ids = dict(zip(rows, self.prompt_ids([prompts[row] for row in rows]), strict=True))
         order = sorted(rows, key=lambda row: (-len(ids[row]), row))
         jobs = [(row, sample) for row in order for sample in range(n if temperature else 1)]
@@ -134,7 +142,7 @@ class Policy:
                 output_logits=True,
                 **sampling,
             ),
-            stopping_criteria=StoppingCriteriaList([_EndOfLine(self._ends_line, width)]),
+            stopping_criteria=StoppingCriteriaList([self._end_of_line.after(width)]),
         )
         tokens = output.sequences[:, width:]
         logprobs = torch.stack(
@@ -143,15 +151,16 @@ class Policy:
         return [self._completion(ids, values) for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
 
     def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
-        end, blank = len(ids), True
+        end, begun, truncated = len(ids), False, True
         for position, token in enumerate(ids):
-            line_feed = bool(self._ends_line[token])
-            if token in self._eos or (line_feed and not blank):
-                end = position
+            text = self._texts[token]
+            if token in self._eos or "\n" in (text if begun else text.lstrip()):
+                belongs = token not in self._eos and (text if begun else text.lstrip()).split("\n")[0].strip()  # as of the token `)\n`
+                end, truncated = position + bool(belongs), False
                 break
-            blank = blank and line_feed
-        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-        return Completion(text.split("\n")[0].strip(), tuple(ids[:end]), tuple(logprobs[:end]), truncated=end == len(ids))
+            begun = begun or bool(text.strip())
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Completion(text.strip().split("\n")[0].strip(), tuple(ids[:end]), tuple(logprobs[:end]), truncated)
 
     # ---- log-probabilities ----
 
@@ -190,10 +199,10 @@ class Policy:
             attention[row, :length] = 1
             wanted[row, len(prompt) : length] = True
         inputs, attention, wanted = (tensor.to(self.device) for tensor in (inputs, attention, wanted))
-        logits = self.model(input_ids=inputs, attention_mask=attention, use_cache=False).logits[:, :-1].float()
+        logits = self.model(input_ids=inputs, attention_mask=attention, use_cache=False).logits[:, :-1]
         mask = wanted[:, 1:]
         logprobs = torch.zeros(mask.shape, device=self.device)
-        picked = logits[mask].log_softmax(-1).gather(1, inputs[:, 1:][mask][:, None])[:, 0]
+        picked = logits[mask].float().log_softmax(-1).gather(1, inputs[:, 1:][mask][:, None])[:, 0]
         return logprobs.masked_scatter(mask, picked), mask
 
     # ---- the adapter ----
@@ -208,8 +217,8 @@ class Policy:
             yield
         else:
             before = self.snapshot()
-            self.restore(which)
             try:
+                self.restore(which)
                 yield
             finally:
                 self.restore(before)
@@ -222,28 +231,34 @@ class Policy:
 
     def snapshot(self) -> Snapshot:
         """A copy of the adapter's weights."""
-        return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(self.model).items()}
+        return {name: tensor.detach().clone() for name, tensor in self._weights().items()}
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Puts a snapshot's weights back."""
+        """Puts a snapshot's weights back; ValueError if it is of another adapter."""
+        if _shapes(snapshot) != _shapes(self._weights()):
+            raise ValueError("the snapshot is of an adapter with other layers or ranks")
         set_peft_model_state_dict(self.model, snapshot)
 
     def save(self, folder: Path) -> None:
         """Writes the adapter in PEFT's format, safetensors."""
-        self.model.save_pretrained(str(folder))
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
     def load(self, folder: Path) -> None:
         """Loads the weights of a PEFT adapter folder into this adapter; it stays trainable."""
         from safetensors.torch import load_file
 
-        file = Path(folder) / "adapter_model.safetensors"
-        if not file.is_file():
-            raise InputError(f"--adapter {folder}: no adapter_model.safetensors there: give the folder of a PEFT adapter")
-        weights = load_file(str(file))
-        own = get_peft_model_state_dict(self.model)
-        if {name: tensor.shape for name, tensor in weights.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        saved, own = _adapter_config(folder), self.model.peft_config["default"].to_dict()
+        try:
+            weights = load_file(str(Path(folder) / "adapter_model.safetensors"))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"--adapter {folder}: adapter_model.safetensors cannot be read: {error}: give another adapter") from None
+        if _shapes(weights) != _shapes(self._weights()):
             raise InputError(f"--adapter {folder}: its layers or ranks differ from --model and --lora-r: use those it was trained with")
-        self.restore({name: tensor.to(own[name].device) for name, tensor in weights.items()})
+        if changed := [key for key in ("lora_alpha", "alpha_pattern", "use_rslora") if saved.get(key, own[key]) != own[key]]:
+            key = changed[0]
+            fix = "use the --lora-alpha that it was trained with" if key == "lora_alpha" else "give a plain LoRA adapter"
+            raise InputError(f"--adapter {folder}: its {key} is {saved[key]}, not {own[key]}: {fix}")
+        self.restore({name: tensor.to(self.device) for name, tensor in weights.items()})
 
     def trainable(self) -> list[torch.nn.Parameter]:
         """The adapter's parameters."""
@@ -252,9 +267,13 @@ class Policy:
     def adapter_hash(self) -> str:
         """sha256 of the adapter's weights: equal hashes, equal weights."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(get_peft_model_state_dict(self.model).items()):
+        for name, tensor in sorted(self._weights().items()):
             digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    def _weights(self) -> Snapshot:
+        # Embeddings are never trained here; asking peft to find out whether they were would ask the hub.
+        return get_peft_model_state_dict(self.model, save_embedding_layers=False)
 
     # ---- batches ----
 
@@ -271,37 +290,53 @@ class Policy:
         """The results of `work(batch, position of its first row)` over all rows; halves the batch size for good when memory runs out."""
         results: list[Any] = []
         while len(results) < len(rows):
+            batch = rows[len(results) : len(results) + self.batch_size]
             try:
-                results += work(rows[len(results) : len(results) + self.batch_size], len(results))
+                results += work(batch, len(results))
+                continue
             except (MemoryError, RuntimeError) as error:
-                if self.batch_size == 1 or not _out_of_memory(error):
+                if len(batch) == 1 or not _out_of_memory(error):
                     raise
-                self.batch_size //= 2
-                torch.cuda.empty_cache()
-                print(f"memory ran out: going on with {self.batch_size} sequences at a time", flush=True)
+            self.batch_size = len(batch) // 2  # out of the handler, which keeps the tensors of the failed attempt alive
+            torch.cuda.empty_cache()
+            print(f"memory ran out: going on with {self.batch_size} sequences at a time", flush=True)
         return results
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in signs)
+
+
+def _shapes(weights: Snapshot) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 class _EndOfLine(StoppingCriteria):
-    """Ends a row at the first line feed that follows something else than line feeds."""
+    """Ends a row at the first line feed that follows something visible. A token may hold both, as `)\\n` does."""
 
-    def __init__(self, ends_line: Tensor, start: int) -> None:
-        self.ends_line, self.start = ends_line, start
+    def __init__(self, texts: Sequence[str], device: torch.device) -> None:
+        self.visible = torch.tensor([bool(text.strip()) for text in texts], device=device)
+        self.line_feed = torch.tensor(["\n" in text for text in texts], device=device)
+        self.whole_line = torch.tensor(["\n" in text.lstrip() for text in texts], device=device)
+        self.start = 0
+
+    def after(self, start: int) -> _EndOfLine:
+        """The same for rows whose completions begin at position `start`."""
+        other = copy.copy(self)
+        other.start = start
+        return other
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        ended = self.ends_line[input_ids[:, self.start :]]
-        return ended[:, -1] & ~ended.all(dim=1)
+        last, begun = input_ids[:, -1], self.visible[input_ids[:, self.start : -1]].any(dim=1)
+        return self.whole_line[last] | (self.line_feed[last] & begun)
 
 
 def load_policy(
     name: str,
     *,
     adapter: str | None = None,
-    lora: Lora = Lora(),
+    lora: Lora | None = None,
     load_in_4bit: bool = False,
     seed: int = 0,
     batch_size: int = 128,
@@ -311,7 +346,7 @@ def load_policy(
     Args:
         name: `embedded`, `mistral-7b`, a hub name or a folder. Safetensors only, and no code of the repository is run.
         adapter: folder of a PEFT adapter to start from.
-        lora: shape of the adapter; `r=0` is not allowed.
+        lora: shape of the adapter, r >= 1; by default that of `adapter`, else the documented one.
         load_in_4bit: NF4 with bitsandbytes, on CUDA only.
         seed: of the adapter's first weights.
         batch_size: sequences in one forward pass, to begin with.
@@ -323,6 +358,9 @@ def load_policy(
     where = ALIASES.get(name, name)
     if name == "embedded" and not (EMBEDDED / "config.json").is_file():
         raise InputError(f"--model embedded: no weights in {EMBEDDED}: make them with python -m agents.pretrain")
+    if (Path(where).is_absolute() or where.startswith((".", "~"))) and not Path(where).is_dir():
+        raise InputError(f"--model {name}: there is no such folder: give embedded, a folder or a reachable hub name")
+    lora = lora or (_saved_lora(adapter) if adapter else Lora())
     cuda = torch.cuda.is_available()
     options: dict[str, Any] = {"dtype": torch.float32}
     if cuda:
@@ -337,11 +375,19 @@ def load_policy(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=options["dtype"]
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"--model {name}: cannot be loaded: {reason} Give embedded, a folder or a reachable hub name.") from None
+        # Without an explicit False, transformers would ask on the terminal whether to run a repository's code.
+        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(" .:")
+        raise InputError(f"--model {name}: cannot be loaded: {reason}: give embedded, a folder or a reachable hub name") from None
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"--model {name}: {len(missing)} weights are missing, such as {missing[0]}: give a complete causal language model")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"--model {name}: its tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
     if load_in_4bit:
         from peft import prepare_model_for_kbit_training
 
@@ -358,3 +404,24 @@ def load_policy(
     if adapter:
         policy.load(Path(adapter))
     return policy
+
+
+def _adapter_config(folder: str | Path) -> dict[str, Any]:
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        if not (Path(folder) / name).is_file():
+            raise InputError(f"--adapter {folder}: no {name} there: give the folder of a PEFT adapter")
+    try:
+        return dict(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"--adapter {folder}: adapter_config.json cannot be read: {error}: give another adapter") from None
+
+
+def _saved_lora(folder: str | Path) -> Lora:
+    saved, default = _adapter_config(folder), Lora()
+    targets = saved.get("target_modules")
+    return Lora(
+        saved.get("r", default.r),
+        saved.get("lora_alpha", default.alpha),
+        saved.get("lora_dropout", default.dropout),
+        tuple(targets) if isinstance(targets, list) else default.targets,
+    )

@@ -15,7 +15,9 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def pass_at_k(correct: int, n: int, k: int) -> float:
-    """Unbiased pass@k from n samples of which `correct` are right (Chen et al. 2021, equation 1)."""
+    """Unbiased pass@k from n samples of which `correct` are right (Chen et al. 2021, equation 1); it is not defined for k > n."""
+    if not (0 <= correct <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} of {correct} right ones among {n} samples")
     if n - correct < k:
         return 1.0
     return 1.0 - math.prod((n - correct - i) / (n - i) for i in range(k))
@@ -23,11 +25,12 @@ def pass_at_k(correct: int, n: int, k: int) -> float:
 
 def auc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
     """The chance that a right one scores above a wrong one, ties half; None where one of the kinds is missing."""
-    right = [score for truth, score in zip(truths, scores, strict=True) if truth]
-    wrong = [score for truth, score in zip(truths, scores, strict=True) if not truth]
+    ranks = stats.rankdata(scores)
+    ranks_of_right = [rank for truth, rank in zip(truths, ranks, strict=True) if truth]
+    right, wrong = len(ranks_of_right), len(truths) - len(ranks_of_right)
     if not right or not wrong:
         return None
-    return float(stats.mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong))
+    return (math.fsum(ranks_of_right) - right * (right + 1) / 2) / (right * wrong)
 
 
 def within_task_auc(truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[Sequence[float]]) -> float | None:
@@ -43,7 +46,9 @@ def best_of(truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[Sequence[
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, resampling the values (10,000 times)."""
+    """Percentile bootstrap interval of the mean, resampling the values (10,000 times); of at least one."""
+    if not len(values):
+        raise ValueError("an interval of no values")
     data = np.asarray(values, dtype=float)
     rng = np.random.default_rng(seed)
     means = data[rng.integers(len(data), size=(10_000, len(data)))].mean(axis=1)
@@ -52,7 +57,9 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, confidence: float
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of a few independent values, such as one gain a seed."""
+    """Student's t interval of the mean of a few independent values, such as one gain a seed; of at least two."""
+    if len(values) < 2:
+        raise ValueError(f"a t interval of {len(values)} values")
     centre, error = float(np.mean(values)), float(stats.sem(values))
     half = error * float(stats.t.ppf((1 + confidence) / 2, len(values) - 1))
     return centre - half, centre + half

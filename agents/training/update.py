@@ -9,7 +9,7 @@ import torch
 
 from agents.policy.model import Policy, seeded
 from agents.training.config import TrainingError
-from envs.domain import stream
+from envs.grammar import stream
 
 Example = tuple[Sequence[int], Sequence[int]]  # prompt token ids, completion token ids with the end-of-sequence token
 
@@ -29,12 +29,16 @@ def fine_tune(
         `train/loss` (nats per token, over the whole phase), `train/grad_norm`, `train/steps`, `train/examples`.
 
     Raises:
-        TrainingError: a loss that is NaN or infinite, or weights that did not change.
+        ValueError: no examples.
+        TrainingError: a loss or a gradient that is NaN or infinite, or weights that did not change.
     """
+    if not examples:
+        raise ValueError("no examples to train on")
     before = policy.adapter_hash()
     optimizer = torch.optim.AdamW(policy.trainable(), lr=lr, weight_decay=0.0)
-    losses: list[float] = []
+    losses: list[float] = []  # summed over the tokens of a step
     norms: list[float] = []
+    tokens = 0
     policy.model.train()
     try:
         with seeded("dropout", *stream_parts):
@@ -43,20 +47,24 @@ def fine_tune(
                 stream("order", epoch, *stream_parts).shuffle(order)
                 for start in range(0, len(order), batch_size):
                     logprobs_B_T, mask_B_T = policy.token_logprobs([examples[row] for row in order[start : start + batch_size]])
-                    loss = -logprobs_B_T[mask_B_T].mean()
-                    losses.append(loss.item())
-                    if not math.isfinite(losses[-1]):
-                        raise TrainingError(f"the loss is {losses[-1]} at step {len(losses)}: lower --lr; the last checkpoint is intact")
+                    values = logprobs_B_T[mask_B_T]
+                    loss = -values.mean()
+                    optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     norms.append(float(torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)))
+                    losses.append(loss.item() * len(values))
+                    tokens += len(values)
+                    for name, value in (("loss", losses[-1]), ("gradient", norms[-1])):
+                        if not math.isfinite(value):
+                            raise TrainingError(f"the {name} is {value} at step {len(norms)}: lower --lr; the last checkpoint is intact")
                     optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
     finally:
+        optimizer.zero_grad(set_to_none=True)
         policy.model.eval()
     if policy.adapter_hash() == before:
         raise TrainingError(f"{len(losses)} training steps left the adapter as it was: nothing was learnt (--lr {lr:g}?)")
     return {
-        "train/loss": math.fsum(losses) / len(losses),
+        "train/loss": math.fsum(losses) / tokens,
         "train/grad_norm": math.fsum(norms) / len(norms),
         "train/steps": float(len(losses)),
         "train/examples": float(len(examples)),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from envs.domain import Draw, fill, load_domain, load_spec
+from envs.domain import SPLITS, Draw, load_domain
+from envs.grammar import fill
+from envs.schema import load_spec
 from envs.types import Task
 
 
 def find_draw(task: Task) -> Draw | None:
     """How a task of a domain's grammar was made, or None for a task that has no reference (proposed or from a file)."""
-    split, _, rest = task.id.partition("/")
-    intent, _, index = rest.partition("/")
+    parts = re.fullmatch(rf"({'|'.join(SPLITS)})/([^/]+)/([0-9]{{1,20}})", task.id)
     domain = load_domain(task.domain)
-    if split not in ("pretrain", "train", "heldout") or intent not in domain.intents or not index.isdigit():
+    if not parts or parts[2] not in domain.intents:
         return None
-    draw = domain.draw(split, intent, int(index))
+    draw = domain.draw(parts[1], parts[2], int(parts[3]))
     return draw if draw.task == task else None
 
 

@@ -1,0 +1,139 @@
+"""How fast are the parts on this machine: what is compared runs in one process, in turns, and medians are reported.
+
+python -m agents.bench env                  # batched environment against single ones
+python -m agents.bench env --num-envs 16 --repetitions 9 --json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from agents.training.command import run_command
+from envs.types import InputError
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Episodes per second of the batched environment and of single ones, on the embedded policy's own greedy commands."""
+
+    num_envs: int = 64
+    """Environments in the batch; the single side plays as many episodes, one after another."""
+    repetitions: int = 5
+    """How often each side is timed, in turns, each time on other tasks."""
+    domain: str = "all"
+    """An embedded domain or all of them."""
+    reward: str = "similarity"
+    """How commands are scored."""
+    seed: int = 0
+    """Of the tasks."""
+    json: bool = False
+    """Print JSON and nothing else."""
+
+    def check(self) -> None:
+        """Raises InputError for a value out of range."""
+        from envs.schema import EMBEDDED
+        from rewards import REWARDS
+
+        for name in ("num_envs", "repetitions"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
+        if self.domain not in (*EMBEDDED, "all"):
+            raise InputError(f"--domain {self.domain}: use one of {', '.join((*EMBEDDED, 'all'))}")
+        if self.reward not in REWARDS:
+            raise InputError(f"--reward {self.reward}: use one of {', '.join(REWARDS)}")
+
+
+def measure_env(config: EnvConfig) -> dict[str, Any]:
+    """Times both sides -> medians in episodes per second, their ratio, and every repetition's value.
+
+    An episode is scoring a command and drawing the next task. The commands are made before the clock starts.
+    """
+    import gymnasium
+    import torch
+
+    from agents.policy.environment import shared_policy
+    from agents.training.rollouts import forward_prompt
+    from envs.types import Task
+
+    name = f"envs:inversion/{config.domain}-v0"
+    single = gymnasium.make(name, reward=config.reward)
+    batched = gymnasium.make_vec(name, num_envs=config.num_envs, reward=config.reward)
+
+    def commands(seed: int) -> list[str]:
+        # A seed has the same tasks in both environments, so that one can plan for the other.
+        texts, infos = batched.reset(seed=seed)
+        rows = zip(infos["task_id"], infos["domain"], texts, infos["tool"], strict=True)
+        written = shared_policy("embedded").generate([forward_prompt(Task(*row)) for row in rows], temperature=0.0)
+        return [row[0].text for row in written]
+
+    def play_single(actions: Sequence[str]) -> None:
+        for action in actions:
+            single.step(action)
+            single.reset()
+
+    def rate(env: Any, play: Callable[[Sequence[str]], object], seed: int) -> float:
+        actions = commands(seed)
+        env.reset(seed=seed)
+        started = time.perf_counter()
+        play(actions)
+        return config.num_envs / (time.perf_counter() - started)
+
+    rates: dict[str, list[float]] = {"single": [], "batched": []}
+    # Tasks are new each time, since rewards remember the embeddings of texts that they have seen. The first round only warms up.
+    for repetition in range(config.repetitions + 1):
+        seed = 2 * (config.seed * (config.repetitions + 1) + repetition)
+        values = {"single": rate(single, play_single, seed), "batched": rate(batched, batched.step, seed + 1)}
+        for side, value in values.items():
+            rates[side] += [value] if repetition else []
+    medians = {side: median(values) for side, values in rates.items()}
+    return {
+        "benchmark": "env",
+        **asdict(config),
+        "episodes_per_second": medians,
+        "ratio": medians["batched"] / medians["single"],
+        "repetitions_episodes_per_second": rates,
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"cpu, {torch.get_num_threads()} threads of {os.cpu_count()}",
+    }
+
+
+def env(config: EnvConfig) -> int:
+    """Prints what `measure_env` found."""
+    result = measure_env(config)
+    if config.json:
+        print(json.dumps({name: value for name, value in result.items() if name != "json"}))
+        return 0
+    for side, about in (("single", "one after another"), ("batched", f"{config.num_envs} at once")):
+        values = result["repetitions_episodes_per_second"][side]
+        print(f"{side:<8} {result['episodes_per_second'][side]:9.1f} episodes/s ({min(values):.1f} to {max(values):.1f}), {about}")
+    print(f"ratio    {result['ratio']:9.1f} times, medians of {config.repetitions} on {result['device']}")
+    return 0
+
+
+BENCHMARKS: dict[str, tuple[type, Callable[[Any], int]]] = {"env": (EnvConfig, env)}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The first word names the benchmark, the rest are its flags."""
+    usage = f"python -m agents.bench {{{','.join(BENCHMARKS)}}} [--help] [--flag value ...]"
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: {usage}")
+        return 0
+    if not argv or argv[0] not in BENCHMARKS:
+        given = f"{argv[0]}: no such benchmark" if argv else "which benchmark?"
+        print(f"error: {given}: use {usage}", file=sys.stderr)
+        return 2
+    config, run = BENCHMARKS[argv[0]]
+    return run_command(config, run, argv[1:], agent=f"bench {argv[0]}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""Composes the Gymnasium environments: what `gymnasium.make("envs:inversion/network-v0")` and `make_vec` call.
+
+    env = gymnasium.make("envs:inversion/shell-v0", reward="likelihood", seed=0)
+    envs = gymnasium.make_vec("envs:inversion/all-v0", num_envs=64)
+
+Environments made in one process share what is loaded: one policy for each model, one reward for each (name, model, pool of tasks). They
+never train it. It is kept until the process ends. Nothing is loaded where a reward object is given and the tasks need no model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from typing import TYPE_CHECKING
+
+from envs.inversion import InversionEnv, InversionVectorEnv
+from envs.source import Source, make_source
+from envs.types import InputError, Reward
+from rewards import REWARDS, make_reward
+
+if TYPE_CHECKING:
+    from agents.policy.model import Policy
+
+POOL = 200  # task texts by which the similarity reward finds its scale
+
+
+def make_env(
+    domain: str = "all",
+    *,
+    reward: str | Reward = "similarity",
+    source: str | Source = "templates",
+    model: str = "embedded",
+    seed: int | None = None,
+    render_mode: str | None = None,
+) -> InversionEnv:
+    """Makes a single environment.
+
+    Args:
+        domain: an embedded domain, `all`, or the path of a domain's YAML file.
+        reward: a key of `rewards.REWARDS`, or a reward of your own, called as `reward(tasks_P, commands_P_G, seed=int)` -> scores [P][G].
+            Gymnasium deep-copies it whenever it makes an environment from the spec of this one, as `check_env` does.
+        source: a spec as in `envs.source.make_source`, or an object with its `tasks` method.
+        model: `embedded`, a Hugging Face name or folder: reads commands back for named rewards and proposes tasks for the source `model`.
+        seed: of the tasks until `reset` is given one; None draws one.
+        render_mode: `ansi` or None.
+
+    Raises:
+        InputError: what is wrong with the arguments, in one line.
+    """
+    return InversionEnv(*_compose(domain, reward, source, model), seed=seed, render_mode=render_mode)
+
+
+def make_vector_env(
+    num_envs: int = 1,
+    domain: str = "all",
+    *,
+    reward: str | Reward = "similarity",
+    source: str | Source = "templates",
+    model: str = "embedded",
+    seed: int | None = None,
+    render_mode: str | None = None,
+) -> InversionVectorEnv:
+    """Makes the batched environment; arguments and errors as in `make_env`."""
+    return InversionVectorEnv(*_compose(domain, reward, source, model), num_envs, seed=seed, render_mode=render_mode)
+
+
+def _compose(domain: str, reward: str | Reward, source: str | Source, model: str) -> tuple[Source, Reward]:
+    if isinstance(reward, str) and reward not in REWARDS:  # before anything is loaded
+        near = difflib.get_close_matches(reward, REWARDS, 1)
+        raise InputError(f"--reward {reward}: " + (f"did you mean {near[0]}?" if near else f"use one of {', '.join(REWARDS)}"))
+    if isinstance(source, str):
+        source = make_source(source, domain, shared_policy(model) if source == "model" else None)
+    if isinstance(reward, str):
+        # Not a part of the environment's stream, so that the scale is the same for every seed.
+        pool = [task.text for task in source.tasks(POOL, 0, "pool")] if reward == "similarity" else []
+        reward = _reward(reward, model, tuple(pool))
+    return source, reward
+
+
+@functools.cache
+def shared_policy(model: str, /) -> Policy:
+    """The policy that all environments of this process use: load a policy of your own to train one."""
+    from agents.policy.model import load_policy
+
+    return load_policy(model)
+
+
+@functools.cache
+def _reward(name: str, model: str, pool: tuple[str, ...]) -> Reward:
+    return make_reward(name, shared_policy(model), pool)
