@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from agents.policy.model import Policy
 
 
+JUDGED = 100  # tasks on whose samples a run measures its reward's AUC; reading back is dearer than writing
+
+
 @dataclass(frozen=True)
 class Config:
     """Evaluates a model on held-out tasks: greedy, pass@1, pass@K, and how well a reward finds the right commands."""
@@ -50,8 +53,6 @@ class Config:
     """Sampling temperature."""
     max_new_tokens: int = 64
     """Longest command, in tokens."""
-    lora_r: int = 16
-    """Rank of the adapter's LoRA."""
     json: bool = False
     """Print JSON and nothing else."""
 
@@ -59,7 +60,7 @@ class Config:
         """Raises InputError for a value out of range."""
         from rewards import REWARDS
 
-        for name in ("tasks", "samples", "max_new_tokens", "lora_r"):
+        for name in ("tasks", "samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
         if self.temperature <= 0:
@@ -95,18 +96,18 @@ class HeldOut:
 
         The random streams are always the same, so that two policies differ by their weights alone.
         """
-        return self.measure(policy, reward, self.tasks[:count])
+        return self.measure(policy, reward, self.tasks[:count], JUDGED)
 
-    def measure(self, policy: Policy, reward: Reward, tasks: Sequence[Task]) -> dict[str, float | None]:
-        """The same over given tasks, which must have references."""
+    def measure(self, policy: Policy, reward: Reward, tasks: Sequence[Task], judged: int | None = None) -> dict[str, float | None]:
+        """The same over given tasks, which must have references; the reward scores the samples of the first `judged` of them."""
         from agents.policy.model import seed_of
         from agents.training.metrics import auc, mean, pass_at_k, within_task_auc
 
         greedy_P, sampled_P_G, right_P_G = self.answers(policy, tasks)
         commands_P_G = [[completion.text for completion in row] for row in sampled_P_G]
-        scores_P_G = reward(tasks, commands_P_G, seed=seed_of("evaluation reward"))
+        scores_P_G = reward(tasks[:judged], commands_P_G[:judged], seed=seed_of("evaluation reward"))
         counts = [sum(right) for right in right_P_G]
-        truths, values = kept(right_P_G, [[score.value for score in row] for row in scores_P_G])
+        truths, values = kept(right_P_G[:judged], [[score.value for score in row] for row in scores_P_G])
         return {
             "eval/greedy": mean([float(right) for right in greedy_P]),
             "eval/pass@1": mean([pass_at_k(count, self.samples, 1) for count in counts]),
@@ -158,10 +159,10 @@ def inverse_accuracy(policy: Policy, tasks: Sequence[Task], max_new_tokens: int 
 
 def main(config: Config) -> int:
     """Prints the held-out numbers, over all domains and for each."""
-    from agents.policy.model import Lora, load_policy
+    from agents.policy.model import load_policy
     from rewards import make_reward
 
-    policy = load_policy(config.model, adapter=config.adapter, lora=Lora(r=config.lora_r))
+    policy = load_policy(config.model, adapter=config.adapter)
     held_out = HeldOut(config.domain, config.tasks, config.samples, config.temperature, config.max_new_tokens)
     reward = make_reward(
         config.reward,

@@ -178,6 +178,8 @@ def train(config: Config, session: Session) -> int:
             evaluating = time.perf_counter()
             truth = session.evaluate(policy, session.reward, config.eval_subset)
             diversity = policy_metrics(policy, after.rollouts)
+            if cycle == config.cycles:
+                results["eval"]["end"] = session.evaluate(policy, session.reward)
             evaluated_in = time.perf_counter() - evaluating
 
             scored += len(before.rollouts) + len(after.rollouts)
@@ -202,8 +204,6 @@ def train(config: Config, session: Session) -> int:
             )
             run.text(scored, "samples", sample_text(after.rollouts))
             if cycle == config.cycles:
-                display.phase(cycle, "evaluate")
-                results["eval"]["end"] = session.evaluate(policy, session.reward)
                 run.hparams(asdict(config), end_metrics(results))
             seconds = {name: before.seconds[name] + after.seconds[name] for name in ("generate", "reward")}
             seconds |= {"train": trained_in, "evaluate": evaluated_in}

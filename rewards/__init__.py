@@ -24,8 +24,8 @@ class RewardInfo:
 REWARDS = {
     "similarity": RewardInfo("threshold", "decode the task from the command, compare embeddings, corrected by the nearest neighbour"),
     "seed": RewardInfo("threshold", "the original blend: 0.2 token overlap + 0.3 SequenceMatcher + 0.5 self-rated similarity"),
-    "likelihood": RewardInfo("best", "exp of the log-probability of the task's weakest token given the command"),
-    "likelihood-mean": RewardInfo("best", "exp of the mean log-probability of the task's tokens given the command"),
+    "likelihood": RewardInfo("best", "exp of the mean log-probability of the task's tokens given the command"),
+    "likelihood-min": RewardInfo("best", "exp of the log-probability of the task's weakest token given the command"),
     "random": RewardInfo("best", "a control: uniform noise", control=True),
 }
 
@@ -61,10 +61,10 @@ def make_reward(
         from rewards.inversion import SeedBlend
 
         return SeedBlend(model, inverter=inverter, temperature=inverse_temperature)
-    if name in ("likelihood", "likelihood-mean"):
+    if name in ("likelihood", "likelihood-min"):
         from rewards.inversion import Likelihood
 
-        return Likelihood(model, over="min" if name == "likelihood" else "mean", inverter=inverter)
+        return Likelihood(model, over="mean" if name == "likelihood" else "min", inverter=inverter)
     if name == "random":
         from rewards.controls import Random
 

@@ -115,14 +115,15 @@ class SeedBlend:
 
 
 class Likelihood:
-    """How likely is the task given the command: exp of the log-probability of its tokens, the `min` or the `mean` over them.
+    """How likely is the task given the command: exp of the log-probability of its tokens, the `mean` or the `min` over them.
 
     One forward pass, nothing decoded. This is the reconstruction term of round-trip correctness (Allamanis et al. 2024) read as a
-    probability; the weakest token finds the one wrong flag or digit that a mean washes out. Abstains where the command
-    or the task is empty, and where a log-probability is not a number.
+    probability. The weakest token finds the one wrong flag or digit that a mean washes out; but where the wording itself is new
+    to the model, the weakest token is that wording, whatever the command. Abstains where the command or the task is empty, and
+    where a log-probability is not a number.
     """
 
-    def __init__(self, model: LanguageModel, *, over: Literal["min", "mean"] = "min", inverter: str = "current") -> None:
+    def __init__(self, model: LanguageModel, *, over: Literal["mean", "min"] = "mean", inverter: str = "current") -> None:
         self.model, self.over, self.inverter = model, over, inverter
 
     def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:

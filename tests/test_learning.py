@@ -1,0 +1,35 @@
+"""Trainers learn: a trivial reward, which the pocket model can satisfy at will, rises past a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agents.policy.model import load_policy
+from agents.rejection_sft import examples_of, select
+from agents.training.rollouts import collect
+from agents.training.update import fine_tune
+from envs.domain import load_domain
+from envs.source import Templates
+from envs.types import Score, Task
+
+
+def few_options(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    """1 for a command without a dash, else 0."""
+    return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
+
+
+def test_rejection_sampling_raises_a_trivial_reward() -> None:
+    policy = load_policy("embedded")
+    source = Templates([load_domain("shell")])
+    means = []
+    for cycle in range(4):
+        batch = collect(
+            policy, source, few_options, tasks=40, candidates=3, temperature=0.7, max_new_tokens=32, stream=(0, cycle, "before")
+        )
+        values = [[rollout.score.value for rollout in group] for group in batch.groups]
+        means.append(sum(value or 0.0 for row in values for value in row) / 120)
+        accepted = select(values, "threshold", 0.5, 1.0)
+        examples = examples_of(policy, [batch.rollouts[row] for row in accepted])
+        fine_tune(policy, examples, lr=3e-3, batch_size=4, epochs=2, stream_parts=(0, cycle, "train"))
+    assert means[0] < 0.6
+    assert means[-1] > 0.9

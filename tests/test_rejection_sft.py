@@ -1,0 +1,224 @@
+"""The documented loop: selection, the protocol's numbers, resume to the same bytes, no label within reach, any model from a path."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agents.rejection_sft import Config, main, select
+from agents.training.command import parse, run_command
+from envs.schema import CONFIGS
+
+SMALL = ["--tasks", "6", "--eval-tasks", "9", "--eval-subset", "6", "--eval-samples", "2", "--max-new-tokens", "32"]
+LOGS = ("metrics.jsonl", "rollouts.jsonl", "progress.json", "self_improvement_results.json")
+
+
+def run(tmp: Path, name: str, *flags: str) -> Path:
+    """Runs the command in this process -> the run's folder."""
+    argv = ["--model", "embedded", *SMALL, "--output", str(tmp), "--name", name, *flags]
+    assert run_command(Config, main, argv, "rejection_sft") == 0
+    return tmp / name
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """What must be the same bytes for the same seed: logs, results and the last adapter."""
+    last = max((folder / "checkpoints").iterdir())
+    files = {name: (folder / name).read_bytes() for name in LOGS}
+    return {**files, "adapter": (last / "adapter_model.safetensors").read_bytes()}
+
+
+VALUES = [[0.9, 0.2, None], [0.4, 0.5, 0.5], [None, None, None], [0.1, 0.05, 0.0]]
+
+
+def test_selection_rules() -> None:
+    assert select(VALUES, "threshold", 0.5, 1.0) == [0, 4, 5]
+    assert select(VALUES, "threshold", 0.0, 1.0) == [0, 1, 3, 4, 5, 9, 10, 11]
+    assert select(VALUES, "best", 0.5, 1.0) == [0, 4, 9]
+    assert select(VALUES, "best", 0.5, 0.6) == [0, 4]
+    assert select(VALUES, "quantile", 0.5, 0.25) == [0, 4]
+    assert select(VALUES, "quantile", 0.5, 1.0) == [0, 1, 3, 4, 5, 9, 10, 11]
+    assert select([[None]], "best", 0.5, 1.0) == select([], "threshold", 0.5, 1.0) == []
+
+
+def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path, "a", "--cycles", "2", "--reward", "similarity")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("model: embedded, as --model says; defaults from configs/embedded.yaml")
+    assert printed[-1] == str(folder)
+    results = json.loads((folder / "self_improvement_results.json").read_text())
+    assert results["total_generated"] == 2 * 2 * 6 * 3
+    assert results["total_accepted"] == sum(cycle[phase]["accepted"] for cycle in results["cycles"] for phase in ("before", "after"))
+    for cycle in results["cycles"]:
+        for phase in ("before", "after"):
+            assert cycle[phase]["total_generated"] == 18
+            assert cycle[phase]["acceptance_rate"] == cycle[phase]["accepted"] / 18
+        assert {"eval/greedy", "eval/pass@1", "eval/pass@2", "eval/auc"} <= set(cycle["eval"])
+    assert {"start", "end"} == set(results["eval"])
+    assert results["improvement"] == results["cycles"][-1]["after"]["mean_score"] - results["cycles"][0]["before"]["mean_score"]
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rows) == results["total_generated"]
+    for cycle, phase in ((1, "before"), (2, "after")):
+        part = [row for row in rows if (row["cycle"], row["phase"]) == (cycle, phase)]
+        assert sum(row["accepted"] for row in part) == results["cycles"][cycle - 1][phase]["accepted"]
+        assert all(row["accepted"] == (row["score"] is not None and row["score"] >= 0.5) for row in part)
+    assert len({row["task"] for row in rows if row["cycle"] == 1 and row["phase"] == "before"}) == 6
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [0, 36, 72]
+    wanted = {"reward/mean", "reward/cosine", "reward/abstained", "select/acceptance", "train/loss", "policy/kl", "policy/entropy"}
+    assert wanted | {"policy/length", "policy/distinct", "eval/greedy"} <= set(metrics[-1])
+    timings = [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
+    assert {"time/generate", "time/reward", "time/train", "time/evaluate", "time/rest"} <= set(timings[-1])
+
+
+def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
+    first, second = (written(run(tmp_path / name, "a", "--cycles", "1", "--reward", "likelihood")) for name in ("x", "y"))
+    first.pop("progress.json"), second.pop("progress.json")  # holds --output
+    first.pop("self_improvement_results.json"), second.pop("self_improvement_results.json")
+    assert first == second
+    other = written(run(tmp_path / "z", "a", "--cycles", "1", "--reward", "likelihood", "--seed", "1"))
+    assert other["rollouts.jsonl"] != first["rollouts.jsonl"]
+    assert other["adapter"] != first["adapter"]
+
+
+@pytest.mark.parametrize(("reward", "replay"), [("similarity", "none"), ("likelihood", "all")])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, reward: str, replay: str) -> None:
+    flags = ["--cycles", "3", "--reward", reward, "--replay", replay]
+    whole = run(tmp_path / "whole", "a", *flags)
+    argv = [sys.executable, "-m", "agents.rejection_sft", "--model", "embedded", *SMALL]
+    argv += ["--output", str(tmp_path / "killed"), "--name", "a", *flags]
+    with subprocess.Popen(argv, cwd=CONFIGS.parent.parent, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("cycle   1/3"):
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+    killed = tmp_path / "killed" / "a"
+    assert not (killed / "self_improvement_results.json").exists()
+    assert run_command(Config, main, ["--resume", str(killed)], "rejection_sft") == 0
+    expected, found = written(whole), written(killed)
+    for name in ("progress.json", "self_improvement_results.json"):
+        left, right = json.loads(expected.pop(name)), json.loads(found.pop(name))
+        left["config"].pop("output"), right["config"].pop("output")
+        assert left == right
+    assert expected == found
+
+
+def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
+    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 0
+    straight = run(tmp_path, "b", "--cycles", "2", "--reward", "random")
+    assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    assert written(folder)["adapter"] == written(straight)["adapter"]
+
+
+def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -> None:
+    """Label-free, shown by its effect: with other references the truth changes, and not one byte of what was trained on or learnt."""
+    honest, nonsense = tmp_path / "honest" / "shell.yaml", tmp_path / "nonsense" / "shell.yaml"
+    data = yaml.safe_load((CONFIGS / "shell.yaml").read_text())
+    for path in (honest, nonsense):
+        path.parent.mkdir()
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+        for intent in data["intents"]:
+            intent["command"] = "nonsense " + intent["command"]
+    runs = []
+    for path in (honest, nonsense):
+        folder = run(path.parent, "a", "--cycles", "2", "--domain", str(path), "--reward", "likelihood", "--tasks", "20")
+        rollouts = (folder / "rollouts.jsonl").read_text().replace(str(path), "DOMAIN")
+        truth = [cycle["eval"]["eval/pass@1"] for cycle in json.loads((folder / "progress.json").read_text())["cycles"]]
+        runs.append((rollouts, written(folder)["adapter"], truth))
+    assert runs[0][0] == runs[1][0]
+    assert runs[0][1] == runs[1][1]
+    assert max(runs[1][2]) == 0.0 < min(runs[0][2])
+
+
+def test_nothing_accepted_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "likelihood", "--select", "threshold", "--threshold", "1.0")
+    assert "nothing was accepted, so nothing was trained" in capsys.readouterr().out
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["train/examples"] == 0
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from agents.policy.model import Policy
+
+    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+    before = (folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors").read_bytes()
+    honest = Policy.token_logprobs
+
+    def broken(self: Policy, pairs: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+        values, mask = honest(self, pairs)
+        return (values * float("nan") if values.requires_grad else values), mask
+
+    monkeypatch.setattr(Policy, "token_logprobs", broken)
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 1
+    assert "error: the loss is nan at step 1" in capsys.readouterr().err
+    assert (folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors").read_bytes() == before
+    monkeypatch.undo()
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--reward", "likelyhood"], "--reward likelyhood: did you mean likelihood?"),
+        (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
+        (["--keep", "2"], "--keep 2.0: must be in (0, 1]"),
+        (["--cycels", "2"], "unknown flag --cycels: did you mean --cycles?"),
+        (["--model", "no/such/folder"], "--model no/such/folder: cannot be loaded"),
+        (["--task-source", "tasks.txt"], "--task-source tasks.txt: use templates, model"),
+        (["--adapter", "nowhere"], "--adapter nowhere: no adapter_model.safetensors there"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = [] if "--model" in flags else ["--model", "embedded"]
+    assert run_command(Config, main, [*model, *SMALL, "--output", str(tmp_path / "runs"), *flags], "rejection_sft") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + message)
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+    before = written(folder)
+    argv = ["--model", "embedded", *SMALL, "--output", str(tmp_path), "--name", "a"]
+    assert run_command(Config, main, argv, "rejection_sft") == 2
+    assert f"--resume {folder}" in capsys.readouterr().err
+    assert written(folder) == before
+
+
+def test_defaults_of_the_documented_protocol() -> None:
+    config, _ = parse(Config, ["--model", "some/other"], "rejection_sft")
+    assert (config.cycles, config.tasks, config.candidates, config.threshold, config.temperature) == (10, 50, 3, 0.5, 0.7)
+    assert (config.lr, config.batch_size, config.epochs, config.lora_r, config.lora_alpha, config.lora_dropout) == (
+        2e-4,
+        4,
+        1,
+        16,
+        32,
+        0.05,
+    )
+    assert config.inverse_temperature == 0.3
+    assert parse(Config, ["--model", "mistral-7b"], "x")[0].load_in_4bit
+
+
+def test_a_foreign_mistral_from_a_path(tmp_path: Path, foreign_mistral: Path) -> None:
+    """Mistral-7B-Instruct's chat format and kind of tokenizer, random weights: the same command, start to end."""
+    folder = run(tmp_path, "a", "--cycles", "1", "--model", str(foreign_mistral), "--domain", "network", "--reward", "likelihood")
+    adapter = folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors"
+    assert adapter.stat().st_size > 0
+    shutil.rmtree(folder)
