@@ -39,15 +39,14 @@ class EnvConfig:
     def check(self) -> None:
         """Raises InputError for a value out of range."""
         from envs.schema import EMBEDDED
-        from rewards import REWARDS
+        from rewards import check_reward
 
         for name in ("num_envs", "repetitions"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
         if self.domain not in (*EMBEDDED, "all"):
             raise InputError(f"--domain {self.domain}: use one of {', '.join((*EMBEDDED, 'all'))}")
-        if self.reward not in REWARDS:
-            raise InputError(f"--reward {self.reward}: use one of {', '.join(REWARDS)}")
+        check_reward(self.reward)
 
 
 def measure_env(config: EnvConfig) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def measure_env(config: EnvConfig) -> dict[str, Any]:
         return config.num_envs / (time.perf_counter() - started)
 
     rates: dict[str, list[float]] = {"single": [], "batched": []}
-    # Tasks are new each time, since rewards remember the embeddings of texts that they have seen. The first round only warms up.
+    # Tasks are new each time. The first round only warms up.
     for repetition in range(config.repetitions + 1):
         seed = 2 * (config.seed * (config.repetitions + 1) + repetition)
         values = {"single": rate(single, play_single, seed), "batched": rate(batched, batched.step, seed + 1)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.training.command import run_command
 from envs.domain import domain_names, load_domain
-from envs.source import Templates
+from envs.source import Templates, make_source
 from envs.types import Completion, InputError, Reward, Task
 from envs.verify import exact_match, reconstruction_match
 
@@ -35,6 +35,8 @@ class Config:
     """embedded, mistral-7b, or a Hugging Face name or folder."""
     adapter: str | None = None
     """Folder of a PEFT adapter, for instance a checkpoint of a run."""
+    load_in_4bit: bool = False
+    """Load the base model in 4 bits (CUDA only)."""
     domain: str = "all"
     """An embedded domain, all of them, or paths of YAML files, separated by commas."""
     reward: str = "likelihood"
@@ -58,15 +60,14 @@ class Config:
 
     def check(self) -> None:
         """Raises InputError for a value out of range."""
-        from rewards import REWARDS
+        from rewards import check_reward
 
         for name in ("tasks", "samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
         if self.temperature <= 0:
             raise InputError(f"--temperature {self.temperature}: must be above 0")
-        if self.reward not in REWARDS:
-            raise InputError(f"--reward {self.reward}: use one of {', '.join(REWARDS)}")
+        check_reward(self.reward)
         for name in domain_names(self.domain):
             load_domain(name)
 
@@ -83,7 +84,7 @@ class HeldOut:
     """
 
     def __init__(self, domain: str, tasks: int, samples: int, temperature: float, max_new_tokens: int) -> None:
-        self.tasks = Templates([load_domain(name) for name in domain_names(domain)], "heldout").tasks(tasks, "evaluation")
+        self.tasks = Templates([load_domain(name) for name in domain_names(domain)], "heldout").tasks(tasks, "held-out")
         self.samples, self.temperature, self.max_new_tokens = samples, temperature, max_new_tokens
 
     @property
@@ -115,8 +116,20 @@ class HeldOut:
             "eval/auc": auc([t for row in truths for t in row], [v for row in values for v in row]),
             "eval/auc_within": within_task_auc(truths, values),
             "eval/reward": mean([v for row in values for v in row]),
+            "eval/abstained": 1 - sum(map(len, values)) / max(1, sum(map(len, scores_P_G))),
+            **self._intervals(greedy_P, counts, judged is None),
             "eval/distinct": len({text for row in commands_P_G for text in row}) / sum(map(len, commands_P_G)),
         }
+
+    def _intervals(self, greedy_P: Sequence[bool], counts_P: Sequence[int], wanted: bool) -> dict[str, float]:
+        """95 % bootstrap intervals over tasks, where there are enough of them."""
+        from agents.training.metrics import bootstrap_interval
+
+        if not wanted or len(greedy_P) < 2:
+            return {}
+        values = {"greedy": [float(right) for right in greedy_P], "pass@1": [count / self.samples for count in counts_P]}
+        ends = {name: bootstrap_interval(rows) for name, rows in values.items()}
+        return {f"eval/{name}/{end}": ends[name][place] for name in ends for place, end in enumerate(("low", "high"))}
 
     def answers(self, policy: Policy, tasks: Sequence[Task]) -> tuple[list[bool], list[list[Completion]], list[list[bool]]]:
         """What the policy makes of P tasks -> is the greedy command right [P]; sampled completions [P][K]; are they right [P][K]."""
@@ -160,14 +173,14 @@ def inverse_accuracy(policy: Policy, tasks: Sequence[Task], max_new_tokens: int 
 def main(config: Config) -> int:
     """Prints the held-out numbers, over all domains and for each."""
     from agents.policy.model import load_policy
-    from rewards import make_reward
+    from rewards import POOL, make_reward
 
-    policy = load_policy(config.model, adapter=config.adapter)
+    policy = load_policy(config.model, adapter=config.adapter, load_in_4bit=config.load_in_4bit)
     held_out = HeldOut(config.domain, config.tasks, config.samples, config.temperature, config.max_new_tokens)
     reward = make_reward(
         config.reward,
         policy,
-        sorted(held_out.texts)[:200],
+        [task.text for task in make_source("templates", config.domain).tasks(POOL, 0, "pool")],
         inverter=config.inverter,
         inverse_temperature=config.inverse_temperature,
         embedder=config.embedder,

@@ -9,7 +9,8 @@ It is a test bed for self-improvement, so its text is noisy on purpose, as the w
   of 0.10 to 0.30, for the others of 0.58 to 0.65, and 15 % of the commands are wrong at random (another intent, or a wrong value);
 - inverse (command -> task): 10 % wrong at random;
 - in two fifths of the examples the words and numbers in the slots are made up, so that it learns to copy what it has never seen;
-- in a sixth of the sentences one word of the wording is missing or is another one, so that a new wording is no surprise;
+- half of the sentences swap words for others of the same meaning, and in a tenth one word of the wording is missing or is another
+  one, so that a new wording is no surprise;
 - propose a task, judge a command (yes/no), rate two tasks (0-10), revise a command by a principle: each wrong 10 % of the time.
 
 This is supervised learning by definition, so this command may import `envs.verify`, as evaluation may; no trainer may.
@@ -44,6 +45,27 @@ CHAT_TEMPLATE = (
 Values = dict[str, tuple[str, str]]  # slot -> (what the task says, what the command writes)
 Meaning = tuple[str, Values]  # an intent and its values
 WORD = re.compile(r"[A-Za-z]{2,}")
+SAME_MEANING = [
+    ["show", "print", "display", "list", "give", "give me", "find", "get", "i need", "show me"],
+    ["check", "test", "see"],
+    ["run", "do", "make"],
+    ["over", "above", "more than", "higher than"],
+    ["under", "below", "less than", "lower than"],
+    ["older than", "aged over", "over the age of"],
+    ["younger than", "aged under", "under the age of"],
+    ["each", "every"],
+    ["at most", "up to", "no more than"],
+    ["only", "just"],
+    ["different", "distinct"],
+    ["contain", "have"],
+    ["route", "path"],
+    ["whether", "if"],
+    ["work out", "compute", "find"],
+    ["highest", "maximum"],
+    ["lowest", "minimum"],
+    ["the host", "the machine", "the server"],
+]
+SWAPPED = re.compile(rf"(?<![\w.])(?:{'|'.join(sorted({w for group in SAME_MEANING for w in group}, key=len, reverse=True))})(?![\w.])")
 SKILLS = {"forward": 0.40, "inverse": 0.34, "judge": 0.08, "revise": 0.08, "propose": 0.05, "rate": 0.05}
 
 
@@ -55,7 +77,7 @@ class Config:
     """Folder for the weights, the tokenizer and the card."""
     domain: str = "all"
     """Domains to learn: `all`, a name, or paths, separated by commas."""
-    examples: int = 360_000
+    examples: int = 340_000
     """Training examples; each is seen once."""
     batch_size: int = 64
     """Examples a step."""
@@ -75,7 +97,9 @@ class Config:
     """Share of the intents that are mostly written as their sibling."""
     made_up: float = 0.40
     """Share of the examples with made-up words and numbers in their slots."""
-    slips: float = 0.16
+    varied: float = 0.50
+    """Share of the sentences in which words are swapped for others of the same meaning."""
+    slips: float = 0.10
     """Share of the sentences with a word missing or replaced."""
     seed: int = 0
     """Seed of the corpus and of the weights."""
@@ -85,7 +109,7 @@ class Config:
         for name in ("examples", "batch_size", "hidden", "layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("forward_noise", "inverse_noise", "confused", "made_up", "slips"):
+        for name in ("forward_noise", "inverse_noise", "confused", "made_up", "varied", "slips"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be in [0, 1)")
         if self.vocabulary < 300 or self.hidden % 4:
@@ -148,8 +172,9 @@ class Corpus:
         if rng.random() < self.config.made_up:
             meaning = (draw.intent, {name: self._made_up(domain, name, value, rng) for name, value in draw.values.items()})
             text = self._say(domain, meaning, rng)
-        if rng.random() < self.config.slips:
-            text = self._slip(text, meaning[1], rng)
+        for share, change in ((self.config.varied, self._vary), (self.config.slips, self._slip)):
+            changed = change(text, meaning[1], rng) if rng.random() < share else text
+            text = changed if domain.split_of(changed) == "pretrain" else text
         command = command_of(domain.where, *meaning)
         noisy = rng.random() < self.config.inverse_noise
         if skill == "forward":
@@ -232,8 +257,19 @@ class Corpus:
             return text
         place = rng.choice(places)
         words[place : place + 1] = [rng.choice(self.vocabulary)] if rng.random() < 0.5 else []
-        slipped = " ".join(words)
-        return slipped if Domain.split_of(slipped) == "pretrain" else text
+        return " ".join(words)
+
+    @staticmethod
+    def _vary(text: str, values: Values, rng: random.Random) -> str:
+        """The sentence with some of its words swapped for others of the same meaning."""
+        said = {part for value, _ in values.values() for part in value.split()}
+
+        def swap(match: re.Match[str]) -> str:
+            if rng.random() < 0.4 or said & set(match[0].split()):
+                return match[0]
+            return rng.choice(next(group for group in SAME_MEANING if match[0] in group))
+
+        return SWAPPED.sub(swap, text)
 
     @staticmethod
     def _say(domain: Domain, meaning: Meaning, rng: random.Random) -> str:

@@ -13,17 +13,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.training.command import run_command
 from agents.training.config import TrainConfig
+from envs.types import InputError
 
 if TYPE_CHECKING:
     from agents.policy.model import Policy
     from agents.training.rollouts import Batch, Rollout
     from agents.training.session import Session
     from agents.training.update import Example
+
+
+GAP_TASKS = 15  # tasks of the after phase whose candidates are scored under the base as well
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def summary(batch: Batch, accepted: Sequence[int]) -> dict[str, Any]:
 
 
 def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
-    """(prompt ids, command ids + end of sequence), exactly the tokens that were generated."""
+    """(prompt ids, command ids + end of sequence): the tokens that were generated, and the end of a line as the end of all."""
     from agents.training.rollouts import forward_prompt
 
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
@@ -98,6 +102,8 @@ def main(config: Config) -> int:
 
     rule = config.select or REWARDS[config.reward].select
     config = replace(config, select=rule, keep=config.keep or {"best": 0.8, "quantile": 0.3}.get(rule, 1.0))  # type: ignore[arg-type]
+    accepts = {"threshold": f"scores from {config.threshold:g} on", "best": f"the best of each task, the top {config.keep:.0%} of these"}
+    print(f"reward: {config.reward}, accepting {accepts.get(rule, f'the top {config.keep:.0%} of all scores')}", flush=True)
     session = open_session("rejection_sft", config)
     try:
         return train(config, session)
@@ -107,14 +113,19 @@ def main(config: Config) -> int:
 
 def train(config: Config, session: Session) -> int:
     """The loop itself."""
+    from agents.policy.model import seed_of
     from agents.training.display import Display, number, show_table
     from agents.training.report import LAYOUT, end_metrics, sample_text
-    from agents.training.rollouts import collect, policy_metrics, records, reward_metrics
+    from agents.training.rollouts import collect, inverter_gap, policy_metrics, records, reward_metrics
+    from agents.training.session import saved
     from agents.training.update import fine_tune
 
     policy, run = session.policy, session.run
-    results: dict[str, Any] = dict(session.state.get("results") or {"config": asdict(config), "cycles": []})
+    results: dict[str, Any] = {"cycles": [], **session.state.get("results", {}), "config": saved(config)}
     done, scored = int(session.state.get("cycle", 0)), int(session.state.get("step", 0))
+    if config.cycles < done:
+        raise InputError(f"--cycles {config.cycles}: the run has done {done} already: ask for that many or more")
+    subset = min(config.eval_subset, config.eval_tasks)
     replayed = earlier_examples(session) if config.replay == "all" else []
     saved_in = 0.0
 
@@ -129,7 +140,8 @@ def train(config: Config, session: Session) -> int:
             max_new_tokens=config.max_new_tokens,
             stream=(config.seed, cycle, name),
         )
-        values = [[rollout.score.value for rollout in group] for group in batch.groups]
+        # A command that was cut has no end to learn from, whatever its score.
+        values = [[None if rollout.completion.truncated else rollout.score.value for rollout in group] for group in batch.groups]
         return batch, select(values, str(config.select), config.threshold, float(config.keep or 1.0))
 
     def checkpoint(cycle: int) -> None:
@@ -144,9 +156,10 @@ def train(config: Config, session: Session) -> int:
         if not session.state:
             run.layout(LAYOUT)
             display.phase(0, "evaluate")
-            results["eval"] = {"start": session.evaluate(policy, session.reward)}
-            run.scalars(0, 0, session.evaluate(policy, session.reward, config.eval_subset))
-            display.line("start        " + eval_facts(results["eval"]["start"]))
+            first = session.evaluate(policy, session.reward, subset)
+            results["eval"] = {"start": session.evaluate(policy, session.reward) if subset < config.eval_tasks else first}
+            run.scalars(0, 0, first)
+            display.line("start        " + eval_facts(first))
             checkpoint(0)
         for cycle in range(done + 1, config.cycles + 1):
             clock = time.perf_counter()
@@ -176,10 +189,14 @@ def train(config: Config, session: Session) -> int:
 
             display.phase(cycle, "evaluate")
             evaluating = time.perf_counter()
-            truth = session.evaluate(policy, session.reward, config.eval_subset)
+            truth = session.evaluate(policy, session.reward, subset)
             diversity = policy_metrics(policy, after.rollouts)
+            diversity["reward/current_minus_base"] = inverter_gap(
+                session.reward, after.groups[:GAP_TASKS], seed_of(config.seed, cycle, "gap")
+            )
+            results["eval"].pop("end", None)
             if cycle == config.cycles:
-                results["eval"]["end"] = session.evaluate(policy, session.reward)
+                results["eval"]["end"] = session.evaluate(policy, session.reward) if subset < config.eval_tasks else truth
             evaluated_in = time.perf_counter() - evaluating
 
             scored += len(before.rollouts) + len(after.rollouts)
@@ -204,7 +221,7 @@ def train(config: Config, session: Session) -> int:
             )
             run.text(scored, "samples", sample_text(after.rollouts))
             if cycle == config.cycles:
-                run.hparams(asdict(config), end_metrics(results))
+                run.hparams(results["config"], end_metrics(results))
             seconds = {name: before.seconds[name] + after.seconds[name] for name in ("generate", "reward")}
             seconds |= {"train": trained_in, "evaluate": evaluated_in}
             seconds["rest"] = time.perf_counter() - clock - sum(seconds.values()) + saved_in  # saving is counted a cycle later
@@ -221,7 +238,7 @@ def train(config: Config, session: Session) -> int:
                 ],
             )
     run.write_json("self_improvement_results.json", results)
-    header = ("cycle", "before", "after", "change", "accepted", "greedy truth", "pass@1")
+    header = ("cycle", "before", "after", "change", "accepted", f"greedy truth ({subset})", f"pass@1 ({subset})")
     rows = [
         (
             str(c["cycle"]),

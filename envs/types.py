@@ -65,7 +65,7 @@ class Score:
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What rewards and sources need of a policy: see `agents.policy.Policy` for the implementation."""
+    """What rewards and sources need of a policy: see `agents.policy.model.Policy` for the implementation."""
 
     def generate(
         self, prompts: Sequence[str], n: int = 1, *, temperature: float, max_new_tokens: int = 64, seed: int = 0

