@@ -432,7 +432,8 @@ def main(config: Config) -> int:
     model.eval()
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    facts = {"config": asdict(config), "parameters": parameters, "corpus_sha256": digest.hexdigest(), "final_loss": round(average, 4)}
+    settings = {name: value for name, value in asdict(config).items() if name != "output"}
+    facts = {"config": settings, "parameters": parameters, "corpus_sha256": digest.hexdigest(), "final_loss": round(average, 4)}
     (output / "pretrain.json").write_text(json.dumps(facts, indent=1) + "\n")
     torch.set_num_threads(2)
     measured = measure(output, config.domain)
@@ -467,7 +468,7 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
     }
     pool = [task.text for task in tasks[:200]]
     for name in ("likelihood", "likelihood-min", "similarity", "seed"):
-        reward = make_reward(name, policy, pool)
+        reward = make_reward(name, policy, pool, inverse_temperature=0.0)
         scores[name] = [[score.value for score in row] for row in reward(tasks, commands_P_G, seed=seed_of("card"))]
     for name, values_P_G in scores.items():
         truths, values = kept(right_P_G, values_P_G)
@@ -479,7 +480,7 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
 
 def card(config: Config, facts: dict[str, Any], measured: dict[str, float]) -> str:
     """The model card."""
-    changed = [f"--{key.replace('_', '-')} {value}" for key, value in asdict(config).items() if value != getattr(Config(), key)]
+    changed = [f"--{key.replace('_', '-')} {value}" for key, value in facts["config"].items() if value != getattr(Config(), key)]
     command = " ".join(["python -m agents.pretrain", *changed])
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in measured.items())
     return f"""# The embedded pocket model

@@ -21,11 +21,10 @@ class Display:
 
     def __init__(self, cycles: int, done: int = 0) -> None:
         self.console = Console(highlight=False)
-        self.cycles, self._first, self._started = cycles, done, time.monotonic()
+        self.cycles, self._first, self._started = cycles, done, 0.0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
         self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
         self._task = self._progress.add_task("start", total=cycles, completed=done, facts="")
-        self._done = done
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -35,12 +34,13 @@ class Display:
         self._progress.stop()
 
     def phase(self, cycle: int, name: str) -> None:
-        """Says what is being done now."""
+        """Says what is being done now. The clock of the time left starts with the first cycle."""
+        if cycle > 0:
+            self._started = self._started or time.monotonic()
         self._progress.update(self._task, description=f"cycle {cycle}/{self.cycles}  {name:8}")
 
     def finished(self, cycle: int, facts: Sequence[str]) -> None:
         """A cycle is finished: moves the bar, and prints a line that stays."""
-        self._done = cycle
         seconds = (time.monotonic() - self._started) / max(1, cycle - self._first) * (self.cycles - cycle)
         left = f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
         self._progress.update(self._task, completed=cycle, facts=left)
