@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.training.command import run_command
@@ -114,7 +115,7 @@ def main(config: Config) -> int:
 def train(config: Config, session: Session) -> int:
     """The loop itself."""
     from agents.policy.model import seed_of
-    from agents.training.display import Display, number, show_table
+    from agents.training.display import Display, number
     from agents.training.report import LAYOUT, end_metrics, sample_text
     from agents.training.rollouts import collect, inverter_gap, policy_metrics, records, reward_metrics
     from agents.training.session import saved
@@ -238,6 +239,15 @@ def train(config: Config, session: Session) -> int:
                 ],
             )
     run.write_json("self_improvement_results.json", results)
+    show_results(config, results, run.folder)
+    return 0
+
+
+def show_results(config: Config, results: dict[str, Any], folder: Path) -> None:
+    """Prints the table of cycles, the truth before and after, and last the run's folder."""
+    from agents.training.display import number, show_table
+
+    subset = min(config.eval_subset, config.eval_tasks)
     header = ("cycle", "before", "after", "change", "accepted", f"greedy truth ({subset})", f"pass@1 ({subset})")
     rows = [
         (
@@ -258,9 +268,8 @@ def train(config: Config, session: Session) -> int:
         f"held-out truth, {config.eval_tasks} tasks: greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}, "
         f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
     )
-    print(f"curves: tensorboard --logdir {run.folder.parent}; adapter: {run.folder}/checkpoints/cycle-{config.cycles:04d}")
-    print(run.folder)
-    return 0
+    print(f"curves: tensorboard --logdir {folder.parent}; adapter: {folder}/checkpoints/cycle-{config.cycles:04d}")
+    print(folder)
 
 
 def eval_facts(truth: dict[str, float | None]) -> str:
