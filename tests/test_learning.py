@@ -22,14 +22,14 @@ def test_rejection_sampling_raises_a_trivial_reward() -> None:
     policy = load_policy("embedded")
     source = Templates([load_domain("shell")])
     means = []
-    for cycle in range(6):
+    for cycle in range(4):
         batch = collect(
-            policy, source, few_options, tasks=40, candidates=3, temperature=0.7, max_new_tokens=32, stream=(0, cycle, "before")
+            policy, source, few_options, tasks=60, candidates=3, temperature=0.7, max_new_tokens=32, stream=(0, cycle, "before")
         )
         values = [[rollout.score.value for rollout in group] for group in batch.groups]
-        means.append(sum(value or 0.0 for row in values for value in row) / 120)
+        means.append(sum(value or 0.0 for row in values for value in row) / 180)
         accepted = select(values, "threshold", 0.5, 1.0)
         examples = examples_of(policy, [batch.rollouts[row] for row in accepted])
-        fine_tune(policy, examples, lr=3e-3, batch_size=4, epochs=2, stream_parts=(0, cycle, "train"))
-    assert means[0] < 0.6
-    assert means[-1] > 0.85
+        fine_tune(policy, examples, lr=3e-3, batch_size=4, epochs=3, stream_parts=(0, cycle, "train"))
+    assert means[0] < 0.4
+    assert means[-1] > 0.7
