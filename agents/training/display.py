@@ -43,7 +43,7 @@ class Display:
         """A cycle is finished: moves the bar, and prints a line that stays."""
         seconds = (time.monotonic() - self._started) / max(1, cycle - self._first) * (self.cycles - cycle)
         left = f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
-        self._progress.update(self._task, completed=cycle, facts=left)
+        self._progress.update(self._task, completed=cycle, facts="  ".join([*facts[:2], left]))  # score, acceptance
         self.line(f"cycle {cycle:>3}/{self.cycles}  " + "  ".join(facts) + f"  {left}")
 
     def line(self, text: str) -> None:
