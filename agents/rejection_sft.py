@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.training.command import run_command
 from agents.training.config import TrainConfig
-from envs.types import InputError
 
 if TYPE_CHECKING:
     from agents.policy.model import Policy
@@ -124,8 +123,6 @@ def train(config: Config, session: Session) -> int:
     policy, run = session.policy, session.run
     results: dict[str, Any] = {"cycles": [], **session.state.get("results", {}), "config": saved(config)}
     done, scored = int(session.state.get("cycle", 0)), int(session.state.get("step", 0))
-    if config.cycles < done:
-        raise InputError(f"--cycles {config.cycles}: the run has done {done} already: ask for that many or more")
     subset = min(config.eval_subset, config.eval_tasks)
     replayed = earlier_examples(session) if config.replay == "all" else []
     saved_in = 0.0

@@ -121,6 +121,7 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     assert extended["eval"] == whole["eval"]
     assert extended["config"]["cycles"] == yaml.safe_load((folder / "config.yaml").read_text())["cycles"] == 2
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "1"], "rejection_sft") == 2
+    assert yaml.safe_load((folder / "config.yaml").read_text())["cycles"] == 2  # a refused wish leaves no trace
 
 
 def test_a_command_that_was_cut_is_not_trained_on(tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ def open_session(agent: str, config: TrainConfig) -> Session:
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluation.texts)
     if config.resume:
-        run, before = Run.open(Path(config.resume))
-        if before != saved(config):
-            run.write_config(saved(config))
+        run, _ = Run.open(Path(config.resume))
     else:
         name = config.name or new_name(config.domain, config.reward, config.seed)
         run = Run.create(Path(config.output or f"runs/{agent}") / name, saved(config))
@@ -77,6 +75,10 @@ def saved(config: TrainConfig) -> dict[str, Any]:
 
 def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
     restored = run.restore() if config.resume else None
+    if restored and config.cycles < restored[0]["cycle"]:
+        raise InputError(f"--cycles {config.cycles}: the run has done {restored[0]['cycle']} already: ask for that many or more")
+    if config.resume:
+        run.write_config(saved(config))  # a run that is extended and killed again must know how far it was to go
     policy = load_policy(
         config.model or "embedded",
         adapter=str(restored[1]) if restored else config.adapter,
