@@ -190,12 +190,43 @@ class Subnet(_Slot):
 Slot = Annotated[Choice | Integer | Name | Address | Subnet, Field(discriminator="kind")]
 
 
+class ByExecution(_Strict):
+    """Commands are run in a sandbox over generated file trees."""
+
+    kind: Literal["shell"]
+
+
+class ByQuery(_Strict):
+    """Queries are run over generated fillings of an in-memory SQLite database."""
+
+    kind: Literal["sql"]
+
+
+class ByMeaning(_Strict):
+    """Network commands are never run; their options are parsed into a canonical form."""
+
+    kind: Literal["network"]
+
+
+class ByText(_Strict):
+    """A command is right when it equals the reference but for white space."""
+
+    kind: Literal["exact"]
+
+
+Verify = Annotated[ByExecution | ByQuery | ByMeaning | ByText, Field(discriminator="kind")]
+
+
 class IntentSpec(_Strict):
-    """An intent as the file has it, reference command included: for `envs.verify` and for checking the file, not for training."""
+    """An intent as the file has it, reference command included: for `envs.verify` and for checking the file, not for training.
+
+    `order`: whether the task asks for one, so that the order of output lines (of result rows) counts.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     tool: Text
     command: Text
+    order: Literal["free", "matters"] = "free"
     paraphrases: list[Text] = Field(min_length=3)
 
     @field_validator("command")
@@ -215,6 +246,7 @@ class DomainSpec(_Strict):
     prompts: dict[Literal["forward", "inverse", "propose", "judge", "rate", "revise"], Text]
     principles: list[Text] = Field(min_length=1)
     slots: dict[Annotated[str, Field(pattern=rf"^{SLOT_NAME}$")], Slot]
+    verify: Verify = ByText(kind="exact")
     intents: list[IntentSpec] = Field(min_length=1)
 
 
