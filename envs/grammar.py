@@ -196,10 +196,75 @@ class ByExecution(_Strict):
     kind: Literal["shell"]
 
 
+class Key(_Strict):
+    """1, 2, 3, ...: one number for each row, in no order."""
+
+    fill: Literal["key"]
+
+
+class Unique(_Strict):
+    """A text that no other row has: one of `words`, or two of them with a space between."""
+
+    fill: Literal["unique"]
+    words: list[Text] = Field(min_length=2)
+
+    def texts(self) -> list[str]:
+        """All that can be drawn."""
+        return [*dict.fromkeys(self.words), *(f"{a} {b}" for a, b in itertools.permutations(dict.fromkeys(self.words), 2))]
+
+
+class Among(_Strict):
+    """One of `values`, or of what the choice slot named `slot` writes; some are frequent and some rare."""
+
+    fill: Literal["among"]
+    values: list[str | int] = Field([], min_length=2)
+    slot: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Among:
+        if bool(self.values) == bool(self.slot):
+            raise ValueError("needs either values or slot: write values: [a, b], or the name of a choice slot")
+        return self
+
+
+class Whole(_Strict):
+    """A whole number from `low` to `high`, both included; with `repeats: never` no two rows have the same."""
+
+    fill: Literal["integer"]
+    low: int
+    high: int
+    repeats: Literal["allowed", "never"] = "allowed"
+
+    @model_validator(mode="after")
+    def _check(self) -> Whole:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high}): swap them")
+        return self
+
+
+class Refers(_Strict):
+    """The key of a row of the table `to`; some rows of it are never referred to."""
+
+    fill: Literal["refers"]
+    to: str
+
+
+Column = Annotated[Key | Unique | Among | Whole | Refers, Field(discriminator="fill")]
+SqlName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Table(_Strict):
+    """A table of the schema and how its rows are made."""
+
+    rows: int = Field(ge=1, le=1000)
+    columns: dict[SqlName, Column] = Field(min_length=1)
+
+
 class ByQuery(_Strict):
-    """Queries are run over generated fillings of an in-memory SQLite database."""
+    """Queries are run over generated fillings of an in-memory SQLite database with these tables."""
 
     kind: Literal["sql"]
+    tables: dict[SqlName, Table] = Field(min_length=1)
 
 
 class ByMeaning(_Strict):

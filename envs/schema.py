@@ -9,9 +9,9 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,13 +21,19 @@ from envs.grammar import (
     MOST_WORDINGS,
     PLACEHOLDER,
     UNCLOSED,
-    Address,
+    Among,
+    ByQuery,
     Choice,
+    Column,
     DomainSpec,
-    Integer,
     IntentSpec,
-    Name,
-    Subnet,
+    Key,
+    Refers,
+    Slot,
+    Table,
+    Unique,
+    Verify,
+    Whole,
     nearest,
     short,
     wordings,
@@ -208,6 +214,45 @@ def _cross_checks(spec: DomainSpec) -> Iterator[tuple[tuple[str | int, ...], str
             if j == len(intent.paraphrases) - 1 and (shared := sorted(own & trained)):
                 yield ("intents", i, "paraphrases", j), f"is held out but can read {shared[0]!r}, as an earlier one can: reword one"
             trained |= own
+    if isinstance(spec.verify, ByQuery):
+        yield from _table_faults(spec.verify.tables, spec.slots)
+
+
+def _table_faults(tables: Mapping[str, Table], slots: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What cannot be filled, or cannot be created in SQLite."""
+    keyed = [name for name, table in tables.items() if any(isinstance(column, Key) for column in table.columns.values())]
+    choices = [name for name, slot in slots.items() if isinstance(slot, Choice)]
+    for problem, name in _name_faults(tables):
+        yield ("verify", "tables", name), problem
+    for name, table in tables.items():
+        here = ("verify", "tables", name, "columns")
+        for problem, column_name in _name_faults(table.columns):
+            yield (*here, column_name), problem
+        if len(keys := [key for key, column in table.columns.items() if isinstance(column, Key)]) > 1:
+            yield (*here, keys[1]), f"is a second key beside {keys[0]!r}: fill one of them otherwise"
+        for column_name, column in table.columns.items():
+            if isinstance(column, Among) and column.slot and column.slot not in choices:
+                yield (*here, column_name, "slot"), f"{column.slot!r} is no choice slot{nearest(column.slot, choices)}: write values"
+            if isinstance(column, Refers) and column.to not in keyed:
+                lack = "has no column with fill: key" if column.to in tables else f"is not in tables{nearest(column.to, keyed)}"
+                yield (*here, column_name, "to"), f"{column.to!r} {lack}: add it there or name another"
+            many = table.rows  # how many values there are to draw from
+            if isinstance(column, Unique):
+                many = len(column.texts())
+            elif isinstance(column, Whole) and column.repeats == "never":
+                many = column.high - column.low + 1
+            if many < table.rows:
+                yield (*here, column_name), f"has {many} different values for {table.rows} rows: give it more, or the table fewer rows"
+
+
+def _name_faults(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names that SQLite refuses, though each has only letters, digits and underscores."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.lower().startswith("sqlite_"):
+            yield f"names that start with {name[:7]!r} are SQLite's own: rename it", name
+        if seen.setdefault(name.lower(), name) != name:
+            yield f"differs from {seen[name.lower()]!r} in letter case alone, which SQLite does not see: rename one", name
 
 
 def _paraphrase_faults(paraphrase: str, wanted: set[str], slots: Mapping[str, Any]) -> Iterator[str]:
@@ -252,15 +297,15 @@ def _explain(path: Path, node: yaml.Node, error: ValidationError) -> str:
 
 def _message(problem: str, location: tuple[str | int, ...], value: Any, facts: Mapping[str, Any], message: str) -> str:
     key, found = str(location[-1]), f"(found {short(value)})"
-    kinds = ["choice", "integer", "name", "address", "subnet"]
     if problem == "missing":
         return f"the key {key!r} is missing: add it"
     if problem == "extra_forbidden":
         return f"unknown key {key!r}{nearest(key, _known_keys(location))}: rename or drop it"
     if problem == "union_tag_not_found":
-        return f"the key 'kind' is missing: use one of {', '.join(kinds)}"
+        return f"the key {facts['discriminator']} is missing: use one of {', '.join(_members(location))}"
     if problem == "union_tag_invalid":
-        return f"unknown kind {facts['tag']!r}{nearest(str(facts['tag']), kinds)}: use one of {', '.join(kinds)}"
+        kinds, tag = list(_members(location)), str(facts["tag"])
+        return f"unknown {facts['discriminator'][1:-1]} {tag!r}{nearest(tag, kinds)}: use one of {', '.join(kinds)}"
     if problem == "literal_error" and key == "[key]":
         return f"unknown prompt {value!r}{nearest(str(value), list(PROMPT_FIELDS))}: use {', '.join(PROMPT_FIELDS)}"
     if problem == "literal_error":
@@ -269,9 +314,13 @@ def _message(problem: str, location: tuple[str | int, ...], value: Any, facts: M
         return f"needs at least {facts['min_length']} of them, has {facts['actual_length']}: add the missing ones"
     if problem == "greater_than_equal":
         return f"must be {facts['ge']} or more {found}: correct it"
+    if problem == "less_than_equal":
+        return f"must be {facts['le']} or less {found}: correct it"
     if problem == "string_pattern_mismatch":
         if facts["pattern"] == r"\S":
             return "is empty: fill it in or drop it"
+        if location[0] == "verify":
+            return f"{short(value)} may have only letters, digits and underscores, and no digit first: rename it"
         letters = "letters, digits and dashes" if "A-Z" in facts["pattern"] else "small letters, digits and dashes"
         return f"{short(value)} may have only {letters if key != '[key]' else 'small letters, digits and underscores'}: rename it"
     if problem == "string_type":
@@ -286,12 +335,21 @@ def _message(problem: str, location: tuple[str | int, ...], value: Any, facts: M
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
+    """The keys that may stand where an unknown one, the last step of a pydantic location, was found."""
+    model: type[BaseModel] = DomainSpec
     if location[0] == "intents":
-        return list(IntentSpec.model_fields)
-    if location[0] == "slots":
-        kinds: dict[str, type[BaseModel]] = {"choice": Choice, "integer": Integer, "name": Name, "address": Address, "subnet": Subnet}
-        return list(kinds[str(location[2])].model_fields)
-    return list(DomainSpec.model_fields)
+        model = IntentSpec
+    elif location[0] == "verify" and len(location) == 5:  # verify, sql, tables, name of the table, key
+        model = Table
+    elif location[0] in ("slots", "verify"):
+        model = _members(location[:-2])[str(location[-2])]
+    return list(model.model_fields)
+
+
+def _members(location: Sequence[str | int]) -> dict[str, type[BaseModel]]:
+    """Value of the key that tells apart the kinds of mapping that may stand at a place -> their records."""
+    union, key = (Slot, "kind") if location[0] == "slots" else (Verify, "kind") if len(location) == 1 else (Column, "fill")
+    return {get_args(member.model_fields[key].annotation)[0]: member for member in get_args(get_args(union)[0])}
 
 
 def _dotted(location: Sequence[str | int]) -> str:
