@@ -15,6 +15,7 @@ import os
 import random
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -22,22 +23,21 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from envs.grammar import Among, ByQuery, Choice, Column, Key, Refers, Table, Unique, Whole, stream
 from envs.schema import load_spec
 from envs.types import InputError
-from envs.verify.verdict import Verdict
+from envs.verify import sql_worker
+from envs.verify.verdict import Status, Verdict
 
 FILLINGS = 8
 SECONDS = 1.0  # wall time of a query over all fillings together
-KILL_AFTER = 1.3  # seconds; for what SQLite does not interrupt
 LOAD_SECONDS = 30.0  # for filling a database, which cannot go wrong but may be slow on a busy machine
 LONGEST = 10_000  # characters of a query
 MOST_REPLY = 16 * 2**20  # bytes
 KEPT_DATABASES = 64  # of a worker
-KEPT_WORKERS = os.cpu_count() or 1
+KEPT_WORKERS = 2 * (os.cpu_count() or 1)
 LEANS = (None, 0, 1, -1)  # how far from a value of the reference most numbers of a column lie; None: most lie anywhere
 
 Row = tuple[Any, ...]
@@ -58,10 +58,10 @@ def compare(where: str, reference: str, command: str, ordered: bool) -> Verdict:
     """
     start = time.perf_counter()
     status, reason, differed = _judge(where, reference, command, ordered)
-    return Verdict(status, reason, differed, time.perf_counter() - start)  # type: ignore[arg-type]
+    return Verdict(status, reason, differed, time.perf_counter() - start)
 
 
-def _judge(where: str, reference: str, command: str, ordered: bool) -> tuple[str, str, str]:
+def _judge(where: str, reference: str, command: str, ordered: bool) -> tuple[Status, str, str]:
     left = SECONDS
     try:
         focus = _focus(where, reference)
@@ -72,8 +72,8 @@ def _judge(where: str, reference: str, command: str, ordered: bool) -> tuple[str
                 return "invalid", reply["invalid"], ""
             if "failed" in reply:
                 return "wrong", reply["failed"], ""
-            if reason := _difference(wanted, reply["columns"], _plain(reply["rows"]), ordered):
-                return "wrong", reason[0], f"filling {filling + 1}: {reason[1]}"
+            if difference := _difference(wanted, reply["columns"], _plain(reply["rows"]), ordered):
+                return "wrong", difference[0], f"filling {filling + 1}: {difference[1]}"
             left -= spent
     except InputError as error:
         return "not_executed", str(error), ""
@@ -211,7 +211,7 @@ def _values(where: str, column: Among) -> list[str | int]:
     slot = load_spec(where).slots.get(column.slot)
     if not isinstance(slot, Choice):
         return column.values
-    return list(dict.fromkeys(map(str, slot.values.values() if isinstance(slot.values, dict) else slot.values)))
+    return list(dict.fromkeys(slot.values.values() if isinstance(slot.values, dict) else slot.values))
 
 
 @functools.lru_cache(maxsize=2048)
@@ -236,7 +236,8 @@ def _column(where: str, column: Column, count: int, rng: random.Random, wanted: 
     if isinstance(column, Key):
         return rng.sample(range(1, count + 1), count)
     if isinstance(column, Unique):
-        drawn = [*wanted, *rng.sample([text for text in column.texts() if text not in wanted], count)][:count]
+        drawn = list(wanted[:count])
+        drawn += rng.sample([text for text in column.texts() if text not in wanted], count - len(drawn))
         rng.shuffle(drawn)
         return drawn
     if isinstance(column, Refers):
@@ -261,6 +262,8 @@ def _column(where: str, column: Column, count: int, rng: random.Random, wanted: 
             value = rng.choice(near)
         elif numbers and lean is not None and kind < 0.7:
             value = min(max(rng.choice(numbers) + lean, column.low), column.high)
+        elif drawn and kind > 0.85:
+            value = rng.choice(drawn)  # so that DISTINCT matters, whatever the range
         drawn.append(value)
     return drawn
 
@@ -274,7 +277,7 @@ class _Worker:
     def __init__(self) -> None:
         self.loaded: dict[str, None] = {}  # names of its databases, oldest first
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("sql_worker.py")), str(os.getpid())],
+            [sys.executable, "-I", "-S", sql_worker.__file__, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -312,12 +315,13 @@ class _Worker:
                 raise EOFError
         return bytes(reply[4:])
 
-    def end(self) -> None:
+    def end(self) -> int:
+        """Ends it, if it has not ended, and returns its exit status: negative for a signal."""
         self.process.kill()
-        self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
+        return self.process.wait()
 
 
 class _Workers:
@@ -391,15 +395,16 @@ def _ask(where: str, focus: Focus, filling: int, backwards: bool, sql: str, seco
     except (OSError, RuntimeError, EOFError) as error:
         if worker:
             worker.end()
-        raise InputError(f"the SQLite worker cannot be started: {error or 'it ends at once'}") from None
+        raise InputError(f"the SQLite worker cannot be started: {error or 'it does not answer'}") from None
     start = time.perf_counter()
     try:
-        reply = worker.ask({"query": sql, "of": name, "seconds": seconds}, seconds + KILL_AFTER - SECONDS)
+        if seconds <= 0:
+            raise TimeoutError
+        reply = worker.ask({"query": sql, "of": name, "seconds": seconds}, seconds + sql_worker.GRACE)
     except TimeoutError:
         reply = {"failed": "ran too long"}
     except (EOFError, ValueError):
-        late = time.perf_counter() - start > seconds
-        reply = {"failed": "ran too long" if late else "used too much memory"}
+        reply = {"failed": "ran too long" if worker.end() == -signal.SIGALRM else "used too much memory"}
     spent = time.perf_counter() - start
     if reply.get("failed") == "ran too long":
         reply = {"failed": f"ran longer than {SECONDS:g} s"}

@@ -10,7 +10,7 @@ It needs the standard library alone, so that it starts in some 20 ms. Requests a
 ["its hexadecimal digits"].
 
 What holds a query: SQLite's authorizer (only SELECT, only the tables that were loaded, only the functions listed here) and its limits; a
-handler that interrupts it; and for what the handler cannot interrupt, limits of the process: a timer that kills it, memory, no file that
+handler that interrupts it; and for what the handler cannot interrupt, limits of the process: a timer that ends it, memory, no file that
 could be opened or grown, no child, and death with its parent.
 """
 
@@ -63,7 +63,9 @@ def confine(parent: int) -> None:
         os._exit(0)
     os.chdir("/")
     for name, most in {"AS": MEMORY, "FSIZE": 0, "CORE": 0, "NPROC": 0, "NOFILE": 3}.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+        limit = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard),) * 2)
 
 
 def open_database(tables: dict[str, Any]) -> sqlite3.Connection:
@@ -106,8 +108,6 @@ def query(database: sqlite3.Connection, sql: str, seconds: float) -> dict[str, A
     if not SELECT.match(sql):
         return {"invalid": "not a SELECT"}
     end = time.monotonic() + seconds
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 3, resource.RLIM_INFINITY))
     database.set_progress_handler(lambda: time.monotonic() > end, 1000)
     signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)  # the signal is not handled: it ends the process, whatever it is at
     prepared = False
