@@ -1,206 +1,450 @@
-"""How good is a policy really: held-out tasks, scored against their references. Training sees none of it but the printed numbers.
+"""How good is a policy really, and is one better than another: held-out tasks, what its commands do, intervals over tasks.
 
     python -m agents.evaluate --model embedded
-    python -m agents.evaluate --model embedded --adapter runs/rejection_sft/NAME/checkpoints/cycle-0010 --reward likelihood --json
+    python -m agents.evaluate runs/rejection_sft/NAME                       # its start against its end
+    python -m agents.evaluate runs/rejection_sft/A runs/rejection_sft/B --reward likelihood --json
+    python -m agents.evaluate --model embedded --domain shell --tasks-file my-tasks.jsonl
 
-Held-out tasks have a paraphrase or slot values that no training text has. A command is right when it equals the reference but for
-white space. This is the only command, beside pre-training, that may import `envs.verify`.
+A subject is the folder of a run (its last or kept adapter), a checkpoint in one, or a model. Several are compared task by task; "better"
+is said only where a 95 % paired-bootstrap interval lies above 0. Held-out tasks have a paraphrase or slot values that no training
+text has. Writes report.html and report.json, and prints the same in short. This is the only command, beside pre-training, that
+knows what is right.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from agents.training.command import run_command
+import yaml
+from tyro.conf import Positional
+
+from agents.training.command import MODEL_FILES, model_defaults, run_command
 from envs.domain import domain_names, load_domain
-from envs.source import Templates, make_source
-from envs.types import Completion, InputError, Reward, Task
-from envs.verify import exact_match, reconstruction_match
+from envs.schema import EMBEDDED
+from envs.types import InputError
+from envs.verify import Case, read_cases
 
 if TYPE_CHECKING:
-    from agents.policy.model import Policy
+    from agents.evaluation.heldout import Answer
 
-
-JUDGED = 100  # tasks on whose samples a run measures its reward's AUC; reading back is dearer than writing
+FALLBACK = {
+    "domain": "all",
+    "reward": "likelihood",
+    "inverter": "current",
+    "inverse_temperature": 0.3,
+    "embedder": "all-MiniLM-L6-v2",
+    "temperature": 0.7,
+    "max_new_tokens": 64,
+}
+EXAMPLES = 10
 
 
 @dataclass(frozen=True)
 class Config:
-    """Evaluates a model on held-out tasks: greedy, pass@1, pass@K, and how well a reward finds the right commands."""
+    """Evaluates models or runs on held-out tasks by what their commands do, and compares them task by task."""
 
-    model: str = "embedded"
-    """embedded, mistral-7b, or a Hugging Face name or folder."""
+    subjects: Positional[tuple[str, ...]] = ()
+    """Folders of runs or of their checkpoints, or models. A single run is compared with its own start."""
+    model: str | None = None
+    """In place of subjects: embedded, mistral-7b, or a Hugging Face name or folder. By default as trainers choose."""
     adapter: str | None = None
-    """Folder of a PEFT adapter, for instance a checkpoint of a run."""
+    """With --model: folder of a PEFT adapter."""
     load_in_4bit: bool = False
     """Load the base model in 4 bits (CUDA only)."""
-    domain: str = "all"
-    """An embedded domain, all of them, or paths of YAML files, separated by commas."""
-    reward: str = "likelihood"
-    """The reward whose agreement with truth is measured."""
-    inverter: Literal["current", "base"] = "current"
-    """Who reads commands back."""
-    inverse_temperature: float = 0.3
-    """Sampling temperature of the reading back; 0 is greedy."""
-    embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-embedding model of the similarity reward."""
-    tasks: int = 900
-    """Held-out tasks, spread evenly over the domains."""
+    domain: str | None = None
+    """An embedded domain, all of them, or paths of YAML files, separated by commas. By default the run's, else all."""
+    tasks: int = 300
+    """Held-out tasks of each domain."""
+    tasks_file: str | None = None
+    """In place of held-out tasks: a JSONL file with `task` and `reference` a line, and `ordered` where order counts."""
     samples: int = 4
     """Commands sampled for each: the K of pass@K."""
-    temperature: float = 0.7
-    """Sampling temperature."""
-    max_new_tokens: int = 64
-    """Longest command, in tokens."""
+    temperature: float | None = None
+    """Sampling temperature. By default the run's, else 0.7."""
+    max_new_tokens: int | None = None
+    """Longest command, in tokens. By default the run's, else 64."""
+    reward: str | None = None
+    """The reward whose agreement with truth is measured. By default the run's, else likelihood."""
+    inverter: Literal["current", "base"] | None = None
+    """Who reads commands back. By default as in the run, else current."""
+    inverse_temperature: float | None = None
+    """Sampling temperature of the reading back; 0 is greedy. By default the run's, else 0.3."""
+    embedder: str | None = None
+    """Sentence-embedding model of the similarity reward. By default the run's, else all-MiniLM-L6-v2."""
+    output: str | None = None
+    """Folder for report.html and report.json. By default runs/evaluate/<subjects>."""
     json: bool = False
-    """Print JSON and nothing else."""
+    """Print the report as JSON and nothing else."""
 
     def check(self) -> None:
-        """Raises InputError for a value out of range."""
+        """Raises InputError for a value out of range, an unknown reward, a faulty domain or tasks file, or a subject that is not there."""
         from rewards import check_reward
 
         for name in ("tasks", "samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
-        if self.temperature <= 0:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        if self.temperature is not None and self.temperature <= 0:
             raise InputError(f"--temperature {self.temperature}: must be above 0")
-        check_reward(self.reward)
-        for name in domain_names(self.domain):
-            load_domain(name)
+        if self.inverse_temperature is not None and self.inverse_temperature < 0:
+            raise InputError(f"--inverse-temperature {self.inverse_temperature}: must be 0 (greedy) or more")
+        if self.reward is not None:
+            check_reward(self.reward)
+        if self.subjects and (self.model or self.adapter):
+            raise InputError(
+                f"--{'model' if self.model else 'adapter'}: give either subjects or --model and --adapter: a model can be a subject"
+            )
+        for subject in self.subjects:
+            if not Path(subject).exists() and subject.startswith(("runs/", ".", "/", "~")):
+                raise InputError(f"{subject}: no such folder: give a run, one of its checkpoints, or a model")
+        if self.tasks_file is not None and self.domain is not None and len(domain_names(self.domain)) != 1:
+            raise InputError(f"--tasks-file {self.tasks_file}: needs --domain with the one domain that its tasks belong to")
+        if self.domain is not None:
+            for name in domain_names(self.domain):
+                load_domain(name)
 
 
-class HeldOut:
-    """Held-out tasks and what a policy makes of them. The tasks are the same for every run, seed and model.
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate. `settings`: those of the run it comes from, else those that suit the model."""
 
-    Trainers are handed one by `agents.training.session`; they call it and log the numbers.
+    name: str
+    model: str
+    adapter: str | None
+    settings: Mapping[str, Any]
+    load_in_4bit: bool = False
 
-    Args:
-        domain: as in the command's flag.
-        tasks: how many, spread evenly over the domains.
-        samples: commands sampled for each, the K of pass@K.
+
+def subjects_of(config: Config) -> list[Subject]:
+    """What is to be evaluated; a single run is its start and its end."""
+    if not config.subjects:
+        model = config.model or "embedded"
+        name = f"{model} + {config.adapter}" if config.adapter else model
+        return [Subject(name, model, config.adapter, _suited(model), config.load_in_4bit)]
+    if len(config.subjects) == 1 and (Path(config.subjects[0]) / "config.yaml").is_file():
+        end = _subject(config.subjects[0], config)
+        started = Subject(f"{end.name}, start", end.model, end.settings.get("adapter"), end.settings, end.load_in_4bit)
+        return [started, Subject(f"{end.name}, end", end.model, end.adapter, end.settings, end.load_in_4bit)]
+    return [_subject(subject, config) for subject in config.subjects]
+
+
+def _subject(where: str, config: Config) -> Subject:
+    folder = Path(where)
+    run = next((place for place in (folder, folder.parent.parent) if (place / "config.yaml").is_file()), None)
+    if run is None:
+        if (folder / "adapter_config.json").is_file():
+            raise InputError(f"{where}: an adapter that is in no run: give its base as --model and the folder as --adapter")
+        return Subject(where, where, None, _suited(where), config.load_in_4bit)
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        model = settings["model"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise InputError(f"{run / 'config.yaml'}: cannot be read: restore the file, or give another run") from None
+    adapter = folder if folder != run else _last_checkpoint(run)
+    name = folder.name if folder == run else f"{run.name}, {folder.name}"
+    return Subject(name, model, str(adapter), settings, bool(settings.get("load_in_4bit")))
+
+
+def _last_checkpoint(run: Path) -> Path:
+    """The adapter of the cycle that the run kept, else of its last one."""
+    folders = sorted((run / "checkpoints").glob("cycle-[0-9]*"))
+    try:
+        kept = json.loads((run / "progress.json").read_text(encoding="utf-8")).get("kept")
+    except (OSError, ValueError, AttributeError):
+        kept = None
+    wanted = run / "checkpoints" / f"cycle-{kept:04d}" if isinstance(kept, int) else None
+    if wanted is not None and wanted.is_dir():
+        return wanted
+    if not folders:
+        raise InputError(f"{run}: has no checkpoint yet: give a run that has finished a cycle")
+    return folders[-1]
+
+
+def _suited(model: str) -> dict[str, Any]:
+    return model_defaults(model, get_type_hints(Config))[0] if model in MODEL_FILES else {}
+
+
+def resolved(config: Config, subjects: Sequence[Subject]) -> dict[str, Any]:
+    """The settings that all subjects are measured with: the flag, else what the last subject's run has, else the default.
+
+    Raises:
+        InputError: the runs were made on different domains and --domain does not say which is meant.
     """
-
-    def __init__(self, domain: str, tasks: int, samples: int, temperature: float, max_new_tokens: int) -> None:
-        self.tasks = Templates([load_domain(name) for name in domain_names(domain)], "heldout").tasks(tasks, "held-out")
-        self.samples, self.temperature, self.max_new_tokens = samples, temperature, max_new_tokens
-
-    @property
-    def texts(self) -> frozenset[str]:
-        """The sentences that no training task may have."""
-        return frozenset(task.text for task in self.tasks)
-
-    def __call__(self, policy: Policy, reward: Reward, count: int | None = None) -> dict[str, float | None]:
-        """`eval/greedy`, `eval/pass@1`, `eval/pass@K`, `eval/auc`, `eval/auc_within` over the first `count` tasks (all by default).
-
-        The random streams are always the same, so that two policies differ by their weights alone.
-        """
-        return self.measure(policy, reward, self.tasks[:count], JUDGED)
-
-    def measure(self, policy: Policy, reward: Reward, tasks: Sequence[Task], judged: int | None = None) -> dict[str, float | None]:
-        """The same over given tasks, which must have references; the reward scores the samples of the first `judged` of them."""
-        from agents.policy.model import seed_of
-        from agents.training.metrics import auc, mean, pass_at_k, within_task_auc
-
-        greedy_P, sampled_P_G, right_P_G = self.answers(policy, tasks)
-        commands_P_G = [[completion.text for completion in row] for row in sampled_P_G]
-        scores_P_G = reward(tasks[:judged], commands_P_G[:judged], seed=seed_of("evaluation reward"))
-        counts = [sum(right) for right in right_P_G]
-        truths, values = kept(right_P_G[:judged], [[score.value for score in row] for row in scores_P_G])
-        return {
-            "eval/greedy": mean([float(right) for right in greedy_P]),
-            "eval/pass@1": mean([pass_at_k(count, self.samples, 1) for count in counts]),
-            f"eval/pass@{self.samples}": mean([pass_at_k(count, self.samples, self.samples) for count in counts]),
-            "eval/auc": auc([t for row in truths for t in row], [v for row in values for v in row]),
-            "eval/auc_within": within_task_auc(truths, values),
-            "eval/reward": mean([v for row in values for v in row]),
-            "eval/abstained": 1 - sum(map(len, values)) / max(1, sum(map(len, scores_P_G))),
-            **self._intervals(greedy_P, counts, judged is None),
-            "eval/distinct": len({text for row in commands_P_G for text in row}) / sum(map(len, commands_P_G)),
-        }
-
-    def _intervals(self, greedy_P: Sequence[bool], counts_P: Sequence[int], wanted: bool) -> dict[str, float]:
-        """95 % bootstrap intervals over tasks, where there are enough of them."""
-        from agents.training.metrics import bootstrap_interval
-
-        if not wanted or len(greedy_P) < 2:
-            return {}
-        values = {"greedy": [float(right) for right in greedy_P], "pass@1": [count / self.samples for count in counts_P]}
-        ends = {name: bootstrap_interval(rows) for name, rows in values.items()}
-        return {f"eval/{name}/{end}": ends[name][place] for name in ends for place, end in enumerate(("low", "high"))}
-
-    def answers(self, policy: Policy, tasks: Sequence[Task]) -> tuple[list[bool], list[list[Completion]], list[list[bool]]]:
-        """What the policy makes of P tasks -> is the greedy command right [P]; sampled completions [P][K]; are they right [P][K]."""
-        from agents.policy.model import seed_of
-        from agents.training.rollouts import forward_prompt
-
-        prompts = [forward_prompt(task) for task in tasks]
-        greedy = policy.generate(prompts, temperature=0.0, max_new_tokens=self.max_new_tokens)
-        sampled_P_G = policy.generate(
-            prompts, self.samples, temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=seed_of("evaluation")
-        )
-        greedy_P = [bool(right) for right in exact_match(tasks, [row[0].text for row in greedy])]
-        right_P_G = [
-            [bool(right) for right in exact_match([task] * len(row), [completion.text for completion in row])]
-            for task, row in zip(tasks, sampled_P_G, strict=True)
-        ]
-        return greedy_P, sampled_P_G, right_P_G
-
-
-def kept(truths_P_G: Sequence[Sequence[bool]], values_P_G: Sequence[Sequence[float | None]]) -> tuple[list[list[bool]], list[list[float]]]:
-    """Truths and scores without the candidates on which the reward abstained."""
-    truths: list[list[bool]] = []
-    values: list[list[float]] = []
-    for truth_row, value_row in zip(truths_P_G, values_P_G, strict=True):
-        pairs = [(truth, value) for truth, value in zip(truth_row, value_row, strict=True) if value is not None]
-        truths.append([truth for truth, _ in pairs])
-        values.append([value for _, value in pairs])
-    return truths, values
-
-
-def inverse_accuracy(policy: Policy, tasks: Sequence[Task], max_new_tokens: int = 64) -> float:
-    """Share of tasks that the policy reads back rightly, greedily, from their reference commands."""
-    from envs.verify import reference
-    from rewards.inversion import reconstruct
-
-    pairs = [(task, reference(task) or "") for task in tasks]
-    texts = reconstruct(policy, pairs, 0.0, 0, max_new_tokens)
-    return sum(bool(reconstruction_match(task, text)) for task, text in zip(tasks, texts, strict=True)) / len(tasks)
+    last = subjects[-1].settings
+    settings = {name: getattr(config, name) for name in FALLBACK}
+    domains = {subject.settings["domain"] for subject in subjects if "domain" in subject.settings}
+    if settings["domain"] is None and len(domains) > 1:
+        raise InputError(f"--domain: the runs were made on different ones ({'; '.join(sorted(domains))}): say which is meant")
+    return {name: value if value is not None else last.get(name, FALLBACK[name]) for name, value in settings.items()}
 
 
 def main(config: Config) -> int:
-    """Prints the held-out numbers, over all domains and for each."""
+    """Measures every subject, compares each with the first, writes the report and prints it in short."""
+    from agents.evaluation.page import write_page
+
+    subjects = subjects_of(config)
+    settings = resolved(config, subjects)
+    cases = cases_of(config, settings["domain"])
+    answers = [measure(subject, settings, config, cases) for subject in subjects]
+    report = make_report(config, settings, subjects, answers)
+    output = Path(config.output or f"runs/evaluate/{_file_name(subjects)}")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        write_page(report, output / "report.html")
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written ({error.strerror}): choose another folder") from None
+    if config.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        show(report)
+        print(f"{output}/report.html")
+    return 0
+
+
+def cases_of(config: Config, domain: str) -> list[Case]:
+    """The tasks: held-out ones of each domain, or those of the file."""
+    from agents.evaluation.heldout import held_out_cases
+
+    if config.tasks_file is None:
+        return [case for name in domain_names(domain) for case in held_out_cases(name, config.tasks)]
+    if len(domain_names(domain)) != 1:
+        raise InputError(f"--tasks-file {config.tasks_file}: needs --domain with the one domain that its tasks belong to")
+    return read_cases(Path(config.tasks_file), domain)
+
+
+def measure(subject: Subject, settings: Mapping[str, Any], config: Config, cases: Sequence[Case]) -> list[Answer]:
+    """What one subject makes of the tasks, in both directions."""
+    from dataclasses import replace
+
+    from agents.evaluation.heldout import ask, read_back
     from agents.policy.model import load_policy
+    from envs.source import make_source
     from rewards import POOL, make_reward
 
-    policy = load_policy(config.model, adapter=config.adapter, load_in_4bit=config.load_in_4bit)
-    held_out = HeldOut(config.domain, config.tasks, config.samples, config.temperature, config.max_new_tokens)
+    policy = load_policy(subject.model, adapter=subject.adapter, load_in_4bit=subject.load_in_4bit)
     reward = make_reward(
-        config.reward,
+        settings["reward"],
         policy,
-        [task.text for task in make_source("templates", config.domain).tasks(POOL, 0, "pool")],
-        inverter=config.inverter,
-        inverse_temperature=config.inverse_temperature,
-        embedder=config.embedder,
+        [task.text for task in make_source("templates", settings["domain"]).tasks(POOL, 0, "pool")],
+        inverter=settings["inverter"],
+        inverse_temperature=settings["inverse_temperature"],
+        embedder=settings["embedder"],
     )
-    report: dict[str, Any] = {"model": config.model, "adapter": config.adapter, "reward": config.reward}
-    for name in ["all", *domain_names(config.domain)]:
-        tasks = [task for task in held_out.tasks if name in ("all", task.domain)]
-        report[name] = {
-            "tasks": len(tasks),
-            **held_out.measure(policy, reward, tasks),
-            "eval/inverse": inverse_accuracy(policy, tasks, config.max_new_tokens),
+    tokens = settings["max_new_tokens"]
+    answers = ask(
+        policy,
+        cases,
+        sampled=len(cases),
+        samples=config.samples,
+        temperature=settings["temperature"],
+        max_new_tokens=tokens,
+        reward=reward,
+    )
+    inverse = read_back(policy, cases, tokens)
+    return [replace(answer, inverse=right) for answer, right in zip(answers, inverse, strict=True)]
+
+
+# ---- the report ----
+
+
+def make_report(
+    config: Config, settings: Mapping[str, Any], subjects: Sequence[Subject], answers: Sequence[Sequence[Answer]]
+) -> dict[str, Any]:
+    """Everything as plain values: what report.json holds."""
+    cases = [answer.case for answer in answers[0]]
+    return {
+        "settings": {**settings, "samples": config.samples, "tasks_file": config.tasks_file},
+        "tasks": len(cases),
+        "k": config.samples,
+        "truth": {name: _truth(name) for name in dict.fromkeys(case.task.domain for case in cases)},
+        "subjects": [
+            {"name": subject.name, "model": subject.model, "adapter": subject.adapter, **describe(rows, config.samples)}
+            for subject, rows in zip(subjects, answers, strict=True)
+        ],
+        "comparisons": [
+            {"first": subjects[0].name, "second": subject.name, **compare(answers[0], rows, config.samples)}
+            for subject, rows in zip(subjects[1:], answers[1:], strict=True)
+        ],
+    }
+
+
+def _truth(domain: str) -> str:
+    from envs.schema import load_spec
+
+    how = load_spec(domain).verify.kind
+    return {
+        "shell": "executed in a sandbox, three file trees",
+        "sql": "executed in SQLite, three fillings",
+        "network": "parsed and compared in meaning, never executed",
+        "exact": "compared with the reference as text",
+    }[how]
+
+
+def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
+    """One subject: all metrics over all tasks, each domain, each kind of unseen tasks and each intent; curves; what went wrong."""
+    from agents.evaluation.statistics import bins, risk_coverage, table
+
+    laid = table(answers, k)
+    return {
+        "all": _estimates(answers, k),
+        "domains": {name: _estimates(part, k) for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items()},
+        "unseen": {name: _estimates(part, k) for name, part in _parts(answers, lambda case: case.unseen).items()},
+        "intents": {name: _estimates(part, k, curves=False) for name, part in _parts(answers, _intent).items()},
+        "risk_coverage": [
+            {"coverage": coverage, "risk": risk, "score": score}
+            for coverage, risk, score in risk_coverage(laid.truths_P_G, laid.scores_P_G)
+        ],
+        "calibration": [{"score": score, "right": right, "samples": size} for score, right, size in bins(laid.truths_P_G, laid.scores_P_G)],
+        "reasons": _reasons(answers),
+        "not_executed": sum(judged.verdict.status == "not_executed" for answer in answers for judged in answer.commands),
+        "exact_but": _against_exact(answers),
+        "failures": [_example(answer) for answer in answers if answer.greedy.verdict.status in ("wrong", "invalid")][:EXAMPLES],
+    }
+
+
+def _estimates(answers: Sequence[Answer], k: int, curves: bool = True) -> dict[str, Any]:
+    from agents.evaluation.statistics import estimates
+
+    return {name: asdict(estimate) for name, estimate in estimates(answers, k, curves=curves).items()}
+
+
+def _parts(answers: Sequence[Answer], key: Any) -> dict[str, list[Answer]]:
+    parts: dict[str, list[Answer]] = {}
+    for answer in answers:
+        if name := key(answer.case):
+            parts.setdefault(name, []).append(answer)
+    return parts
+
+
+def _shown(domain: str) -> str:
+    return domain if domain in EMBEDDED else Path(domain).stem
+
+
+def _intent(case: Case) -> str:
+    return f"{_shown(case.task.domain)}: {case.intent}" if case.intent else ""
+
+
+def _reasons(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Why greedy commands are not correct, the most frequent reasons first."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for answer in answers:
+        verdict = answer.greedy.verdict
+        if verdict.status != "correct":
+            key = (_shown(answer.case.task.domain), verdict.status, verdict.reason)
+            counts[key] = counts.get(key, 0) + 1
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [{"domain": d, "status": s, "reason": r, "count": n} for (d, s, r), n in ranked[:30]]
+
+
+def _against_exact(answers: Sequence[Answer]) -> dict[str, dict[str, int]]:
+    """By domain: different pairs of task and command, and how many of those that do not equal the reference are right all the same."""
+    found: dict[str, dict[str, int]] = {}
+    for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items():
+        pairs = {(answer.case.task.id, judged.command): judged for answer in part for judged in answer.commands}
+        known = [judged for judged in pairs.values() if judged.verdict.status != "not_executed"]
+        found[name] = {
+            "commands": len(known),
+            "exact": sum(judged.exact for judged in known),
+            "right but not exact": sum(judged.verdict.correct and not judged.exact for judged in known),
+            "exact but not right": sum(judged.exact and not judged.verdict.correct for judged in known),
         }
-    if config.json:
-        print(json.dumps(report, indent=1))
-        return 0
-    for name, values in report.items():
-        if isinstance(values, dict):
-            shown = "  ".join(f"{key.removeprefix('eval/')} {value:.3f}" for key, value in values.items() if isinstance(value, float))
-            print(f"{name:10} {values['tasks']:4} tasks  {shown}")
-    return 0
+    return found
+
+
+def _example(answer: Answer) -> dict[str, str]:
+    verdict = answer.greedy.verdict
+    return {
+        "task": answer.case.task.text,
+        "reference": answer.case.reference,
+        "command": answer.greedy.command,
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "differed": verdict.differed,
+    }
+
+
+def compare(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
+    """Two subjects, paired by task: over all, by domain, by unseen part, by intent; which tasks were gained and lost, examples of each."""
+    pairs = list(zip(first, second, strict=True))
+    gained = [pair for pair in pairs if not pair[0].greedy.verdict.correct and pair[1].greedy.verdict.correct]
+    lost = [pair for pair in pairs if pair[0].greedy.verdict.correct and pair[1].greedy.verdict.status in ("wrong", "invalid")]
+    return {
+        "all": _differences(first, second, k),
+        "domains": _by_part(first, second, k, lambda case: _shown(case.task.domain)),
+        "unseen": _by_part(first, second, k, lambda case: case.unseen),
+        "intents": _by_part(first, second, k, _intent),
+        "gained": [
+            {"before": pair[0].greedy.command, **_example(pair[1]), "why": _example(pair[0])["reason"]} for pair in gained[:EXAMPLES]
+        ],
+        "lost": [{"before": pair[0].greedy.command, **_example(pair[1]), "why": _example(pair[1])["reason"]} for pair in lost[:EXAMPLES]],
+    }
+
+
+def _by_part(first: Sequence[Answer], second: Sequence[Answer], k: int, key: Any) -> dict[str, Any]:
+    left, right = _parts(first, key), _parts(second, key)
+    return {name: _differences(left[name], right[name], k) for name in left}
+
+
+def _differences(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
+    from agents.evaluation.statistics import difference, table
+
+    left, right = table(first, k).means_P, table(second, k).means_P
+    found = {name: difference(left[name], right[name]) for name in ("greedy", "pass@1", f"pass@{k}", "inverse", "reward") if name in left}
+    return {name: {**asdict(value), "verdict": value.verdict} for name, value in found.items()}
+
+
+def _file_name(subjects: Sequence[Subject]) -> str:
+    names = "--".join(dict.fromkeys("".join(c if c.isalnum() or c in "-._" else "-" for c in subject.name) for subject in subjects))
+    return names[:100].strip("-.") or "report"
+
+
+# ---- what is printed ----
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Prints the report in short: the metrics of every subject, the comparisons, what was not executed."""
+    from agents.training.display import show_table
+
+    k = report["k"]
+    names = ("greedy", "pass@1", f"pass@{k}", "inverse", "invalid", "not_executed", "reward", "auc", "auc_within", "best_of_k", "risk_area")
+    for subject in report["subjects"]:
+        groups = {**subject["domains"], **{f"unseen {name}": row for name, row in subject["unseen"].items()}}
+        header = (f"{report['tasks']} tasks", "all", "95 % interval", *groups)
+        show_table(
+            subject["name"],
+            header,
+            [
+                (name.replace("_", " "), *_with_ends(subject["all"][name]), *(_number(row[name]["value"]) for row in groups.values()))
+                for name in dict.fromkeys(names)
+            ],
+        )
+        if subject["not_executed"]:
+            why = next((row["reason"] for row in subject["reasons"] if row["status"] == "not_executed"), "")
+            print(f"{subject['not_executed']} commands were not executed and count neither way: {why}")
+    for comparison in report["comparisons"]:
+        for metric, row in comparison["all"].items():
+            p = "" if row["p"] is None else f", {row['gained']} gained, {row['lost']} lost, McNemar p = {row['p']:.3g}"
+            print(f"{comparison['second']} against {comparison['first']}, {metric}: {_with_interval(row, sign='+')}{p}: {row['verdict']}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _with_ends(row: Mapping[str, Any]) -> tuple[str, str]:
+    return _number(row["value"]), "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+
+
+def _with_interval(row: Mapping[str, Any], sign: str = "") -> str:
+    if row["value"] is None:
+        return "-"
+    ends = "" if row["low"] is None else f" [{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"
+    return f"{row['value']:{sign}.3f}{ends}"
 
 
 if __name__ == "__main__":

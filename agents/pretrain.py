@@ -446,35 +446,38 @@ def main(config: Config) -> int:
 
 def measure(folder: Path, domain: str) -> dict[str, float]:
     """What a fair test bed must show, on 900 held-out tasks with 4 samples each at temperature 0.7."""
-    from agents.evaluate import HeldOut, inverse_accuracy, kept
+    from agents.evaluation.heldout import ask, held_out_cases, read_back
     from agents.policy.model import load_policy, seed_of
-    from agents.training.metrics import auc, best_of, mean, pass_at_k, within_task_auc
+    from agents.training.metrics import auc, best_of, kept, mean, pass_at_k, within_task_auc
+    from agents.training.rollouts import forward_prompt
     from rewards import make_reward
 
     policy = load_policy(str(folder))
-    held_out = HeldOut(domain, tasks=900, samples=4, temperature=0.7, max_new_tokens=64)
-    tasks = held_out.tasks
-    greedy_P, sampled_P_G, right_P_G = held_out.answers(policy, tasks)
-    commands_P_G = [[completion.text for completion in row] for row in sampled_P_G]
-    counts = [sum(row) for row in right_P_G]
+    cases = held_out_cases(domain, 900)
+    tasks = [case.task for case in cases]
+    answers = ask(policy, cases, sampled=len(cases), samples=4, temperature=0.7, max_new_tokens=64)
+    commands_P_G = [[sample.command for sample in answer.samples] for answer in answers]
+    truths = [[sample.verdict.correct for sample in answer.samples] for answer in answers]
     measured: dict[str, float | None] = {
-        "greedy": mean([float(right) for right in greedy_P]),
-        "pass@1": mean([pass_at_k(count, 4, 1) for count in counts]),
-        "pass@4": mean([pass_at_k(count, 4, 4) for count in counts]),
-        "inverse, greedy": inverse_accuracy(policy, tasks),
+        "greedy": mean([float(answer.greedy.verdict.correct) for answer in answers]),
+        "pass@1": mean([pass_at_k(sum(row), 4, 1) for row in truths]),
+        "pass@4": mean([pass_at_k(sum(row), 4, 4) for row in truths]),
+        "inverse, greedy": mean([float(bool(right)) for right in read_back(policy, cases)]),
     }
+    prompts = [forward_prompt(task) for task in tasks for _ in range(4)]
+    confidence = [sum(row) for row in policy.logprobs(prompts, [command for row in commands_P_G for command in row])]
     scores: dict[str, list[list[float | None]]] = {
-        "forward confidence": [[sum(completion.logprobs) for completion in row] for row in sampled_P_G]
+        "forward confidence": [confidence[start : start + 4] for start in range(0, len(confidence), 4)]
     }
     pool = [task.text for task in tasks[:200]]
     for name in ("likelihood", "likelihood-min", "similarity", "seed"):
         reward = make_reward(name, policy, pool, inverse_temperature=0.0)
         scores[name] = [[score.value for score in row] for row in reward(tasks, commands_P_G, seed=seed_of("card"))]
     for name, values_P_G in scores.items():
-        truths, values = kept(right_P_G, values_P_G)
-        measured[f"{name}: AUC"] = auc([t for row in truths for t in row], [v for row in values for v in row])
-        measured[f"{name}: AUC within a task"] = within_task_auc(truths, values)
-        measured[f"{name}: best of 4"] = best_of(truths, values)
+        right_P_G, values = kept(truths, values_P_G)
+        measured[f"{name}: AUC"] = auc([t for row in right_P_G for t in row], [v for row in values for v in row])
+        measured[f"{name}: AUC within a task"] = within_task_auc(right_P_G, values)
+        measured[f"{name}: best of 4"] = best_of(right_P_G, values)
     return {name: value for name, value in measured.items() if value is not None}
 
 
@@ -496,7 +499,7 @@ so that there is something to improve, and it understands commands better than i
 - Licence: MIT, as the repository.
 
 Measured on 900 held-out tasks (a paraphrase or slot values that no training text has), 4 samples each at temperature 0.7, right
-meaning equal to the reference but for white space:
+meaning that the command does what the reference does (docs/TRUTH.md):
 
 | | |
 |---|---|

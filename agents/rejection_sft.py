@@ -35,8 +35,8 @@ class Config(TrainConfig):
     """Rejection-sampling SFT: the model trains on those of its own commands that it can read back."""
 
     select: Literal["threshold", "best", "quantile"] | None = None
-    """What is accepted: all from --threshold on, the best of each task, or the top --keep. By default what the reward calls for."""
-    keep: float | None = None
+    """What is accepted: all from --threshold on, the best of each task, or the top --keep-share. By default what the reward calls for."""
+    keep_share: float | None = None
     """Share kept: with `best`, of the tasks' best candidates (default 0.8); with `quantile`, of all candidates (default 0.3)."""
     replay: Literal["none", "all"] = "none"
     """Train on this cycle's accepted candidates alone, or on those of all cycles so far."""
@@ -44,7 +44,7 @@ class Config(TrainConfig):
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
-        self._require("keep", self.keep is None or 0 < self.keep <= 1, "must be in (0, 1]")
+        self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
 
 
 def select(values_P_G: Sequence[Sequence[float | None]], rule: str, threshold: float, keep: float) -> list[int]:
@@ -101,9 +101,10 @@ def main(config: Config) -> int:
     from rewards import REWARDS
 
     rule = config.select or REWARDS[config.reward].select
-    config = replace(config, select=rule, keep=config.keep or {"best": 0.8, "quantile": 0.3}.get(rule, 1.0))  # type: ignore[arg-type]
-    accepts = {"threshold": f"scores from {config.threshold:g} on", "best": f"the best of each task, the top {config.keep:.0%} of these"}
-    print(f"reward: {config.reward}, accepting {accepts.get(rule, f'the top {config.keep:.0%} of all scores')}", flush=True)
+    share = config.keep_share or {"best": 0.8, "quantile": 0.3}.get(rule, 1.0)
+    config = replace(config, select=rule, keep_share=share)  # type: ignore[arg-type]
+    accepts = {"threshold": f"scores from {config.threshold:g} on", "best": f"the best of each task, the top {share:.0%} of these"}
+    print(f"reward: {config.reward}, accepting {accepts.get(rule, f'the top {share:.0%} of all scores')}", flush=True)
     session = open_session("rejection_sft", config)
     try:
         return train(config, session)
@@ -115,6 +116,7 @@ def train(config: Config, session: Session) -> int:
     """The loop itself."""
     from agents.policy.model import seed_of
     from agents.training.display import Display, number
+    from agents.training.monitor import Monitor, keep_score, text_metrics
     from agents.training.report import LAYOUT, end_metrics, sample_text
     from agents.training.rollouts import collect, inverter_gap, policy_metrics, records, reward_metrics
     from agents.training.session import saved
@@ -122,8 +124,8 @@ def train(config: Config, session: Session) -> int:
 
     policy, run = session.policy, session.run
     results: dict[str, Any] = {"cycles": [], **session.state.get("results", {}), "config": saved(config)}
+    monitor = Monitor(**session.state.get("monitor", {}))
     done, scored = int(session.state.get("cycle", 0)), int(session.state.get("step", 0))
-    subset = min(config.eval_subset, config.eval_tasks)
     replayed = earlier_examples(session) if config.replay == "all" else []
     saved_in = 0.0
 
@@ -140,7 +142,7 @@ def train(config: Config, session: Session) -> int:
         )
         # A command that was cut has no end to learn from, whatever its score.
         values = [[None if rollout.completion.truncated else rollout.score.value for rollout in group] for group in batch.groups]
-        return batch, select(values, str(config.select), config.threshold, float(config.keep or 1.0))
+        return batch, select(values, str(config.select), config.threshold, float(config.keep_share or 1.0))
 
     def checkpoint(cycle: int) -> None:
         results["total_generated"] = sum(c[name]["total_generated"] for c in results["cycles"] for name in ("before", "after"))
@@ -148,15 +150,23 @@ def train(config: Config, session: Session) -> int:
         if results["cycles"]:
             results["improvement"] = results["cycles"][-1]["after"]["mean_score"] - results["cycles"][0]["before"]["mean_score"]
         run.write_json("progress.json", results)
-        run.commit(cycle, {"results": results}, policy.save)
+        run.commit(cycle, {"results": results, "monitor": monitor.state}, policy.save)
+
+    def keep(cycle: int) -> dict[str, float | None]:
+        if config.keep == "last":
+            return {}
+        score = keep_score(policy, session.reward, session.probes, config.max_new_tokens, config.seed)
+        monitor.kept[str(cycle)] = score
+        run.protected = {monitor.best or 0}
+        return {"keep/score": score}
 
     with Display(config.cycles, done) as display:
         if not session.state:
             run.layout(LAYOUT)
             display.phase(0, "evaluate")
-            first = session.evaluate(policy, session.reward, subset)
-            results["eval"] = {"start": session.evaluate(policy, session.reward) if subset < config.eval_tasks else first}
-            run.scalars(0, 0, first)
+            first = session.evaluate(policy, session.reward, 0)
+            results["eval"] = {"start": session.evaluate.whole(policy, session.reward, 0)}
+            run.scalars(0, 0, {**first, **keep(0)})
             display.line("start        " + eval_facts(first))
             checkpoint(0)
         for cycle in range(done + 1, config.cycles + 1):
@@ -187,15 +197,23 @@ def train(config: Config, session: Session) -> int:
 
             display.phase(cycle, "evaluate")
             evaluating = time.perf_counter()
-            truth = session.evaluate(policy, session.reward, subset)
-            diversity = policy_metrics(policy, after.rollouts)
-            diversity["reward/current_minus_base"] = inverter_gap(
-                session.reward, after.groups[:GAP_TASKS], seed_of(config.seed, cycle, "gap")
-            )
-            results["eval"].pop("end", None)
-            if cycle == config.cycles:
-                results["eval"]["end"] = session.evaluate(policy, session.reward) if subset < config.eval_tasks else truth
+            truth = session.evaluate(policy, session.reward, cycle)
             evaluated_in = time.perf_counter() - evaluating
+            watching = time.perf_counter()
+            if not monitor.scores:
+                monitor.scored(before.groups)
+            monitor.scored(after.groups)
+            health = {**policy_metrics(policy, after.rollouts), **text_metrics(after.rollouts), **keep(cycle)}
+            health["reward/current_minus_base"] = inverter_gap(session.reward, after.groups[:GAP_TASKS], seed_of(config.seed, cycle, "gap"))
+            alarms, alarm_lines = monitor.observe({**health, **truth})
+            watched_in = time.perf_counter() - watching
+            finishing = time.perf_counter()
+            results["eval"].pop("end", None)
+            results.pop("kept", None)
+            if cycle == config.cycles:
+                results["kept"] = monitor.best if config.keep == "best" else cycle
+                results["eval"]["end"] = whole_of(session, results["kept"], cycle)
+            finished_in = time.perf_counter() - finishing
 
             scored += len(before.rollouts) + len(after.rollouts)
             entry = {"cycle": cycle, "before": summary(before, accepted), "after": summary(after, accepted_after), "eval": truth}
@@ -213,15 +231,19 @@ def train(config: Config, session: Session) -> int:
                     "select/acceptance_after": entry["after"]["acceptance_rate"],  # type: ignore[index]
                     **{f"source/{reason}": float(count) for reason, count in before.dropped.items()},
                     **trained,
-                    **diversity,
+                    **health,
+                    **alarms,
                     **truth,
                 },
             )
             run.text(scored, "samples", sample_text(after.rollouts))
+            for line in alarm_lines:
+                display.line(f"cycle {cycle}: {line}")
+                run.text(scored, "alarms", f"cycle {cycle}: {line}")
             if cycle == config.cycles:
                 run.hparams(results["config"], end_metrics(results))
             seconds = {name: before.seconds[name] + after.seconds[name] for name in ("generate", "reward")}
-            seconds |= {"train": trained_in, "evaluate": evaluated_in}
+            seconds |= {"train": trained_in, "evaluate": evaluated_in, "watch": watched_in, "evaluate_whole": finished_in}
             seconds["rest"] = time.perf_counter() - clock - sum(seconds.values()) + saved_in  # saving is counted a cycle later
             run.scalars(scored, cycle, {f"time/{name}": value for name, value in seconds.items()})
             saving = time.perf_counter()
@@ -240,12 +262,23 @@ def train(config: Config, session: Session) -> int:
     return 0
 
 
+def whole_of(session: Session, kept: int, cycle: int) -> dict[str, float | None]:
+    """All held-out tasks for the adapter of the kept cycle, which may be an earlier one; the policy is left as it is."""
+    now = session.policy.snapshot()
+    if kept != cycle:
+        session.policy.load(session.run.folder / "checkpoints" / f"cycle-{kept:04d}")
+    try:
+        return session.evaluate.whole(session.policy, session.reward, kept)
+    finally:
+        session.policy.restore(now)
+
+
 def show_results(config: Config, results: dict[str, Any], folder: Path) -> None:
     """Prints the table of cycles, the truth before and after, and last the run's folder."""
     from agents.training.display import number, show_table
 
     subset = min(config.eval_subset, config.eval_tasks)
-    header = ("cycle", "before", "after", "change", "accepted", f"greedy truth ({subset})", f"pass@1 ({subset})")
+    header = ("cycle", "before", "after", "change", "accepted", f"greedy truth ({subset} tasks)")
     rows = [
         (
             str(c["cycle"]),
@@ -254,7 +287,6 @@ def show_results(config: Config, results: dict[str, Any], folder: Path) -> None:
             f"{c['improvement']:+.3f}",
             f"{c['before']['accepted']}/{c['before']['total_generated']}",
             number(c["eval"]["eval/greedy"]),
-            number(c["eval"]["eval/pass@1"]),
         )
         for c in results["cycles"]
     ]
@@ -265,7 +297,9 @@ def show_results(config: Config, results: dict[str, Any], folder: Path) -> None:
         f"held-out truth, {config.eval_tasks} tasks: greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}, "
         f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
     )
-    print(f"curves: tensorboard --logdir {folder.parent}; adapter: {folder}/checkpoints/cycle-{config.cycles:04d}")
+    if config.keep == "best":
+        print(f"kept: cycle {results['kept']} of {config.cycles}, by the score that needs no label")
+    print(f"curves: tensorboard --logdir {folder.parent}; adapter: {folder}/checkpoints/cycle-{results['kept']:04d}")
     print(folder)
 
 

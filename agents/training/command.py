@@ -92,7 +92,9 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None, agent: s
     if "output" in hints and (given.get("output") or overrides.get("output")) is None:
         overrides["output"] = f"runs/{agent}"
     config = _build(config_type, {**overrides, **given}, given, origins)
-    if "model" not in hints:
+    if "model" not in hints or any(
+        getattr(config, name) for name in _positional(config_type)
+    ):  # words without a flag name models themselves
         return config, ""
 
     # Only now, when everything else is known to be right, is the time to import torch spent.
@@ -105,7 +107,7 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None, agent: s
         why = f"as {origins['model']} says"
     else:
         why = "the default of this command"
-    defaults, name = _model_defaults(model, hints)
+    defaults, name = model_defaults(model, hints)
     config = _build(config_type, {**defaults, **overrides, **given, "model": defaults["model"]}, given, origins)
     return config, f"model: {defaults['model']}, {why}; {f'defaults from {name}' if name else 'no defaults of its own'}"
 
@@ -172,7 +174,13 @@ def _flags(config_type: type, hints: Mapping[str, Any], argv: list[str], agent: 
                 shown = f"--{name.replace('_', '-')}"
                 raise InputError(f"{shown}: a value is missing" if not word else f"{shown} {word}: {error}") from None
         raise InputError(_condensed(errors.getvalue())) from None
-    return {name: getattr(parsed, name) for name in words}
+    return {name: getattr(parsed, name) for name in (*words, *_positional(config_type)) if name in words or getattr(parsed, name)}
+
+
+def _positional(config_type: type) -> list[str]:
+    """The fields that are words without a flag: those whose type is marked `tyro.conf.Positional`."""
+    hints = typing.get_type_hints(config_type, include_extras=True)
+    return [name for name in _names(config_type) if typing.get_origin(hints[name]) is typing.Annotated]
 
 
 def _is_flag(word: str) -> bool:
@@ -314,7 +322,7 @@ def _yaml_text(value: Any) -> str:
 # The model
 
 
-def _model_defaults(model: str, hints: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def model_defaults(model: str, hints: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The settings that suit a model -> (values, the file's name; empty for a model that has none).
 
     `model` is among the values: a file may give the full name of a short one. A command need not have every field that the
@@ -366,7 +374,7 @@ def _resumed(config_type: type[Config], hints: Mapping[str, Any], given: Mapping
             same = (Path(value).resolve() == there.parent if name == "output" else value == there.name) if value else True
             if not same:
                 raise InputError(f"{flag} {value}: --resume goes on with {folder}: leave {flag} out")
-        elif saved.get(name) not in ((value, _model_defaults(value, hints)[0]["model"]) if name == "model" else (value,)):
+        elif saved.get(name) not in ((value, model_defaults(value, hints)[0]["model"]) if name == "model" else (value,)):
             began = _yaml_text(saved.get(name))
             raise InputError(f"{flag} {_yaml_text(value)}: the run was started with {began}: leave it out, or start a new run")
     changes = {"cycles": given["cycles"]} if "cycles" in given else {}

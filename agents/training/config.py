@@ -62,10 +62,12 @@ class TrainConfig:
     """Sentence-embedding model that compares a task with what was read back."""
     task_source: str = "templates"
     """Where training tasks come from: templates, model, a FILE.jsonl with a task key, or hf:DATASET:COLUMN[:SPLIT]."""
+    keep: Literal["last", "best"] = "last"
+    """What the run ends with: its last cycle, or the best one by a score that needs no label (docs/TRUTH.md)."""
     eval_tasks: int = 300
     """Held-out tasks in the evaluation before the first cycle and after the last."""
-    eval_subset: int = 100
-    """How many of them are evaluated after each cycle."""
+    eval_subset: int = 72
+    """How many of them are evaluated after each cycle, greedily; a quarter of these is sampled and scored as well."""
     eval_samples: int = 4
     """Commands sampled for each held-out task: the K of pass@K."""
     seed: int = 0

@@ -45,6 +45,15 @@ def best_of(truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[Sequence[
     return mean([float(pick) for pick in picks])
 
 
+def kept(truths_P_G: Sequence[Sequence[bool]], values_P_G: Sequence[Sequence[float | None]]) -> tuple[list[list[bool]], list[list[float]]]:
+    """Truths and scores without the candidates on which the reward abstained."""
+    pairs_P_G = [
+        [(truth, value) for truth, value in zip(truths, values, strict=True) if value is not None]
+        for truths, values in zip(truths_P_G, values_P_G, strict=True)
+    ]
+    return [[truth for truth, _ in row] for row in pairs_P_G], [[value for _, value in row] for row in pairs_P_G]
+
+
 def bootstrap_interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean, resampling the values (10,000 times); of at least one."""
     if not len(values):

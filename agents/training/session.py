@@ -5,35 +5,49 @@ from __future__ import annotations
 import os
 import pkgutil
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from agents.policy.model import Lora, Policy, load_policy
 from agents.training.config import TrainConfig
+from agents.training.monitor import PROBES
 from agents.training.run import Run, new_name
 from envs.domain import domain_names
 from envs.schema import EMBEDDED
 from envs.source import Source, make_source
-from envs.types import InputError, Reward
+from envs.types import InputError, Reward, Task
 from rewards import POOL, make_reward
 
 # The evaluation knows what is right, so no training module imports it: it is named here, made when a run starts, and called through
 # a narrow door. Training hands it the policy and logs the numbers that come back.
-EVALUATION = "agents.evaluate:HeldOut"
+EVALUATION = "agents.evaluation.heldout:HeldOut"
+
+
+class Evaluation(Protocol):
+    """What a trainer may know of the evaluation: numbers to log after a cycle, and those of all held-out tasks."""
+
+    def __call__(self, policy: Policy, reward: Reward, cycle: int) -> dict[str, float | None]:
+        """A fixed subset of the held-out tasks."""
+        ...
+
+    def whole(self, policy: Policy, reward: Reward, cycle: int) -> dict[str, float | None]:
+        """All of them, with intervals."""
+        ...
 
 
 @dataclass
 class Session:
-    """A run under way. `state`: what the last checkpoint kept, empty for a new run."""
+    """A run under way. `state`: what the last checkpoint kept, empty for a new run. `probes`: the tasks of `--keep best`."""
 
     policy: Policy
     source: Source
     reward: Reward
-    evaluate: Callable[..., dict[str, float | None]]
+    evaluate: Evaluation
     run: Run
     state: Mapping[str, Any]
+    probes: list[Task]
 
 
 def open_session(agent: str, config: TrainConfig) -> Session:
@@ -44,7 +58,7 @@ def open_session(agent: str, config: TrainConfig) -> Session:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     evaluation = pkgutil.resolve_name(EVALUATION)(
-        config.domain, config.eval_tasks, config.eval_samples, config.temperature, config.max_new_tokens
+        config.domain, config.eval_tasks, config.eval_subset, config.eval_samples, config.temperature, config.max_new_tokens
     )
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluation.texts)
@@ -87,10 +101,9 @@ def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
         seed=config.seed,
     )
     source = make_source(config.task_source, config.domain, policy, evaluation.texts)
-    pool: list[str] = []
-    if config.reward == "similarity":
-        with policy.adapter("off"):  # tasks that the model proposes must not depend on when the run was resumed
-            pool = [task.text for task in source.tasks(POOL, config.seed, "pool")]
+    with policy.adapter("off"):  # tasks that the model proposes must not depend on when the run was resumed
+        pool = [task.text for task in source.tasks(POOL, config.seed, "pool")] if config.reward == "similarity" else []
+        probes = source.tasks(PROBES, config.seed, "keep") if config.keep == "best" else []
     reward = make_reward(
         config.reward,
         policy,
@@ -101,4 +114,5 @@ def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
     )
     for note in run.notes:
         print(note, flush=True)
-    return Session(policy, source, reward, evaluation, run, restored[0] if restored else {})
+    evaluation.attach(run)
+    return Session(policy, source, reward, evaluation, run, restored[0] if restored else {}, probes)

@@ -1,14 +1,48 @@
-"""Truth, for evaluation only. Training code must not import this package, directly or through others; a test sees to it."""
+"""Truth, for evaluation only. Training code must not import this package, directly or through others; a test sees to it.
+
+    verify(tasks, commands) -> verdicts
+
+A domain's file says how its commands are verified: shell commands are executed in a sandbox (`shell`, `sandbox`), queries over an
+in-memory database (`sql`), network commands are parsed and never executed (`network`), anything else is compared as text.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
+import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from envs.domain import SPLITS, Draw, load_domain
-from envs.grammar import fill
+from envs.grammar import ByExecution, ByMeaning, ByQuery, fill, nearest
 from envs.schema import load_spec
-from envs.types import Task
+from envs.types import InputError, Task
+from envs.verify import network, shell, sql
+from envs.verify.verdict import Verdict
+
+CACHED = 100_000  # verdicts; the same commands come again cycle after cycle
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task with what is right for it.
+
+    Attributes:
+        ordered: whether the order of lines (of rows) counts.
+        intent: the task's intent in its domain, empty for a task from a file.
+        unseen: what no training task has: the wording, values, or (for a task from a file) nothing that is known.
+    """
+
+    task: Task
+    reference: str
+    ordered: bool = False
+    intent: str = ""
+    unseen: Literal["paraphrase", "values", ""] = ""
 
 
 def find_draw(task: Task) -> Draw | None:
@@ -27,10 +61,110 @@ def command_of(domain: str, intent: str, values: dict[str, tuple[str, str]]) -> 
     return fill(spec.command, {name: written for name, (_, written) in values.items()})
 
 
+def find_case(task: Task) -> Case | None:
+    """What is right for a task of a domain's grammar, or None where that is not known."""
+    draw = find_draw(task)
+    if draw is None:
+        return None
+    spec = next(spec for spec in load_spec(task.domain).intents if spec.name == draw.intent)
+    last = len(load_domain(task.domain).intents[draw.intent].paraphrases) - 1
+    unseen: Literal["paraphrase", "values", ""] = ""
+    if task.id.startswith("heldout/"):
+        unseen = "paraphrase" if draw.paraphrase == last else "values"
+    return Case(task, command_of(task.domain, draw.intent, draw.values), spec.order == "matters", draw.intent, unseen)
+
+
+def read_cases(path: Path, domain: str) -> list[Case]:
+    """One's own tasks with references: a JSON object a line with `task` and `reference`, and `ordered` where the order of lines counts.
+
+    Args:
+        domain: the one domain whose prompts ask for the commands and whose file says how they are verified.
+
+    Raises:
+        InputError: the file cannot be read or a line is faulty; names the file, the line and the fix.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}): give a JSONL file") from None
+    where = load_domain(domain).where
+    cases = [_case(f"{path}:{number}", line, where, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not cases:
+        raise InputError(f"{path}: holds no task: write one JSON object a line, with task and reference")
+    return cases
+
+
+def _case(place: str, line: str, domain: str, number: int) -> Case:
+    known: dict[str, type] = {"task": str, "reference": str, "ordered": bool}
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError(f'{place}: not JSON: write {{"task": "...", "reference": "..."}} on one line') from None
+    if not isinstance(row, dict):
+        raise InputError(f'{place}: not an object: write {{"task": "...", "reference": "..."}}')
+    for key in row:
+        if key not in known:
+            raise InputError(f"{place}: {key}: no such key{nearest(key, list(known))}: use {', '.join(known)}")
+    for key, kind in known.items():
+        if key == "ordered" and key not in row:
+            continue
+        if not isinstance(row.get(key), kind) or not str(row[key]).strip():
+            wanted = "true or false" if kind is bool else "a text that is not empty"
+            raise InputError(f"{place}: {key}: {'is missing' if key not in row else 'is not ' + wanted}: write {wanted}")
+    task = Task(f"file/{number}", domain, " ".join(row["task"].split()))
+    return Case(task, row["reference"].strip(), bool(row.get("ordered", False)))
+
+
 def reference(task: Task) -> str | None:
     """The reference command of a task, or None where it has none."""
     draw = find_draw(task)
     return command_of(task.domain, draw.intent, draw.values) if draw else None
+
+
+def verify(tasks: Sequence[Task], commands: Sequence[str], cases: Sequence[Case] | None = None) -> list[Verdict]:
+    """What each command does, compared with what its task's reference does. Equal pairs are verified once; on a pool of threads.
+
+    Args:
+        tasks: one for each command.
+        cases: what is right for each of the tasks, where they are not of a domain's grammar.
+
+    Returns:
+        A verdict for each pair. Never raises for what a command is or does.
+    """
+    if cases is None:
+        known = {task: find_case(task) for task in set(tasks)}
+        found = [known[task] for task in tasks]
+    else:
+        found = list(cases)
+    keys = [
+        None if case is None else (case.task.domain, case.reference, case.ordered, command)
+        for case, command in zip(found, commands, strict=True)
+    ]
+    todo = list(dict.fromkeys(key for key in keys if key is not None))
+    verdicts = dict(zip(todo, _pool().map(lambda key: _verdict(*key), todo), strict=True))
+    nothing = Verdict("not_executed", "the task has no reference")
+    return [nothing if key is None else verdicts[key] for key in keys]
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    # Threads that live as long as the process: the sandbox's processes die with the thread that started them.
+    return ThreadPoolExecutor(2 * (os.cpu_count() or 1), thread_name_prefix="verify")
+
+
+@functools.lru_cache(maxsize=CACHED)
+def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
+    how = load_spec(domain).verify
+    if isinstance(how, ByExecution):
+        return shell.compare(reference, command, ordered)
+    if isinstance(how, ByQuery):
+        return sql.compare(domain, reference, command, ordered)
+    if isinstance(how, ByMeaning):
+        return network.compare(reference, command)
+    if not command.strip():
+        return Verdict("invalid", "empty")
+    same = command.split() == reference.split()
+    return Verdict("correct") if same else Verdict("wrong", "another text")
 
 
 def exact_match(tasks: Sequence[Task], commands: Sequence[str]) -> list[bool | None]:

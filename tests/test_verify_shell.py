@@ -1,0 +1,155 @@
+"""Truth of shell commands by execution: equivalents count, look-alikes do not, and the trees tell them apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from envs.domain import load_domain
+from envs.schema import load_spec
+from envs.verify import command_of, shell
+from envs.verify.sandbox import Entry, Execution
+
+TABLE = yaml.safe_load((Path(__file__).parent / "equivalence" / "shell.yaml").read_text())
+STATUS = {"same": "correct", "other": "wrong", "invalid": "invalid"}
+PAIRS = [
+    pytest.param(row["reference"], command, row.get("order") == "matters", status, id=f"{status}: {row['reference']} | {command}"[:120])
+    for row in TABLE
+    for kind, status in STATUS.items()
+    for command in row.get(kind, [])
+]
+
+
+def test_the_table_is_large_enough() -> None:
+    counts = {kind: sum(len(row.get(kind, [])) for row in TABLE) for kind in STATUS}
+    assert counts["same"] >= 60
+    assert counts["other"] >= 60
+    tools = {intent.tool for intent in load_spec("shell").intents}
+    assert tools <= {word for row in TABLE for word in row["reference"].replace("|", " ").split()}
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize(("reference", "command", "ordered", "status"), PAIRS)
+def test_equivalents_and_look_alikes(reference: str, command: str, ordered: bool, status: str) -> None:
+    verdict = shell.compare(reference, command, ordered)
+    assert verdict.status == status, verdict
+    assert bool(verdict.reason) == (status != "correct")
+    assert "\n" not in verdict.reason + verdict.differed
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.slow
+def test_every_intent_differs_from_its_siblings_and_runs() -> None:
+    """With equal values no reference does what that of the next intent does."""
+    spec, domain = load_spec("shell"), load_domain("shell")
+    for place, intent in enumerate(spec.intents):
+        draw = domain.draw("heldout", intent.name, 7)
+        wanted = command_of("shell", intent.name, draw.values)
+        found = shell.reference_results(wanted)
+        assert isinstance(found, list), found
+        assert any(execution.stdout or execution.tree != tree for tree, execution in found)
+        sibling = spec.intents[(place + 1) % len(spec.intents)]
+        values = {**domain.draw("heldout", sibling.name, 7).values, **draw.values}
+        other = command_of("shell", sibling.name, values)
+        assert shell.compare(wanted, other, intent.order == "matters").status == "wrong", (wanted, other)
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("nosuchtool a.txt", "does not run here"),
+        ("cat /no/such/file", "fails here"),
+        ("date +%s%N", "does not do the same twice"),
+        ("sleep 60", "ran longer than 3 s"),
+    ],
+)
+def test_a_reference_that_tells_nothing_is_not_executed(reference: str, reason: str) -> None:
+    verdict = shell.compare(reference, "true", False)
+    assert verdict.status == "not_executed"
+    assert reason in verdict.reason
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_endless_commands_are_wrong_and_say_so() -> None:
+    assert shell.compare("head -n 2 a.txt", "sleep 60", False).reason == "ran longer than 3 s"
+    assert shell.compare("head -n 2 a.txt", "yes", False).reason == "wrote too much"
+    assert shell.compare("head -n 2 a.txt", "kill -9 $$", False).status == "wrong"
+
+
+def test_without_a_sandbox_nothing_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell, "unavailable", lambda: "bubblewrap is not installed: apt-get install bubblewrap")
+    monkeypatch.setattr(shell, "execute", lambda *_, **__: pytest.fail("executed"))
+    for command in ("head -n 2 a.txt", "tail -n 2 a.txt", ""):
+        verdict = shell.compare("head -n 2 a.txt", command, False)
+        assert (verdict.status, verdict.reason) == ("not_executed", "bubblewrap is not installed: apt-get install bubblewrap")
+
+
+def test_what_a_reference_names() -> None:
+    def names(reference: str) -> tuple[Any, ...]:
+        found = shell.names_of(reference)
+        return found.files, found.made, found.directories, found.words
+
+    assert names("grep -w port a.log") == (("a.log",), (), (), ("port",))
+    assert names("cp a.txt b.txt") == (("a.txt",), ("b.txt",), (), ())
+    assert names("mv src/a.txt dst/") == (("src/a.txt",), (), ("dst",), ())
+    assert names("sort < a.txt > b.txt") == (("a.txt",), ("b.txt",), (), ())
+    assert names("find docs -type f -name '*.txt' | sort") == ((), (), ("docs",), ("txt",))
+    assert names("sed 's/port/pearl/g' x.csv | head -n 3") == (("x.csv",), (), (), ("port", "pearl"))
+    assert names("echo 'never closed") == ((), (), (), ())
+    assert names("cat /etc/passwd ../x.txt") == (("../x.txt",), (), (), ("etc", "passwd"))
+
+
+def test_trees_are_the_same_every_time_and_differ_from_each_other() -> None:
+    names = shell.names_of("grep port a.log")
+    trees = [shell.make_tree(names, number) for number in range(shell.TREES)]
+    shell.make_tree.cache_clear()
+    assert trees == [shell.make_tree(names, number) for number in range(shell.TREES)]
+    assert len({tree["a.log"].content for tree in trees}) == len({tree["a.log"].mode for tree in trees}) == shell.TREES == 3
+    assert "../x.txt" not in shell.make_tree(shell.names_of("cat ../x.txt"), 0)
+
+
+def test_a_tree_tells_look_alikes_apart() -> None:
+    for number in range(shell.TREES):
+        lines = shell.make_tree(shell.names_of("grep port a.log"), number)["a.log"].content.decode().splitlines()
+        having = [line for line in lines if "port" in line]
+        words = [line for line in lines if "port" in line.replace(",", " ").split()]
+        assert 0 < len(words) < len(having) < len([line for line in lines if "port" in line.lower()]) < len(lines)
+        assert any(line.count("port") > 1 for line in lines)
+        assert all(len(line.split()) >= 4 and line[0].isdigit() for line in lines)
+        assert sorted(lines) != sorted(lines, key=lambda line: int(line.split()[0]))
+        counts = sorted((lines.count(line) for line in set(lines)), reverse=True)
+        assert len(set(counts[:9])) == 9 and counts[8] > counts[9]
+        assert len(lines) != len("\n".join(lines).split()) and len("\n".join(lines)) != len("\n".join(lines).encode())
+
+
+def test_what_is_compared_of_a_tree() -> None:
+    def differ(wanted: dict[str, Entry], got: dict[str, Entry]) -> str:
+        return shell._trees_differ({"a": Entry("file", 0o644)}, wanted, got)
+
+    file = Entry("file", 0o644, b"x")
+    assert differ({"a": file}, {"a": file}) == ""
+    assert differ({"a": file}, {}) == "'a' is missing"
+    assert differ({}, {"a": file}) == "'a' is there"
+    assert differ({"a": file}, {"a": Entry("file", 0o644, b"y")}) == "'a' has another content"
+    assert differ({"a": file}, {"a": Entry("file", 0o600, b"x")}) == "'a' has mode 600 instead of 644"
+    assert differ({"b": file}, {"b": Entry("file", 0o600, b"x")}) == ""  # the modes of new files do not matter
+    assert differ({"a": file}, {"a": Entry("link", 0o777, b"x")}) == "'a' is a link instead of a file"
+    assert differ({"a": file}, {"a": Entry("file", 0o644, b"x", links=2)}) == "'a' has 2 hard links instead of 1"
+
+
+def test_order_counts_only_where_it_is_asked_for() -> None:
+    assert shell._lines_differ(b"a\nb\n", b"b\na\n", ordered=False) == ""
+    assert shell._lines_differ(b"a\nb\n", b"b\na\n", ordered=True) == "the same lines in another order"
+    assert shell._lines_differ(b"a\nb\n", b"a \nb", ordered=True) == ""
+    assert shell._lines_differ(b"a\na\n", b"a\n", ordered=False).startswith("1 lines instead of 2")
+    assert shell._lines_differ(b" a\n", b"a\n", ordered=False) == "line 1: 'a' instead of ' a'"
+
+
+def test_a_tree_that_cannot_be_read_is_wrong() -> None:
+    wanted = Execution(0, b"", b"", {}, "exited", 0.0)
+    verdict = shell._judge({}, wanted, Execution(0, b"", b"", None, "exited", 0.0), False, 1)
+    assert verdict is not None and verdict.status == "wrong"
