@@ -29,10 +29,14 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+# The package imports this module before it is run as a command, which is harmless: the command only starts another module.
+warnings.filterwarnings("ignore", message=f"'{__name__}' found in sys.modules", category=RuntimeWarning, module="runpy")
 
 MAX_STDOUT = 64 * 1024  # bytes; the command is killed at the first byte beyond
 MAX_STDERR = 4 * 1024  # bytes that are kept; the command is killed at MAX_STDOUT
@@ -93,6 +97,7 @@ class SandboxError(RuntimeError):
     """The sandbox could not be set up; one line that names the fix. It says nothing about the command."""
 
 
+# A core limit of 1 byte, because one of 0 does not stop cores from being piped to a program where the host has it so.
 # Arguments: descriptor of the tree's archive, seconds after which it gives up by itself, the command. Standard input is the line to us.
 DRIVER = r"""
 umask 022
@@ -105,8 +110,9 @@ exec 3>&1
 coproc {
     read -r
     trap - INT QUIT
-    ulimit -u 32 -v 262144 -t 2 -f 16384 -n 64 -l 0 -q 0 -e 0 -r 0
-    bash --noprofile --norc -c "$3" </dev/null >&3 3>&-
+    exec 4>&2 2>/dev/null
+    prlimit --nproc=32 --as=268435456 --cpu=2 --fsize=16777216 --nofile=64 --core=1 --memlock=0 --msgqueue=0 --nice=0 --rtprio=0 \
+        bash --noprofile --norc -c "$3" </dev/null >&3 2>&4 3>&- 4>&-
     echo $?
 }
 exec 4<&"${COPROC[0]}" >/dev/null 2>&1 3>&-
@@ -361,7 +367,9 @@ class _Run:
         if self._read(SETUP) != "line" or self.answer != b"ready\n":
             self.process.kill()
             raise SandboxError(diagnosis(bytes(self.stderr)))
-        init = self._harden()
+        init = 0
+        with contextlib.suppress(OSError, IndexError):  # it cannot be watched then
+            init = _children(self.process.pid)[0]
         self.stderr.clear()
         self.answer.clear()
         with contextlib.suppress(OSError):  # it is gone already: seen below
@@ -380,16 +388,6 @@ class _Run:
         elif not match and stopped == "timeout":
             ended = "timeout"
         return Execution(code, bytes(self.stdout[:MAX_STDOUT]), bytes(self.stderr[:MAX_STDERR]), tree, ended, 0.0)
-
-    def _harden(self) -> int:
-        """Process 1 as the host numbers it, with what can only be done to it from outside; 0 where it cannot be found."""
-        try:
-            init = _children(self.process.pid)[0]
-            # A limit of 0 does not stop cores from being piped to a program of the host, where it is set up so. 1 does.
-            resource.prlimit(init, resource.RLIMIT_CORE, (1, 1))
-        except (OSError, IndexError):
-            return 0
-        return init
 
     def _read(self, seconds: float, init: int = 0, to_the_end: bool = False) -> str:
         """Reads until the driver has sent a line (or all is closed), and says why it stopped: line, end, timeout, output, killed."""
@@ -447,7 +445,9 @@ def pack(tree: Tree) -> bytes:
         ValueError: a path is absolute, empty or holds `..` or a NUL, or an entry is of kind `other`.
     """
     kinds = {"file": tarfile.REGTYPE, "directory": tarfile.DIRTYPE, "link": tarfile.SYMTYPE}
-    parts = []
+    root = tarfile.TarInfo("./")
+    root.type, root.mode = tarfile.DIRTYPE, 0o755
+    parts = [root.tobuf(tarfile.GNU_FORMAT)]
     for path, entry in tree.items():
         if not path or path.startswith("/") or "\0" in path or ".." in path.split("/"):
             raise ValueError(f"a path of a tree must stay inside it: {path!r}")
@@ -572,3 +572,14 @@ def _probe() -> str:
     if result.stdout != b"works" or result.tree is None:
         return diagnosis(result.stderr)
     return ""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Attacks the sandbox."""
+    from envs.verify import attacks
+
+    return attacks.main(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
