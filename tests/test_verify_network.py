@@ -93,21 +93,21 @@ def test_tables_read() -> None:
     tables = {name: value for name, value in vars(network_tools).items() if name.isupper() and isinstance(value, str) and name[0] != "_"}
     assert set(tables) == {"PING", "TRACEROUTE", "NC", "SS", "NMAP", "DIG", "DIG_PLUS", "CURL", "GREP"}
     for name, table in tables.items():
-        options = network.read_table(table)
+        options = network_tools.read_table(table)
         for spelling, option in options.items():
             assert option.default is None or option.read(name, option.default) == option.default
             assert spelling.startswith("-") != (name == "DIG_PLUS"), spelling
             assert option.kind or not (option.optional or option.default or option.often == "!"), spelling
-    assert set(network_tools.CURL_FIXED) <= set(network.read_table(network_tools.CURL))
+    assert set(network_tools.CURL_FIXED) <= set(network_tools.read_table(network_tools.CURL))
     with pytest.raises(ValueError, match="twice"):
-        network.read_table("-a -b/-a")
+        network_tools.read_table("-a -b/-a")
     with pytest.raises(ValueError, match="bad entry"):
-        network.read_table("-a:nokind")
+        network_tools.read_table("-a:nokind")
 
 
 @pytest.mark.parametrize("tool", ["PING", "TRACEROUTE", "NC", "SS", "NMAP", "CURL", "GREP"])
 def test_letters_outside_the_table_are_invalid(tool: str) -> None:
-    table = network.read_table(getattr(network_tools, tool))
+    table = network_tools.read_table(getattr(network_tools, tool))
     command = {"GREP": "ss | grep {} x", "NC": "nc {} h 80", "SS": "ss {}", "CURL": "curl {} h"}.get(tool, f"{tool.lower()} {{}} h")
     unknown = [letter for letter in string.ascii_letters if f"-{letter}" not in table]
     assert unknown or tool in ("CURL", "GREP")
@@ -171,6 +171,6 @@ def test_both_ways_round_agree() -> None:
 def network_parses(text: str) -> bool:
     try:
         network.parse(text)
-    except network.NoMeaning:
+    except network_tools.NoMeaning:
         return False
     return True

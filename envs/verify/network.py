@@ -8,32 +8,43 @@ does not. Where a manual leaves room, two spellings are kept apart.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 from envs.verify import network_tools as tables
+from envs.verify.network_tools import (
+    Fields,
+    Found,
+    NoMeaning,
+    Option,
+    c_number,
+    collect,
+    dns_class,
+    dns_name,
+    dns_type,
+    host_name,
+    long_option,
+    one_of_both,
+    port_number,
+    read_table,
+    scan,
+    whole,
+)
 from envs.verify.verdict import Verdict
 
-Fields = dict[str, str]  # what a command asks for: option or part -> its value, "" for a flag
 LONGEST_COMMAND = 10_000  # characters
 MOST_RANGES = 4096  # of addresses that one nmap target may become
 DEEPEST_FILTER = 40  # parentheses and negations inside one another in a filter of ss
-
-
-class NoMeaning(ValueError):
-    """The command line is none by the grammar; the message says why."""
 
 
 def compare(reference: str, command: str) -> Verdict:
     """Whether `command` means what `reference` means. Pure; raises for no string.
 
     Returns: `correct`, `wrong` (`differed` says what), `invalid` (`reason` says why the command has no meaning), or `not_executed` if
-    the reference itself cannot be parsed.
+    the reference itself cannot be parsed. The very text of the reference is `correct` in any case.
     """
     if command.strip() == reference.strip() != "":
         return Verdict("correct")
@@ -177,287 +188,6 @@ def _double_quoted(line: str, index: int) -> tuple[str, int]:
     raise NoMeaning("a quote is not closed")
 
 
-# Values: every kind takes the text of a value and gives its canonical form, or raises NoMeaning
-
-
-def whole(text: str, low: int | None = None, high: int | None = None) -> str:
-    """A whole number in decimal digits, in bounds."""
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        raise NoMeaning(f"{text!r} is no whole number")
-    number = int(text)
-    if (low is not None and number < low) or (high is not None and number > high):
-        raise NoMeaning(f"{text} is out of range")
-    return str(number)
-
-
-def decimal(text: str, unit: int = 1) -> str:
-    """A number of 0 or more with an optional fraction, times `unit`."""
-    if not re.fullmatch(r"\+?([0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15})", text):
-        raise NoMeaning(f"{text!r} is no number of 0 or more")
-    plain = format(Decimal(text) * unit, "f")
-    return plain.rstrip("0").rstrip(".") if "." in plain else plain
-
-
-def c_number(text: str) -> str:
-    """A whole number of 0 or more as C's strtoul reads it in base 0: 0x is hexadecimal, a leading 0 octal."""
-    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[1-9][0-9]{0,9}|0", text):
-        return str(int(text, 0))
-    if re.fullmatch(r"0[0-7]{1,11}", text):
-        return str(int(text, 8))
-    raise NoMeaning(f"{text!r} is no whole number of 0 or more")
-
-
-def port_number(text: str) -> str:
-    """A port, by number or by a well-known name."""
-    return str(tables.SERVICES[text]) if text in tables.SERVICES else whole(text, 0, 65535)
-
-
-def host_name(text: str) -> str:
-    """A host's name (lower case, without a final dot) or address."""
-    if ":" in text:
-        address, percent, zone = text.partition("%")
-        try:
-            return ipaddress.IPv6Address(address).compressed + percent + zone
-        except ValueError:
-            raise NoMeaning(f"{text!r} is no host name or address") from None
-    if len(text) > 254 or not re.fullmatch(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", text) or text.startswith("-"):
-        raise NoMeaning(f"{text!r} is no host name or address")
-    name = text.lower().removesuffix(".")
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)*", name):
-        octets = name.split(".")
-        # A leading zero makes an octet octal, and fewer than four octets are an old way of writing: both are kept as they stand.
-        if len(octets) > 4 or (len(octets) == 4 and any(int(octet) > 255 for octet in octets)):
-            raise NoMeaning(f"{text!r} is no address")
-    return name
-
-
-def device(text: str) -> str:
-    """An interface's name or an address."""
-    try:
-        return host_name(text)
-    except NoMeaning:
-        return text
-
-
-def word_list(text: str) -> str:
-    """A comma-separated list, in any order."""
-    return ",".join(sorted(set(text.split(","))))
-
-
-def nmap_time(text: str) -> str:
-    """A time of nmap, in milliseconds: a number of seconds, or with the unit ms, s, m or h."""
-    parts = re.fullmatch(r"([0-9.]+)(ms|s|m|h|)", text, re.IGNORECASE)
-    if not parts:
-        raise NoMeaning(f"{text!r} is no time")
-    milliseconds = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "h": 3_600_000}
-    return decimal(parts[1], milliseconds[parts[2].lower()]) + "ms"
-
-
-def timing(text: str) -> str:
-    """A timing template of nmap, 0 to 5."""
-    names = ["paranoid", "sneaky", "polite", "normal", "aggressive", "insane"]
-    return str(names.index(text.lower())) if text.lower() in names else whole(text, 0, 5)
-
-
-def waits(text: str) -> str:
-    """How long traceroute waits: MAX or MAX,HERE,NEAR."""
-    parts = text.split(",")
-    if len(parts) > 3:
-        raise NoMeaning(f"{text!r} is no waiting time")
-    return ",".join(map(decimal, parts))
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    """A kind whose value is one of these, letter case aside."""
-
-    def read(text: str) -> str:
-        if text.lower() not in choices:
-            raise NoMeaning(f"{text!r} is not one of {', '.join(choices)}")
-        return text.lower()
-
-    return read
-
-
-def dns_type(text: str) -> str:
-    """A DNS record type."""
-    upper = text.upper()
-    if upper in tables.DNS_TYPES or re.fullmatch(r"TYPE[0-9]{1,5}|IXFR=[0-9]{1,10}", upper):
-        return upper
-    raise NoMeaning(f"{text!r} is no record type")
-
-
-def dns_class(text: str) -> str:
-    """A DNS class."""
-    upper = text.upper()
-    if upper in tables.DNS_CLASSES or re.fullmatch(r"CLASS[0-9]{1,5}", upper):
-        return tables.DNS_CLASSES.get(upper, upper)
-    raise NoMeaning(f"{text!r} is no class")
-
-
-def dns_name(text: str) -> str:
-    """A name to look up: nearly anything, lower case, without a final dot."""
-    if not text or re.search(r"\s", text) or ".." in text or (text.startswith(".") and text != "."):
-        raise NoMeaning(f"{text!r} is no domain name")
-    return text.lower().removesuffix(".") or "."
-
-
-KINDS: dict[str, Callable[[str], str]] = {
-    "byte": functools.partial(whole, low=0, high=255),
-    "class": dns_class,
-    "decimal": decimal,
-    "device": device,
-    "hex": lambda text: text.lower(),
-    "host": host_name,
-    "integer": whole,
-    "level": functools.partial(whole, low=0, high=9),
-    "name": dns_name,
-    "natural": functools.partial(whole, low=0),
-    "number": c_number,
-    "port": port_number,
-    "positive": functools.partial(whole, low=1),
-    "proxy": one_of("4", "5", "connect"),
-    "seconds": decimal,
-    "text": lambda text: text,
-    "time": nmap_time,
-    "timing": timing,
-    "type": dns_type,
-    "waits": waits,
-    "words": word_list,
-}
-
-
-# Options
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of a tool; see `network_tools` for what the parts mean."""
-
-    name: str
-    spellings: tuple[str, ...]
-    kind: str
-    optional: bool
-    default: str | None
-    often: str
-
-    def read(self, tool: str, text: str) -> str:
-        """The canonical form of a value."""
-        try:
-            return KINDS[self.kind](text)
-        except NoMeaning as error:
-            raise NoMeaning(f"{tool} {self.name}: {error}") from None
-
-
-ENTRY = re.compile(r"(?P<names>-?\S[^\s:?=!*%]*)(?:(?P<how>[:?])(?P<kind>\w+))?(?:=(?P<default>[\w.]+))?(?P<often>[!*%]?)")
-
-
-@functools.cache
-def read_table(table: str) -> dict[str, Option]:
-    """Spelling -> option. Raises ValueError for an entry that does not read, or a spelling that stands twice."""
-    options: dict[str, Option] = {}
-    for entry in table.split():
-        parts = ENTRY.fullmatch(entry)
-        if not parts or (parts["kind"] or "text") not in KINDS:
-            raise ValueError(f"bad entry in an option table: {entry}")
-        spellings = tuple(parts["names"].split("/"))
-        option = Option(spellings[0], spellings, parts["kind"] or "", parts["how"] == "?", parts["default"], parts["often"])
-        for spelling in spellings:
-            if spelling in options:
-                raise ValueError(f"{spelling} stands twice in an option table")
-            options[spelling] = option
-    return options
-
-
-Found = list[tuple[Option, str | None]]
-
-
-def _long(tool: str, table: dict[str, Option], name: str, word: str, abbreviate: bool) -> Option:
-    """The option of a long name, or of its unambiguous beginning."""
-    if name in table:
-        return table[name]
-    near = {option.name: option for spelling, option in table.items() if len(spelling) > 2 and spelling.startswith(name)}
-    if not abbreviate or not near or len(name) < 3:
-        raise NoMeaning(f"{tool} has no option {word}")
-    if len(near) > 1:
-        raise NoMeaning(f"{tool} has more than one option that begins with {word}")
-    return next(iter(near.values()))
-
-
-def scan(
-    tool: str, table: dict[str, Option], words: Sequence[str], *, long: bool = False, equals: bool = True, abbreviate: bool = True
-) -> tuple[Found, list[str]]:
-    """Options with their values as they stand, in order, and the operands: what getopt does, options and operands in any order.
-
-    `long`: the tool has long options; `equals`: they take `--name=value` too; `abbreviate`: an unambiguous beginning is enough.
-    """
-    found: Found = []
-    operands: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return found, operands + rest
-        if word in table and len(word) > 2 and not word.startswith("--"):  # a long name with one dash
-            option = table[word]
-            if option.kind and not rest:
-                raise NoMeaning(f"{tool} {word} needs a value")
-            found.append((option, option.read(tool, rest.pop(0)) if option.kind else None))
-        elif long and word.startswith("--"):
-            name, equal, value = word.partition("=") if equals else (word, "", "")
-            option = _long(tool, table, name, word, abbreviate)
-            if equal and not option.kind:
-                raise NoMeaning(f"{tool} {name} takes no value")
-            if option.kind and not equal and not option.optional:
-                if not rest:
-                    raise NoMeaning(f"{tool} {name} needs a value")
-                equal, value = "=", rest.pop(0)
-            found.append((option, option.read(tool, value) if equal else None))
-        elif word.startswith("-") and word != "-":
-            letters = word[1:]
-            while letters:
-                short, letters = f"-{letters[0]}", letters[1:]
-                if short not in table:
-                    raise NoMeaning(f"{tool} has no option {word if len(word) == 2 or word.startswith('--') else f'{short} ({word})'}")
-                option = table[short]
-                if option.kind and not option.optional and not letters:
-                    if not rest:
-                        raise NoMeaning(f"{tool} {short} needs a value")
-                    letters = rest.pop(0)
-                    found.append((option, option.read(tool, letters)))
-                    break
-                if option.kind:
-                    found.append((option, option.read(tool, letters) if letters else None))
-                    break
-                found.append((option, None))
-        else:
-            operands.append(word)
-    return found, operands
-
-
-def collect(tool: str, found: Iterable[tuple[Option, str | None]]) -> Fields:
-    """The options of a command by name, sorted, without those that say what the default says anyway."""
-    fields: Fields = {}
-    lists: dict[str, list[str]] = {}
-    for option, value in found:
-        if option.often == "!" and option.name in fields:
-            raise NoMeaning(f"{tool} takes {option.name} only once")
-        fields[option.name] = value or ""
-        if option.often and option.often in "*%":
-            lists.setdefault(option.name, []).append(value or "")
-            values = sorted(lists[option.name]) if option.often == "%" else lists[option.name]
-            fields[option.name] = " ".join(map(repr, values)) if len(values) > 1 else values[0]
-        elif option.default is not None and value == option.default:
-            del fields[option.name]
-    return dict(sorted(fields.items()))
-
-
-def one_of_both(tool: str, fields: Fields, *names: str) -> None:
-    """Refuses options that exclude one another."""
-    given = [name for name in names if name in fields]
-    if len(given) > 1:
-        raise NoMeaning(f"{tool} takes only one of {' and '.join(given)}")
-
-
 # The tools: each takes the words after its name
 
 
@@ -583,7 +313,10 @@ def nmap(words: Sequence[str]) -> Fields:
         if option.name == "-s":
             scans |= _nmap_scans(value or "")
         elif option.name == "-P":
-            fields |= _nmap_ping(value or "")
+            probes = _nmap_ping(value or "")
+            if twice := [name for name, ports in probes.items() if ports and name in fields]:
+                raise NoMeaning(f"nmap takes {twice[0]} only once")
+            fields |= probes
         elif option.name in ("-vv", "-ff"):
             counts[option.name[:2]] += 2
         elif option.name in counts:
@@ -703,7 +436,7 @@ def nmap_ports(text: str, protocols: str, most: int = 65535) -> str:
             if low > high:
                 raise NoMeaning(f"nmap: the port range {item} is backwards")
             pairs = [(low, high)]
-        elif item in tables.NMAP_SERVICES:
+        elif item in tables.NMAP_SERVICES and (here == "T" or (set(here) <= set("TU") and item in tables.NMAP_UDP_SERVICES)):
             pairs = [(port, port) for port in tables.NMAP_SERVICES[item]]
         elif re.fullmatch(r"[A-Za-z][\w*?.-]*|[*?]+|\[[0-9-]*|[0-9-]*\]|\[[0-9]*-?[0-9]*\]", item):
             names |= {f"{letter}:{item}" for letter in here}  # other names, patterns, and only the known ports of a range
@@ -849,7 +582,7 @@ def dig(words: Sequence[str]) -> Fields:
         else:
             lookups.append(default | {"name": dns_name(word)})
     one_of_both("dig", shared, "-4", "-6")
-    if not lookups:
+    if not lookups and not shared.keys() & {"-f", "-h", "-v"}:
         lookups = [{"query type": "NS"} | default | {"name": "."}]  # dig alone asks for the name servers of the root
     if servers:
         shared["server"] = " ".join(servers)
@@ -1157,9 +890,9 @@ def _curl_long(table: dict[str, Option], word: str) -> tuple[Option, bool]:
     if word not in table:
         opposite = f"--{word[5:]}" if word.startswith("--no-") else f"--no-{word[2:]}"
         option = table.get(opposite)
-        if option and not option.kind and opposite not in tables.CURL_FIXED:
+        if option and not option.kind and opposite not in tables.CURL_FIXED and not word.startswith("--no-no-"):
             return option, False
-    return _long("curl", table, word, word, abbreviate="=" not in word), True
+    return long_option("curl", table, word, word, abbreviate="=" not in word), True
 
 
 def _curl_request(found: Found, operands: list[str]) -> Fields:

@@ -1,4 +1,6 @@
-"""The option tables of the network tools, as data: nmap, ping (iputils), dig (BIND 9), nc (OpenBSD), ss, traceroute (Linux), curl, grep.
+"""What the network tools take: their option tables as data, and how options and their values are read.
+
+nmap, ping (iputils), dig (BIND 9), nc (OpenBSD), ss (iproute2), traceroute (for Linux), curl and GNU grep.
 
 An entry of a table is `spelling[/spelling...][kind][=default][how often]`; the first spelling names the option in every message.
 
@@ -8,6 +10,19 @@ An entry of a table is `spelling[/spelling...][kind][=default][how often]`; the 
 """
 
 from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+Fields = dict[str, str]  # what a command asks for: option or part -> its value, "" for a flag
+
+
+class NoMeaning(ValueError):
+    """The command line is none by the grammar; the message says why."""
 
 
 def names(text: str) -> frozenset[str]:
@@ -21,7 +36,7 @@ PING = """
 """
 
 TRACEROUTE = """
--4 -6 -A/--as-path-lookups -d/--debug -D/--dccp -e/--extensions -f/--first:number=1 -F/--dont-fragment -g/--gateway:host* -I/--icmp
+-4 -6 -A/--as-path-lookups -d/--debug -D/--dccp -e/--extensions -f/--first:number=1 -F/--dont-fragment -g/--gateway:hosts* -I/--icmp
 -i/--interface:text -l/--flowlabel:number -m/--max-hops:number=30 -M/--module:text -n -N/--sim-queries:number=16 -O/--options:text*
 -p/--port:port -P/--protocol:text -q/--queries:number=3 -r -s/--source:host -t/--tos:number -T/--tcp -U/--udp -UL -V/--version
 -w/--wait:waits -z/--sendwait:seconds --sport:port --fwmark:number --mtu --back --help
@@ -161,6 +176,7 @@ SERVICES = {name: int(port) for name, port in (entry.split(":") for entry in _SE
 # nmap has names of its own, and scans every port of a name: 80 and 8008 are both http. Names that are not here are compared as words.
 _NMAP_NAMES = names("domain ftp ftp-data https imap imaps ldap mysql ntp pop3 pop3s postgresql smtp snmp ssh telnet tftp")
 NMAP_SERVICES = {name: (SERVICES[name],) for name in _NMAP_NAMES} | {"http": (80, 8008)}
+NMAP_UDP_SERVICES = names("domain ntp snmp tftp")  # those of them that mean the same port for UDP too
 
 DNS_TYPES = names(
     "A A6 AAAA AFSDB AMTRELAY ANY APL ATMA AVC AXFR CAA CDNSKEY CDS CERT CNAME CSYNC DHCID DLV DNAME DNSKEY DOA DS EID EUI48 EUI64 GID"
@@ -187,3 +203,290 @@ SS_STATES = {
     "synchronized": _LIVE,
     "syn-rcv": frozenset({"syn-recv"}),
 }
+
+
+# Values: every kind takes the text of a value and gives its canonical form, or raises NoMeaning
+
+
+def whole(text: str, low: int | None = None, high: int | None = None) -> str:
+    """A whole number in decimal digits, in bounds."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise NoMeaning(f"{text!r} is no whole number")
+    number = int(text)
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise NoMeaning(f"{text} is out of range")
+    return str(number)
+
+
+def decimal(text: str, unit: int = 1) -> str:
+    """A number of 0 or more with an optional fraction, times `unit`."""
+    if not re.fullmatch(r"\+?([0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15})", text):
+        raise NoMeaning(f"{text!r} is no number of 0 or more")
+    plain = format(Decimal(text) * unit, "f")
+    return plain.rstrip("0").rstrip(".") if "." in plain else plain
+
+
+def c_number(text: str) -> str:
+    """A whole number of 0 or more as C's strtoul reads it in base 0: 0x is hexadecimal, a leading 0 octal."""
+    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[1-9][0-9]{0,9}|0", text):
+        return str(int(text, 0))
+    if re.fullmatch(r"0[0-7]{1,11}", text):
+        return str(int(text, 8))
+    raise NoMeaning(f"{text!r} is no whole number of 0 or more")
+
+
+def port_number(text: str) -> str:
+    """A port, by number or by a well-known name."""
+    return str(SERVICES[text]) if text in SERVICES else whole(text, 0, 65535)
+
+
+def host_name(text: str) -> str:
+    """A host's name (lower case, without a final dot) or address."""
+    if ":" in text:
+        address, percent, zone = text.partition("%")
+        try:
+            return ipaddress.IPv6Address(address).compressed + percent + zone
+        except ValueError:
+            raise NoMeaning(f"{text!r} is no host name or address") from None
+    if len(text) > 254 or not re.fullmatch(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", text) or text.startswith("-"):
+        raise NoMeaning(f"{text!r} is no host name or address")
+    name = text.lower().removesuffix(".")
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)*", name):
+        octets = name.split(".")
+        # A leading zero makes an octet octal, and fewer than four octets are an old way of writing: both are kept as they stand.
+        if len(octets) > 4 or (len(octets) == 4 and any(int(octet) > 255 for octet in octets)):
+            raise NoMeaning(f"{text!r} is no address")
+    return name
+
+
+def host_names(text: str) -> str:
+    """Hosts with commas between them, in order."""
+    return ",".join(map(host_name, text.split(",")))
+
+
+def device(text: str) -> str:
+    """An interface's name or an address."""
+    try:
+        return host_name(text)
+    except NoMeaning:
+        return text
+
+
+def word_list(text: str) -> str:
+    """A comma-separated list, in any order."""
+    return ",".join(sorted(set(text.split(","))))
+
+
+def nmap_time(text: str) -> str:
+    """A time of nmap, in milliseconds: a number of seconds, or with the unit ms, s, m or h."""
+    parts = re.fullmatch(r"([0-9.]+)(ms|s|m|h|)", text, re.IGNORECASE)
+    if not parts:
+        raise NoMeaning(f"{text!r} is no time")
+    milliseconds = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "h": 3_600_000}
+    return decimal(parts[1], milliseconds[parts[2].lower()]) + "ms"
+
+
+def timing(text: str) -> str:
+    """A timing template of nmap, 0 to 5."""
+    names = ["paranoid", "sneaky", "polite", "normal", "aggressive", "insane"]
+    return str(names.index(text.lower())) if text.lower() in names else whole(text, 0, 5)
+
+
+def waits(text: str) -> str:
+    """How long traceroute waits: MAX or MAX,HERE,NEAR."""
+    parts = text.split(",")
+    if len(parts) > 3:
+        raise NoMeaning(f"{text!r} is no waiting time")
+    return ",".join(map(decimal, parts))
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A kind whose value is one of these, letter case aside."""
+
+    def read(text: str) -> str:
+        if text.lower() not in choices:
+            raise NoMeaning(f"{text!r} is not one of {', '.join(choices)}")
+        return text.lower()
+
+    return read
+
+
+def dns_type(text: str) -> str:
+    """A DNS record type."""
+    upper = text.upper()
+    if upper in DNS_TYPES or re.fullmatch(r"TYPE[0-9]{1,5}|IXFR=[0-9]{1,10}", upper):
+        return upper
+    raise NoMeaning(f"{text!r} is no record type")
+
+
+def dns_class(text: str) -> str:
+    """A DNS class."""
+    upper = text.upper()
+    if upper in DNS_CLASSES or re.fullmatch(r"CLASS[0-9]{1,5}", upper):
+        return DNS_CLASSES.get(upper, upper)
+    raise NoMeaning(f"{text!r} is no class")
+
+
+def dns_name(text: str) -> str:
+    """A name to look up: nearly anything, lower case, without a final dot."""
+    if not text or re.search(r"\s", text) or ".." in text or (text.startswith(".") and text != "."):
+        raise NoMeaning(f"{text!r} is no domain name")
+    return text.lower().removesuffix(".") or "."
+
+
+KINDS: dict[str, Callable[[str], str]] = {
+    "byte": functools.partial(whole, low=0, high=255),
+    "class": dns_class,
+    "decimal": decimal,
+    "device": device,
+    "hex": lambda text: text.lower(),
+    "host": host_name,
+    "hosts": host_names,
+    "integer": whole,
+    "level": functools.partial(whole, low=0, high=9),
+    "name": dns_name,
+    "natural": functools.partial(whole, low=0),
+    "number": c_number,
+    "port": port_number,
+    "positive": functools.partial(whole, low=1),
+    "proxy": one_of("4", "5", "connect"),
+    "seconds": decimal,
+    "text": lambda text: text,
+    "time": nmap_time,
+    "timing": timing,
+    "type": dns_type,
+    "waits": waits,
+    "words": word_list,
+}
+
+
+# Options
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a tool; see `network_tools` for what the parts mean."""
+
+    name: str
+    spellings: tuple[str, ...]
+    kind: str
+    optional: bool
+    default: str | None
+    often: str
+
+    def read(self, tool: str, text: str) -> str:
+        """The canonical form of a value."""
+        try:
+            return KINDS[self.kind](text)
+        except NoMeaning as error:
+            raise NoMeaning(f"{tool} {self.name}: {error}") from None
+
+
+ENTRY = re.compile(r"(?P<names>-?\S[^\s:?=!*%]*)(?:(?P<how>[:?])(?P<kind>\w+))?(?:=(?P<default>[\w.]+))?(?P<often>[!*%]?)")
+
+
+@functools.cache
+def read_table(table: str) -> dict[str, Option]:
+    """Spelling -> option. Raises ValueError for an entry that does not read, or a spelling that stands twice."""
+    options: dict[str, Option] = {}
+    for entry in table.split():
+        parts = ENTRY.fullmatch(entry)
+        if not parts or (parts["kind"] or "text") not in KINDS:
+            raise ValueError(f"bad entry in an option table: {entry}")
+        spellings = tuple(parts["names"].split("/"))
+        option = Option(spellings[0], spellings, parts["kind"] or "", parts["how"] == "?", parts["default"], parts["often"])
+        for spelling in spellings:
+            if spelling in options:
+                raise ValueError(f"{spelling} stands twice in an option table")
+            options[spelling] = option
+    return options
+
+
+Found = list[tuple[Option, str | None]]
+
+
+def long_option(tool: str, table: dict[str, Option], name: str, word: str, abbreviate: bool) -> Option:
+    """The option of a long name, or of its unambiguous beginning."""
+    if name in table:
+        return table[name]
+    near = {option.name: option for spelling, option in table.items() if len(spelling) > 2 and spelling.startswith(name)}
+    if not abbreviate or not near or len(name) < 3:
+        raise NoMeaning(f"{tool} has no option {word}")
+    if len(near) > 1:
+        raise NoMeaning(f"{tool} has more than one option that begins with {word}")
+    return next(iter(near.values()))
+
+
+def scan(
+    tool: str, table: dict[str, Option], words: Sequence[str], *, long: bool = False, equals: bool = True, abbreviate: bool = True
+) -> tuple[Found, list[str]]:
+    """Options with their values as they stand, in order, and the operands: what getopt does, options and operands in any order.
+
+    `long`: the tool has long options; `equals`: they take `--name=value` too; `abbreviate`: an unambiguous beginning is enough.
+    """
+    found: Found = []
+    operands: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return found, operands + rest
+        if word in table and len(word) > 2 and not word.startswith("--"):  # a long name with one dash
+            option = table[word]
+            if option.kind and not rest:
+                raise NoMeaning(f"{tool} {word} needs a value")
+            found.append((option, option.read(tool, rest.pop(0)) if option.kind else None))
+        elif long and word.startswith("--"):
+            name, equal, value = word.partition("=") if equals else (word, "", "")
+            option = long_option(tool, table, name, word, abbreviate)
+            if equal and not option.kind:
+                raise NoMeaning(f"{tool} {name} takes no value")
+            if option.kind and not equal and not option.optional:
+                if not rest:
+                    raise NoMeaning(f"{tool} {name} needs a value")
+                equal, value = "=", rest.pop(0)
+            found.append((option, option.read(tool, value) if equal else None))
+        elif word.startswith("-") and word != "-":
+            letters = word[1:]
+            while letters:
+                short, letters = f"-{letters[0]}", letters[1:]
+                if short not in table:
+                    raise NoMeaning(f"{tool} has no option {word if len(word) == 2 or word.startswith('--') else f'{short} ({word})'}")
+                option = table[short]
+                if option.kind and not option.optional and not letters:
+                    if not rest:
+                        raise NoMeaning(f"{tool} {short} needs a value")
+                    letters = rest.pop(0)
+                    found.append((option, option.read(tool, letters)))
+                    break
+                if option.kind:
+                    found.append((option, option.read(tool, letters) if letters else None))
+                    break
+                found.append((option, None))
+        else:
+            operands.append(word)
+    return found, operands
+
+
+def collect(tool: str, found: Iterable[tuple[Option, str | None]]) -> Fields:
+    """The options of a command by name, sorted, without those that say what the default says anyway."""
+    fields: Fields = {}
+    lists: dict[str, list[str]] = {}
+    for option, value in found:
+        if option.often == "!" and option.name in fields:
+            raise NoMeaning(f"{tool} takes {option.name} only once")
+        fields[option.name] = value or ""
+        if option.often and option.often in "*%":
+            lists.setdefault(option.name, []).append(value or "")
+            values = sorted(lists[option.name]) if option.often == "%" else lists[option.name]
+            fields[option.name] = " ".join(map(repr, values)) if len(values) > 1 else values[0]
+        elif option.default is not None and value == option.default:
+            del fields[option.name]
+    return dict(sorted(fields.items()))
+
+
+def one_of_both(tool: str, fields: Fields, *names: str) -> None:
+    """Refuses options that exclude one another."""
+    given = [name for name in names if name in fields]
+    if len(given) > 1:
+        raise NoMeaning(f"{tool} takes only one of {' and '.join(given)}")
