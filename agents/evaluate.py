@@ -26,7 +26,7 @@ from agents.training.command import MODEL_FILES, model_defaults, run_command
 from envs.domain import domain_names, load_domain
 from envs.schema import EMBEDDED
 from envs.types import InputError
-from envs.verify import Case, read_cases
+from envs.verify import Case, how_verified, read_cases
 
 if TYPE_CHECKING:
     from agents.evaluation.heldout import Answer
@@ -261,7 +261,7 @@ def make_report(
         "settings": {**settings, "samples": config.samples, "tasks_file": config.tasks_file},
         "tasks": len(cases),
         "k": config.samples,
-        "truth": {name: _truth(name) for name in dict.fromkeys(case.task.domain for case in cases)},
+        "truth": {name: how_verified(name) for name in dict.fromkeys(case.task.domain for case in cases)},
         "subjects": [
             {"name": subject.name, "model": subject.model, "adapter": subject.adapter, **describe(rows, config.samples)}
             for subject, rows in zip(subjects, answers, strict=True)
@@ -271,18 +271,6 @@ def make_report(
             for subject, rows in zip(subjects[1:], answers[1:], strict=True)
         ],
     }
-
-
-def _truth(domain: str) -> str:
-    from envs.schema import load_spec
-
-    how = load_spec(domain).verify.kind
-    return {
-        "shell": "executed in a sandbox, three file trees",
-        "sql": "executed in SQLite, three fillings",
-        "network": "parsed and compared in meaning, never executed",
-        "exact": "compared with the reference as text",
-    }[how]
 
 
 def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:

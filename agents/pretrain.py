@@ -465,7 +465,9 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
         "inverse, greedy": mean([float(bool(right)) for right in read_back(policy, cases)]),
     }
     prompts = [forward_prompt(task) for task in tasks for _ in range(4)]
-    confidence = [sum(row) for row in policy.logprobs(prompts, [command for row in commands_P_G for command in row])]
+    confidence: list[float | None] = [
+        math.fsum(row) for row in policy.logprobs(prompts, [command for row in commands_P_G for command in row])
+    ]
     scores: dict[str, list[list[float | None]]] = {
         "forward confidence": [confidence[start : start + 4] for start in range(0, len(confidence), 4)]
     }

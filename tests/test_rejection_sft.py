@@ -136,7 +136,7 @@ def test_a_command_that_was_cut_is_not_trained_on(tmp_path: Path) -> None:
 def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -> None:
     """Label-free, shown by its effect: with other references the truth changes, and not one byte of what was trained on or learnt."""
     honest, nonsense = tmp_path / "honest" / "shell.yaml", tmp_path / "nonsense" / "shell.yaml"
-    data = yaml.safe_load((CONFIGS / "shell.yaml").read_text())
+    data = {**yaml.safe_load((CONFIGS / "shell.yaml").read_text()), "verify": {"kind": "exact"}}
     for path in (honest, nonsense):
         path.parent.mkdir()
         path.write_text(yaml.safe_dump(data, sort_keys=False))
@@ -203,7 +203,8 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.
         (["--output", "/proc/no"], "--output: /proc/no/"),
         (["--reward", "likelyhood"], "--reward likelyhood: did you mean likelihood?"),
         (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
-        (["--keep", "2"], "--keep 2.0: must be in (0, 1]"),
+        (["--keep-share", "2"], "--keep-share 2.0: must be in (0, 1]"),
+        (["--keep", "bets"], "--keep bets: must be one of last, best: did you mean best?"),
         (["--cycels", "2"], "unknown flag --cycels: did you mean --cycles?"),
         (["--model", "no/such/folder"], "--model no/such/folder: cannot be loaded"),
         (["--task-source", "tasks.txt"], "--task-source tasks.txt: use templates, model"),

@@ -23,6 +23,7 @@ from envs.grammar import ByExecution, ByMeaning, ByQuery, fill, nearest
 from envs.schema import load_spec
 from envs.types import InputError, Task
 from envs.verify import network, shell, sql
+from envs.verify.sandbox import SandboxError
 from envs.verify.verdict import Verdict
 
 CACHED = 100_000  # verdicts; the same commands come again cycle after cycle
@@ -43,6 +44,16 @@ class Case:
     ordered: bool = False
     intent: str = ""
     unseen: Literal["paraphrase", "values", ""] = ""
+
+
+def how_verified(domain: str) -> str:
+    """How commands of a domain are verified, for a reader."""
+    return {
+        "shell": "executed in a sandbox over three file trees",
+        "sql": "executed in SQLite over three fillings",
+        "network": "parsed and compared in meaning, never executed",
+        "exact": "compared with the reference as text",
+    }[load_spec(domain).verify.kind]
 
 
 def find_draw(task: Task) -> Draw | None:
@@ -141,7 +152,7 @@ def verify(tasks: Sequence[Task], commands: Sequence[str], cases: Sequence[Case]
         for case, command in zip(found, commands, strict=True)
     ]
     todo = list(dict.fromkeys(key for key in keys if key is not None))
-    verdicts = dict(zip(todo, _pool().map(lambda key: _verdict(*key), todo), strict=True))
+    verdicts = dict(zip(todo, _pool().map(_tried, todo), strict=True))
     nothing = Verdict("not_executed", "the task has no reference")
     return [nothing if key is None else verdicts[key] for key in keys]
 
@@ -150,6 +161,13 @@ def verify(tasks: Sequence[Task], commands: Sequence[str], cases: Sequence[Case]
 def _pool() -> ThreadPoolExecutor:
     # Threads that live as long as the process: the sandbox's processes die with the thread that started them.
     return ThreadPoolExecutor(2 * (os.cpu_count() or 1), thread_name_prefix="verify")
+
+
+def _tried(key: tuple[str, str, bool, str]) -> Verdict:
+    try:
+        return _verdict(*key)
+    except SandboxError as error:  # not cached: the machine may recover
+        return Verdict("not_executed", str(error))
 
 
 @functools.lru_cache(maxsize=CACHED)
