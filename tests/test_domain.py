@@ -373,6 +373,18 @@ prompts:
   revise: "Revise. {principle} {task} {command}"
 principles:
   - Use the values.
+verify:
+  kind: sql
+  tables:
+    people:
+      rows: 9
+      columns:
+        id: {fill: key}
+        name: {fill: unique, words: [ann, bob, cid]}
+        town: {fill: among, slot: city}
+        job: {fill: among, values: [cook, clerk]}
+        age: {fill: integer, low: 10, high: 18, repeats: never}
+        boss: {fill: refers, to: people}
 slots:
   n: {kind: integer, low: 2, high: 40, step: 1}
   file: {kind: name, words: [report, notes], suffixes: [.txt, .log]}
@@ -550,6 +562,34 @@ MISTAKES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "merged with nothing": ("tools: [head, cp]", "tools: *nothing", SAME, ("not valid YAML", "nothing")),
     "two documents": ("tools: [head, cp]\n", "---\ntools: [head, cp]\n", "---", ("not valid YAML: found another document",)),
     "control character": ("a tiny domain", "a \x07 domain", SAME, ("not valid YAML", "U+0007")),
+    "unknown kind of verification": ("kind: sql", "kind: sqll", "verify:", ("kind 'sqll'", "did you mean 'sql'?", "network, exact")),
+    "no kind of verification": ("  kind: sql\n", "", "verify:", ("verify", "'kind' is missing", "shell, sql")),
+    "no tables": (GOOD[GOOD.index("  tables:") : GOOD.index("slots:")], "", "verify:", ("verify", "'tables' is missing")),
+    "tables elsewhere": ("kind: sql\n", "kind: shell\n", "  tables:", ("verify.tables", "unknown key 'tables'")),
+    "tables are a list": (GOOD[GOOD.index("  tables:") : GOOD.index("slots:")], "  tables: [a]\n", SAME, ("tables: must be a mapping",)),
+    "unknown key of a table": ("rows: 9", "row: 9", SAME, ("people.row:", "did you mean 'rows'?")),
+    "too many rows": ("rows: 9", "rows: 90000", SAME, ("people.rows: must be 1000 or less (found 90000)",)),
+    "no rows": ("rows: 9", "rows: 0", SAME, ("people.rows: must be 1 or more",)),
+    "name of a table": ("    people:", "    the people:", SAME, ("'the people' may have only letters", "underscores", "rename")),
+    "name of a column": ("        age:", "        2age:", SAME, ("'2age' may have only letters", "no digit first")),
+    "name that SQLite keeps": ("    people:", "    SQLite_x:", SAME, ("verify.tables.SQLite_x", "'SQLite_'", "rename")),
+    "columns alike": ("        job:", "        NAME:", SAME, ("columns.NAME", "differs from 'name' in letter case")),
+    "unknown filling": ("fill: key", "fill: kye", SAME, ("columns.id", "unknown fill 'kye'", "did you mean 'key'?", "unique, among")),
+    "filling missing": ("{fill: key}", "{}", SAME, ("columns.id", "'fill' is missing", "key, unique")),
+    "key of another filling": ("fill: key", "fill: key, slot: city", SAME, ("columns.id.slot", "unknown key 'slot'")),
+    "key of a filling misspelt": ("slot: city", "slott: city", SAME, ("columns.town.slott", "did you mean 'slot'?")),
+    "two keys": ("job: {fill: among, values: [cook, clerk]}", "job: {fill: key}", SAME, ("columns.job", "second key beside 'id'")),
+    "values and slot": ("slot: city", "slot: city, values: [a, b]", SAME, ("columns.town", "needs either values or slot")),
+    "neither values nor slot": (", slot: city", "", "town:", ("columns.town", "needs either values or slot")),
+    "one value": ("values: [cook, clerk]", "values: [cook]", SAME, ("columns.job.values: needs at least 2",)),
+    "no such slot": ("slot: city", "slot: cty", SAME, ("columns.town.slot: 'cty' is no choice slot", "did you mean 'city'?")),
+    "slot that is no choice": ("slot: city", "slot: net", SAME, ("columns.town.slot: 'net' is no choice slot", "write values")),
+    "too few words": ("rows: 9", "rows: 10", "        name:", ("columns.name", "9 different values for 10 rows")),
+    "too few numbers": ("low: 10,", "low: 12,", SAME, ("columns.age", "7 different values for 9 rows")),
+    "numbers swapped": ("low: 10, high: 18", "low: 18, high: 10", SAME, ("columns.age: low (18) is above high (10)",)),
+    "repeats": ("repeats: never", "repeats: 'no'", SAME, ("columns.age.repeats: must be 'allowed' or 'never'",)),
+    "unknown table": ("to: people", "to: peple", SAME, ("columns.boss.to: 'peple' is not in tables", "did you mean 'people'?")),
+    "table without a key": ("{fill: key}", "{fill: among, values: [1, 2]}", "boss:", ("'people' has no column with fill: key",)),
     "key that is a list": ("description:", "[a, b]: c\ndescription:", "name: tiny", ("the file: a key must be a text",)),
 }  # fmt: skip
 # What both slots of an intent need so that they can collide.
