@@ -5,9 +5,13 @@ comma := ,
 BIN := .venv/bin
 INSTALLED := .venv/installed
 EXTRAS := trl,dev$(if $(shell command -v nvidia-smi),$(comma)gpu)
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Acquire::Retries=0 -o Acquire::http::Timeout=10
 
 .PHONY: setup run test tensorboard
+# Evaluation executes commands in bubblewrap. All else works without it, so that this never fails.
 setup: $(INSTALLED)
+	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && { $(APT) install bubblewrap || { $(APT) update && $(APT) install bubblewrap; }; } \
+		>/dev/null 2>&1; } || echo "bubblewrap is not installed, so commands are not executed: apt-get install bubblewrap"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=python3.12")'
@@ -22,7 +26,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir runs

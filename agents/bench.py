@@ -2,16 +2,19 @@
 
 python -m agents.bench env                  # batched environment against single ones
 python -m agents.bench env --num-envs 16 --repetitions 9 --json
+python -m agents.bench sandbox              # a command in the sandbox against one in plain bash
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -117,7 +120,111 @@ def env(config: EnvConfig) -> int:
     return 0
 
 
-BENCHMARKS: dict[str, tuple[type, Callable[[Any], int]]] = {"env": (EnvConfig, env)}
+FILES = {  # what the timed commands work on
+    "notes.txt": "alpha beta\ngamma delta\nbeta beta\nepsilon\n" * 20,
+    "todo.txt": "buy milk\ncall alpha\n",
+    "data.csv": "name,port\nweb,443\ndb,5432\nmail,25\n",
+    "app.log": "INFO start\nERROR disk full\nINFO stop\nERROR no route\n" * 30,
+    "src/main.py": "import sys\n\nprint(sys.argv)\n",
+    "src/util.py": "def double(x):\n    return 2 * x\n",
+    "docs/readme.md": "# Title\n\nSome text.\n",
+    "docs/old/draft.md": "A draft.\n",
+}
+COMMANDS = (
+    "ls -la",
+    "grep -c beta notes.txt",
+    "grep ERROR app.log | wc -l",
+    "find . -name '*.py'",
+    "sort -u notes.txt > sorted.txt",
+    "cut -d, -f2 data.csv | sort -n | tail -n 1",
+    "head -n 5 app.log",
+    "wc -l *.txt",
+    "mkdir -p backup && cp notes.txt backup/",
+    "awk '{ count[$1]++ } END { for (word in count) print word, count[word] }' app.log | sort",
+)
+
+
+@dataclass(frozen=True)
+class SandboxConfig:
+    """Milliseconds per shell command in a sandbox and in plain bash, and commands per second with several threads."""
+
+    commands: int = 200
+    """Commands that each side is timed on, in turns; the threads together run as many again."""
+    threads: int = 4
+    """Threads for the rate."""
+    json: bool = False
+    """Print JSON and nothing else."""
+
+    def check(self) -> None:
+        """Raises InputError for a value out of range."""
+        for name in ("commands", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must be 1 or more")
+
+
+def measure_sandbox(config: SandboxConfig) -> dict[str, Any]:
+    """Times both sides, with the file tree in and out on the sandbox's -> medians and 95th percentiles in ms, and commands per second.
+
+    Raises:
+        InputError: there is no sandbox on this machine.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    from statistics import quantiles
+    from tempfile import TemporaryDirectory
+
+    from envs.verify.sandbox import Entry, execute, unavailable
+
+    if missing := unavailable():
+        raise InputError(missing)
+    folders = sorted({str(parent) for name in FILES for parent in Path(name).parents if parent != Path()})
+    tree = {name: Entry("directory", 0o755) for name in folders}
+    tree |= {name: Entry("file", 0o644, text.encode()) for name, text in FILES.items()}
+    with TemporaryDirectory() as plain:
+        for name, text in FILES.items():
+            (Path(plain) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(plain) / name).write_text(text)
+
+        def sandboxed(command: str) -> int | None:
+            return execute(command, tree).exit_code
+
+        def bare(command: str) -> int | None:
+            return subprocess.run(["bash", "--noprofile", "--norc", "-c", command], cwd=plain, capture_output=True).returncode
+
+        times: dict[str, list[float]] = {"sandbox": [], "bash": []}
+        warm_up = len(COMMANDS)
+        for index in range(warm_up + config.commands):
+            for side, run in (("sandbox", sandboxed), ("bash", bare)):
+                started = time.perf_counter()
+                if run(COMMANDS[index % len(COMMANDS)]) != 0:
+                    raise RuntimeError(f"failed in {side}: {COMMANDS[index % len(COMMANDS)]}")
+                times[side] += [1000 * (time.perf_counter() - started)] if index >= warm_up else []
+    with ThreadPoolExecutor(config.threads) as pool:
+        started = time.perf_counter()
+        list(pool.map(sandboxed, (COMMANDS[index % len(COMMANDS)] for index in range(config.commands))))
+        rate = config.commands / (time.perf_counter() - started)
+    return {
+        "benchmark": "sandbox",
+        **asdict(config),
+        "median_ms": {side: median(values) for side, values in times.items()},
+        "p95_ms": {side: quantiles(values * 2, n=20)[-1] for side, values in times.items()},  # twice: one value alone has no quantiles
+        "commands_per_second": rate,
+        "device": f"{len(os.sched_getaffinity(0))} CPUs",
+    }
+
+
+def sandbox(config: SandboxConfig) -> int:
+    """Prints what `measure_sandbox` found."""
+    result = measure_sandbox(config)
+    if config.json:
+        print(json.dumps({name: value for name, value in result.items() if name != "json"}))
+        return 0
+    for side in ("sandbox", "bash"):
+        print(f"{side:<8} {result['median_ms'][side]:7.1f} ms a command at the median, 95 % within {result['p95_ms'][side]:.1f} ms")
+    print(f"sandbox  {result['commands_per_second']:7.1f} commands/s with {config.threads} threads on {result['device']}")
+    return 0
+
+
+BENCHMARKS: dict[str, tuple[type, Callable[[Any], int]]] = {"env": (EnvConfig, env), "sandbox": (SandboxConfig, sandbox)}
 
 
 def main(argv: Sequence[str]) -> int:

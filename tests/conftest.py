@@ -22,6 +22,21 @@ MISTRAL_TEMPLATE = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-sandbox", action="store_true", help="fail, not skip, the tests that need a sandbox where there is none")
+
+
+@pytest.fixture(scope="session")
+def sandbox(request: pytest.FixtureRequest) -> None:
+    """For a test that executes commands: without a sandbox here it is skipped with the reason, or fails under --require-sandbox."""
+    from envs.verify.sandbox import unavailable
+
+    if missing := unavailable():
+        if request.config.getoption("--require-sandbox"):
+            pytest.fail(f"--require-sandbox: {missing}", pytrace=False)
+        pytest.skip(missing)
+
+
 class Corpus:
     """A few sentences for the tokenizer, again and again, so that it stays what it is when the domains change."""
 

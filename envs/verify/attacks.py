@@ -127,7 +127,13 @@ def all_refused() -> str:
 
 
 def _tree(test: Callable[[dict[str, Entry]], bool], what: str) -> Callable[[Execution], str]:
-    return lambda execution: "" if execution.tree is not None and test(execution.tree) else what
+    def check(execution: Execution) -> str:
+        with contextlib.suppress(KeyError):  # a name that is missing
+            if execution.tree is not None and test(execution.tree):
+                return ""
+        return what
+
+    return check
 
 
 def _small_or_no_tree(execution: Execution) -> str:

@@ -401,7 +401,10 @@ class _Run:
                 return "killed"
             for fd, _ in ready:
                 buffer = self.open[fd]
-                data = os.read(fd, 1 << 16)
+                try:
+                    data = os.read(fd, 1 << 16)
+                except ConnectionResetError:  # it ended without having read all that we sent
+                    data = b""
                 buffer += data
                 if not data:
                     self.poll.unregister(fd)
@@ -537,6 +540,8 @@ SWITCHES = {  # file below /proc/sys -> the value with which ordinary users may 
 def diagnosis(stderr: bytes) -> str:
     """One line with the fix, from what bubblewrap said when it failed."""
     said = " ".join(stderr.decode(errors="replace").split())[:300]
+    if said.startswith("tar: "):
+        return f"the file tree cannot be laid out: make it smaller or rename its files ({said})"
     if "nknown option" in said:
         return f"bubblewrap is too old (0.8 or newer is needed): install a newer one ({said})"
     for name, (blocked, open_) in SWITCHES.items():
