@@ -482,6 +482,7 @@ def lines_of(pid: int, name: str) -> dict[str, str]:
     return {line.split()[0].rstrip(":") if name == "status" else line[:25].strip(): line for line in lines}
 
 
+@pytest.mark.slow
 def test_hostile_statements_end_in_time_and_memory_create_nothing_and_leave_the_workers_in_order(tmp_path: Path) -> None:
     """Bounds are loose, for busy machines. What is denied is denied at once; what may run ends with its second."""
     assert len(DENIED) + len(BOMBS) > 40

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from envs.grammar import Among, ByQuery, Choice, Column, Key, Refers, Table, Unique, Whole, stream
+from envs.grammar import Among, ByQuery, Choice, Column, Key, Refers, Table, Unique, Whole, short, stream
 from envs.schema import load_spec
 from envs.types import InputError
 from envs.verify import sql_worker
@@ -36,7 +36,7 @@ SECONDS = 1.0  # wall time of a query over all fillings together
 LOAD_SECONDS = 30.0  # for filling a database, which cannot go wrong but may be slow on a busy machine
 LONGEST = 10_000  # characters of a query
 MOST_REPLY = 16 * 2**20  # bytes
-KEPT_DATABASES = 64  # of a worker
+KEPT_DATABASES = 256  # of a worker, some 70 KB each
 KEPT_WORKERS = 2 * (os.cpu_count() or 1)
 LEANS = (None, 0, 1, -1)  # how far from a value of the reference most numbers of a column lie; None: most lie anywhere
 
@@ -147,27 +147,22 @@ def _difference(wanted: _Wanted, columns: int, rows: list[Row], ordered: bool) -
     if counts != wanted.counts:
         number = f"{_count(len(rows), 'row')} instead of {len(wanted.rows)}" if len(rows) != len(wanted.rows) else ""
         missing, extra = next(iter(wanted.counts - counts), None), next(iter(counts - wanted.counts), None)
-        first = f"first missing: {_short(missing)}" if missing is not None else f"first that should not be: {_short(extra)}"
+        first = f"first missing: {short(missing)}" if missing is not None else f"first that should not be: {short(extra)}"
         if missing is not None and extra is not None and not number:
-            first = f"{_short(extra)} instead of {_short(missing)}"
+            first = f"{short(extra)} instead of {short(missing)}"
         return "other rows", "; ".join(filter(None, (number, first)))
     if not ordered:
         return None
     begin = 0
     for end in wanted.blocks:
         if Counter(rows[begin:end]) != Counter(wanted.rows[begin:end]):
-            return "other order", f"row {begin + 1} is {_short(rows[begin])} instead of {_short(wanted.rows[begin])}"
+            return "other order", f"row {begin + 1} is {short(rows[begin])} instead of {short(wanted.rows[begin])}"
         begin = end
     return None
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _short(row: Row | None) -> str:
-    text = ascii(row) if row is None or not repr(row).isprintable() else repr(row)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # --- fillings
