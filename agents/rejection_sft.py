@@ -168,6 +168,8 @@ def train(config: Config, session: Session) -> int:
             results["eval"] = {"start": session.evaluate.whole(policy, session.reward, 0)}
             run.scalars(0, 0, {**first, **keep(0)})
             display.line("start        " + eval_facts(first))
+            if session.evaluate.note:
+                display.line(session.evaluate.note)
             checkpoint(0)
         for cycle in range(done + 1, config.cycles + 1):
             clock = time.perf_counter()
@@ -258,7 +260,7 @@ def train(config: Config, session: Session) -> int:
                 ],
             )
     run.write_json("self_improvement_results.json", results)
-    show_results(config, results, run.folder)
+    show_results(config, results, run.folder, session.evaluate.note)
     return 0
 
 
@@ -273,8 +275,8 @@ def whole_of(session: Session, kept: int, cycle: int) -> dict[str, float | None]
         session.policy.restore(now)
 
 
-def show_results(config: Config, results: dict[str, Any], folder: Path) -> None:
-    """Prints the table of cycles, the truth before and after, and last the run's folder."""
+def show_results(config: Config, results: dict[str, Any], folder: Path, note: str) -> None:
+    """Prints the table of cycles, the truth before and after, what could not be verified, and last the run's folder."""
     from agents.training.display import number, show_table
 
     subset = min(config.eval_subset, config.eval_tasks)
@@ -297,6 +299,8 @@ def show_results(config: Config, results: dict[str, Any], folder: Path) -> None:
         f"held-out truth, {config.eval_tasks} tasks: greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}, "
         f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
     )
+    if note:
+        print(note)
     if config.keep == "best":
         print(f"kept: cycle {results['kept']} of {config.cycles}, by the score that needs no label")
     print(f"curves: tensorboard --logdir {folder.parent}; adapter: {folder}/checkpoints/cycle-{results['kept']:04d}")

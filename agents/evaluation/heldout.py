@@ -125,6 +125,7 @@ class HeldOut:
     temperature: float
     max_new_tokens: int
     cases: list[Case] = field(init=False)
+    note: str = field(default="", init=False)  # for the user: how many commands of the last whole evaluation were not executed, and why
     _run: Run | None = field(default=None, init=False)
     _greedy: dict[int, list[float | None]] = field(default_factory=dict, init=False)  # cycle -> is it right, for each task of the subset
 
@@ -161,6 +162,12 @@ class HeldOut:
         answers = self._ask(policy, scored, len(scored), reward)
         answers += self._ask(policy, unscored, len(unscored), None) if unscored else []
         self._log(answers, cycle, "whole")
+        commands = [judged.verdict for answer in answers for judged in answer.commands]
+        skipped = [verdict.reason for verdict in commands if verdict.status == "not_executed"]
+        why = (
+            f"{len(skipped)} of {len(commands)} held-out commands were not executed and count neither way: {skipped[0]}" if skipped else ""
+        )
+        self.note = why
         return self._numbers(answers, intervals=True)
 
     def _ask(self, policy: Policy, cases: Sequence[Case], sampled: int, reward: Reward | None) -> list[Answer]:

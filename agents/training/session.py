@@ -26,7 +26,9 @@ EVALUATION = "agents.evaluation.heldout:HeldOut"
 
 
 class Evaluation(Protocol):
-    """What a trainer may know of the evaluation: numbers to log after a cycle, and those of all held-out tasks."""
+    """What a trainer may know of the evaluation: numbers to log after a cycle, those of all held-out tasks, a line for the user."""
+
+    note: str
 
     def __call__(self, policy: Policy, reward: Reward, cycle: int) -> dict[str, float | None]:
         """A fixed subset of the held-out tasks."""
