@@ -50,7 +50,7 @@ def how_verified(domain: str) -> str:
     """How commands of a domain are verified, for a reader."""
     return {
         "shell": "executed in a sandbox over three file trees",
-        "sql": "executed in SQLite over three fillings",
+        "sql": "executed in SQLite over eight fillings",
         "network": "parsed and compared in meaning, never executed",
         "exact": "compared with the reference as text",
     }[load_spec(domain).verify.kind]
