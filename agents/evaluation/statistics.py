@@ -172,6 +172,8 @@ def _auc(truths_P_G: Array, scores_P_G: Array) -> float:
 def bins(truths_P_G: Array, scores_P_G: Array) -> list[tuple[float, float, int]]:
     """Calibration: samples in ten equally large groups by score -> (mean score, share that is right, samples) of each."""
     truths, scores = _pooled(truths_P_G, scores_P_G)
+    _, equals = np.unique(scores, return_inverse=True)
+    truths = (np.bincount(equals, truths) / np.bincount(equals))[equals]  # no group may depend on the order of equal scores
     order = np.argsort(scores, kind="stable")
     groups = np.array_split(order, min(BINS, max(1, len(order))))
     return [(float(scores[group].mean()), float(truths[group].mean()), len(group)) for group in groups if len(group)]
