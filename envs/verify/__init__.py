@@ -95,9 +95,9 @@ def read_cases(path: Path, domain: str) -> list[Case]:
         InputError: the file cannot be read or a line is faulty; names the file, the line and the fix.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}): give a JSONL file") from None
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # nothing else ends a line of JSON
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): give a JSONL file") from None
     where = load_domain(domain).where
     cases = [_case(f"{path}:{number}", line, where, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not cases:
@@ -105,10 +105,12 @@ def read_cases(path: Path, domain: str) -> list[Case]:
     return cases
 
 
-def _case(place: str, line: str, domain: str, number: int) -> Case:
+def _case(place: str, line: bytes, domain: str, number: int) -> Case:
     known: dict[str, type] = {"task": str, "reference": str, "ordered": bool}
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}: not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8") from None
     except (ValueError, RecursionError):
         raise InputError(f'{place}: not JSON: write {{"task": "...", "reference": "..."}} on one line') from None
     if not isinstance(row, dict):
@@ -122,6 +124,8 @@ def _case(place: str, line: str, domain: str, number: int) -> Case:
         if not isinstance(row.get(key), kind) or not str(row[key]).strip():
             wanted = "true or false" if kind is bool else "a text that is not empty"
             raise InputError(f"{place}: {key}: {'is missing' if key not in row else 'is not ' + wanted}: write {wanted}")
+        if kind is str and any("\ud800" <= character <= "\udfff" for character in row[key]):
+            raise InputError(f"{place}: {key}: has half of a surrogate pair: write the whole character")
     task = Task(f"file/{number}", domain, " ".join(row["task"].split()))
     return Case(task, row["reference"].strip(), bool(row.get("ordered", False)))
 
