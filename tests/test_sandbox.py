@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -12,7 +13,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -112,6 +113,8 @@ def test_what_was_made_unreadable_comes_back_with_its_modes() -> None:
         ("false", 1),
         ("kill -SEGV $$", 139),
         ("kill -INT $$", 130),
+        ("kill 0", 143),
+        ("for s in {1..64}; do kill -$s 1; done; exit 5", 5),
         ("exit 300", 44),
         ("(", 2),
         ("no-such-program", 127),
@@ -186,8 +189,8 @@ def test_what_is_left_running_ends_with_the_command() -> None:
         ("echo first; yes", "output"),
         ("echo first; yes >&2", "output"),
         ("echo first; kill -9 -1; sleep 300", "killed"),
-        ("echo first; for i in {1..20}; do perl -e '$x = q(x) x (200 << 20); sleep 300' & done; wait", "killed"),
-        ("echo first; perl -e 'open F, q(>), $i++ while 1'", "killed"),
+        ("echo first; for i in {1..9}; do dd if=/dev/zero bs=200M 2>/dev/null | sleep 300 & done; wait", "killed"),
+        ("echo first; while :; do : > $((i++)); done", "killed"),
     ],
 )
 def test_how_a_command_is_ended(command: str, ended: str) -> None:
@@ -251,7 +254,7 @@ def test_no_archive_however_broken_does_harm() -> None:
     assert set(unpack(good) or {}) == {"a", "b" * 300}
     for end in range(0, len(good), 100):
         unpack(good[:end])
-    generator = __import__("random").Random(0)
+    generator = random.Random(0)
     for _ in range(2000):
         broken = bytearray(good)
         for _ in range(3):
@@ -285,7 +288,7 @@ def test_the_filter_knows_its_machines() -> None:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`unavailable` forgets before and after what it has found."""
     sandbox._probe.cache_clear()
     monkeypatch.setattr(sandbox, "SWITCHES", {})
@@ -439,6 +442,8 @@ def test_a_command_does_not_start_before_it_hears_from_us() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("user", [[], AS_NOBODY], ids=["this user", "an ordinary user"])
 def test_every_attack_is_contained(user: list[str]) -> None:
+    if not shutil.which("perl", path="/usr/bin"):
+        pytest.skip("perl is not installed, and some attacks are written in it: apt-get install perl-base")
     if user and os.geteuid() != 0:
         pytest.skip("only root can become another user, and this one is an ordinary user already")
     if user and subprocess.run([*user, sys.executable, "-c", "import envs.verify"], cwd=ROOT, capture_output=True).returncode:
@@ -468,7 +473,7 @@ def judged(name: str, executor: Callable[..., Execution], host: Host) -> str:
 
 
 @pytest.fixture
-def host() -> Host:
+def host() -> Iterator[Host]:
     with Host() as host:
         yield host
 
@@ -541,7 +546,7 @@ def test_the_judge_sees_what_stays_alive(host: Host) -> None:
 def test_the_judge_sees_what_is_taken_and_how_long(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attacks, "MAX_LOSS", -1)
     assert "MiB of memory" in judged("fork bomb", stub(), host)
-    monkeypatch.setattr(attacks, "SLACK", -6.0)
+    monkeypatch.setattr(attacks, "SLACK", -attack("mount").wall - 1)
     assert judged("mount", stub(), host).startswith("it took")
 
 

@@ -67,7 +67,7 @@ class Attack:
     name: str
     script: str
     ended: tuple[str, ...] = ("exited",)
-    wall: float = 5.0
+    wall: float = 10.0
     greedy: bool = False
     check: Callable[[Execution], str] = lambda _: ""
     refused: int = 0
@@ -172,7 +172,7 @@ def attacks() -> list[Attack]:
         ),
         Attack("shell replaced and detached", "echo tried; exec setsid -f sleep 300.@TAG@"),
         Attack("kill all processes", "echo tried; kill -9 -1; sleep 300.@TAG@", ANY, 2),
-        Attack("kill process 1", "for s in {1..64}; do kill -$s 1; done 2>/dev/null; echo tried", ANY, 2),
+        Attack("kill process 1", "for s in {1..64}; do kill -$s 1; done 2>/dev/null; echo tried"),
         Attack("kill the waiting shell", "echo tried; kill -9 $PPID; sleep 300.@TAG@", ANY, 2),
         Attack("kill by number", "echo tried; for ((p = 2; p < 40000; p++)); do (( p == $$ )) || kill -9 $p; done 2>/dev/null", ANY),
         Attack("stop all processes", "echo tried; kill -STOP -1; sleep 300.@TAG@", ANY, 1),
@@ -209,22 +209,22 @@ def attacks() -> list[Attack]:
         Attack("anonymous memory file", call("memfd_create", "q(x), 0") + "; echo tried"),
         Attack(
             "socket buffers",
-            """perl -e 'use Socket; for (1..28) { socketpair($a[$_], $b[$_], AF_UNIX, SOCK_DGRAM, 0); $a[$_]->blocking(0);
-            1 while syswrite($a[$_], "x" x 60000) }'; echo tried""",
+            """echo tried; perl -e 'use Socket; for (1..28) { socketpair($a[$_], $b[$_], AF_UNIX, SOCK_DGRAM, 0); $a[$_]->blocking(0);
+            1 while syswrite($a[$_], "x" x 60000) }'""",
             ANY,
             greedy=True,
         ),
         # --- disk
         Attack(
             "fill /box",
-            "for i in {1..99}; do head -c 100M /dev/zero > /box/$i; done 2>/dev/null; echo tried",
+            "echo tried; for i in {1..99}; do head -c 100M /dev/zero > /box/$i; done 2>/dev/null",
             ANY,
             greedy=True,
             check=_small_or_no_tree,
         ),
-        Attack("fill /tmp", "for i in {1..99}; do head -c 100M /dev/zero > /tmp/$i; done 2>/dev/null; echo tried", ANY, greedy=True),
+        Attack("fill /tmp", "echo tried; for i in {1..99}; do head -c 100M /dev/zero > /tmp/$i; done 2>/dev/null", ANY, greedy=True),
         Attack(
-            "fill /dev/shm", "for i in {1..99}; do head -c 100M /dev/zero > /dev/shm/$i; done 2>/dev/null; echo tried", ANY, greedy=True
+            "fill /dev/shm", "echo tried; for i in {1..99}; do head -c 100M /dev/zero > /dev/shm/$i; done 2>/dev/null", ANY, greedy=True
         ),
         Attack(
             "files without number",
@@ -240,7 +240,7 @@ def attacks() -> list[Attack]:
             check=_small_or_no_tree,
         ),
         Attack("sparse file", never("truncate -s 1T big", "truncate -s 32M big", "fallocate -l 32M big 2>/dev/null") + "\necho tried"),
-        Attack("sparse files", "for i in {1..2000}; do truncate -s 16M $i; done; echo tried", ANY, greedy=True, check=_small_or_no_tree),
+        Attack("sparse files", "echo tried; for i in {1..2000}; do truncate -s 16M $i; done", ANY, greedy=True, check=_small_or_no_tree),
         Attack(
             "deep directories",
             "echo tried; for i in {1..3000}; do mkdir d && cd -P d || break; done 2>/dev/null",
@@ -252,7 +252,7 @@ def attacks() -> list[Attack]:
             """echo tried; perl -e 'for (1..30000) { mkdir q(d) x 200; chdir q(d) x 200 or last }'""",
             ANY,
         ),
-        Attack("enormous names", "n=$(printf '%0250d' 0); for i in {1..5000}; do : > $n$i; done; echo tried", ANY, check=_small_or_no_tree),
+        Attack("enormous names", "echo tried; n=$(printf '%0250d' 0); for i in {1..5000}; do : > $n$i; done", ANY, check=_small_or_no_tree),
         # --- output
         Attack("endless output", "echo tried; yes", ("output",)),
         Attack("endless errors", "echo tried; yes >&2", ("output",)),
@@ -300,6 +300,7 @@ def attacks() -> list[Attack]:
         Attack(
             "search for the planted file",
             "find / -path /proc -prune -o -name @NAME@ -print 2>/dev/null | grep . && echo BREACH; echo tried",
+            wall=60,
         ),
         Attack("escape by ..", never("cat ../../../../../../..@FILE@", "cd /proc/self/cwd/../../.. && cat .@FILE@") + "\necho tried"),
         Attack(

@@ -97,6 +97,7 @@ class SandboxError(RuntimeError):
     """The sandbox could not be set up; one line that names the fix. It says nothing about the command."""
 
 
+# The command is a process group of its own (set -m), so that `kill 0` ends it alone, and process 1 ignores all signals but SIGCHLD.
 # A core limit of 1 byte, because one of 0 does not stop cores from being piped to a program where the host has it so.
 # Arguments: descriptor of the tree's archive, seconds after which it gives up by itself, the command. Standard input is the line to us.
 DRIVER = r"""
@@ -110,12 +111,14 @@ exec 3>&1
 coproc {
     read -r
     trap - INT QUIT
+    set -m
     exec 4>&2 2>/dev/null
     prlimit --nproc=32 --as=268435456 --cpu=2 --fsize=16777216 --nofile=64 --core=1 --memlock=0 --msgqueue=0 --nice=0 --rtprio=0 \
         bash --noprofile --norc -c "$3" </dev/null >&3 2>&4 3>&- 4>&-
     echo $?
 }
 exec 4<&"${COPROC[0]}" >/dev/null 2>&1 3>&-
+trap '' {1..16} {18..31}
 echo >&"${COPROC[1]}"
 read -r -t "$2" code <&4
 kill -9 -1
