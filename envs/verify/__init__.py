@@ -167,15 +167,30 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2 * (os.cpu_count() or 1), thread_name_prefix="verify")
 
 
+class _NotExecutedError(Exception):
+    """Carries a verdict past the cache: a machine that was too busy for a reference, or could start no process, may recover."""
+
+
 def _tried(key: tuple[str, str, bool, str]) -> Verdict:
     try:
         return _verdict(*key)
-    except SandboxError as error:  # not cached: the machine may recover
-        return Verdict("not_executed", str(error))
+    except _NotExecutedError as error:
+        verdict: Verdict = error.args[0]
+        return verdict
 
 
 @functools.lru_cache(maxsize=CACHED)
 def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
+    try:
+        verdict = _compared(domain, reference, ordered, command)
+    except SandboxError as error:
+        verdict = Verdict("not_executed", str(error))
+    if verdict.status == "not_executed":
+        raise _NotExecutedError(verdict)
+    return verdict
+
+
+def _compared(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
     how = load_spec(domain).verify
     if isinstance(how, ByExecution):
         return shell.compare(reference, command, ordered)
