@@ -31,6 +31,7 @@ from envs.verify import Case, how_verified, read_cases
 if TYPE_CHECKING:
     from agents.evaluation.heldout import Answer
 
+OUTPUT = "runs/evaluate"
 FALLBACK = {
     "domain": "all",
     "reward": "likelihood",
@@ -189,11 +190,15 @@ def main(config: Config) -> int:
     subjects = subjects_of(config)
     settings = resolved(config, subjects)
     cases = cases_of(config, settings["domain"])
-    answers = [measure(subject, settings, config, cases) for subject in subjects]
-    report = make_report(config, settings, subjects, answers)
-    output = Path(config.output or f"runs/evaluate/{_file_name(subjects)}")
+    # The command line fills in the folder of all evaluations where none is given.
+    output = Path(OUTPUT) / _file_name(subjects) if config.output in (None, OUTPUT) else Path(str(config.output))
     try:
         output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written ({error.strerror}): choose another folder") from None
+    answers = [measure(subject, settings, config, cases) for subject in subjects]
+    report = make_report(config, settings, subjects, answers)
+    try:
         (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         write_page(report, output / "report.html")
     except OSError as error:
