@@ -89,9 +89,9 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-        if self.temperature is not None and self.temperature <= 0:
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InputError(f"--temperature {self.temperature}: must be above 0")
-        if self.inverse_temperature is not None and self.inverse_temperature < 0:
+        if self.inverse_temperature is not None and not 0 <= self.inverse_temperature < float("inf"):
             raise InputError(f"--inverse-temperature {self.inverse_temperature}: must be 0 (greedy) or more")
         if self.reward is not None:
             check_reward(self.reward)
