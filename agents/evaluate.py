@@ -143,7 +143,10 @@ def _subject(where: str, config: Config) -> Subject:
     try:
         settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         model = settings["model"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        for name, default in {"model": "embedded", **FALLBACK}.items():
+            if not isinstance(settings.get(name, default), (int, float) if isinstance(default, float) else type(default)):
+                raise TypeError(name)
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         raise InputError(f"{run / 'config.yaml'}: cannot be read: restore the file, or give another run") from None
     adapter = folder if folder != run else _last_checkpoint(run)
     name = folder.name if folder == run else f"{run.name}, {folder.name}"
