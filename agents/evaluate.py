@@ -135,8 +135,9 @@ def subjects_of(config: Config) -> list[Subject]:
 
 def _subject(where: str, config: Config) -> Subject:
     folder = Path(where)
-    run = next((place for place in (folder, folder.parent.parent) if (place / "config.yaml").is_file()), None)
-    if run is None:
+    above = folder.resolve().parent
+    run = folder if (folder / "config.yaml").is_file() else above.parent if above.name == "checkpoints" else None
+    if run is None or not (run / "config.yaml").is_file():
         if (folder / "adapter_config.json").is_file():
             raise InputError(f"{where}: an adapter that is in no run: give its base as --model and the folder as --adapter")
         return Subject(where, where, None, _suited(where), config.load_in_4bit)
@@ -149,7 +150,7 @@ def _subject(where: str, config: Config) -> Subject:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         raise InputError(f"{run / 'config.yaml'}: cannot be read: restore the file, or give another run") from None
     adapter = folder if folder != run else _last_checkpoint(run)
-    name = folder.name if folder == run else f"{run.name}, {folder.name}"
+    name = folder.absolute().name if folder == run else f"{run.name}, {folder.absolute().name}"
     return Subject(name, model, str(adapter), settings, bool(settings.get("load_in_4bit")))
 
 
