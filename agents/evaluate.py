@@ -174,12 +174,12 @@ def _suited(model: str) -> dict[str, Any]:
 
 
 def resolved(config: Config, subjects: Sequence[Subject]) -> dict[str, Any]:
-    """The settings that all subjects are measured with: the flag, else what the last subject's run has, else the default.
+    """The settings that all subjects are measured with: the flag, else what the last run has, else what suits the model, else the default.
 
     Raises:
         InputError: the runs were made on different domains and --domain does not say which is meant.
     """
-    last = subjects[-1].settings
+    last = next((subject.settings for subject in reversed(subjects) if "domain" in subject.settings), subjects[-1].settings)
     settings = {name: getattr(config, name) for name in FALLBACK}
     domains = {subject.settings["domain"] for subject in subjects if "domain" in subject.settings}
     if settings["domain"] is None and len(domains) > 1:
