@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -130,7 +130,10 @@ def subjects_of(config: Config) -> list[Subject]:
         end = _subject(config.subjects[0], config)
         started = Subject(f"{end.name}, start", end.model, end.settings.get("adapter"), end.settings, end.load_in_4bit)
         return [started, Subject(f"{end.name}, end", end.model, end.adapter, end.settings, end.load_in_4bit)]
-    return [_subject(subject, config) for subject in config.subjects]
+    found = [_subject(subject, config) for subject in config.subjects]
+    if len({subject.name for subject in found}) < len(found):  # runs of the same name in different folders
+        found = [replace(subject, name=where) for subject, where in zip(found, config.subjects, strict=True)]
+    return found
 
 
 def _subject(where: str, config: Config) -> Subject:
@@ -228,8 +231,6 @@ def cases_of(config: Config, domain: str) -> list[Case]:
 
 def measure(subject: Subject, settings: Mapping[str, Any], config: Config, cases: Sequence[Case]) -> list[Answer]:
     """What one subject makes of the tasks, in both directions."""
-    from dataclasses import replace
-
     from agents.evaluation.heldout import ask, read_back
     from agents.policy.model import load_policy
     from envs.source import make_source
