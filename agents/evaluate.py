@@ -369,7 +369,7 @@ def _example(answer: Answer) -> dict[str, str]:
 def compare(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
     """Two subjects, paired by task: over all, by domain, by unseen part, by intent; which tasks were gained and lost, examples of each."""
     pairs = list(zip(first, second, strict=True))
-    gained = [pair for pair in pairs if not pair[0].greedy.verdict.correct and pair[1].greedy.verdict.correct]
+    gained = [pair for pair in pairs if pair[0].greedy.verdict.status in ("wrong", "invalid") and pair[1].greedy.verdict.correct]
     lost = [pair for pair in pairs if pair[0].greedy.verdict.correct and pair[1].greedy.verdict.status in ("wrong", "invalid")]
     return {
         "all": _differences(first, second, k),
