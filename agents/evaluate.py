@@ -14,6 +14,7 @@ knows what is right.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -301,7 +302,7 @@ def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
         "reasons": _reasons(answers),
         "not_executed": sum(judged.verdict.status == "not_executed" for answer in answers for judged in answer.commands),
         "exact_but": _against_exact(answers),
-        "failures": [_example(answer) for answer in answers if answer.greedy.verdict.status in ("wrong", "invalid")][:EXAMPLES],
+        "failures": [_example(answer) for (answer,) in _some([(answer,) for answer in answers if _failed(answer)])],
     }
 
 
@@ -354,6 +355,20 @@ def _against_exact(answers: Sequence[Answer]) -> dict[str, dict[str, int]]:
     return found
 
 
+def _failed(answer: Answer) -> bool:
+    return answer.greedy.verdict.status in ("wrong", "invalid")
+
+
+def _some(rows: Sequence[tuple[Answer, ...]]) -> list[tuple[Answer, ...]]:
+    """The first few answers or pairs of answers, of each domain in turn."""
+    ranked, seen = [], Counter[str]()
+    for row in rows:
+        domain = row[0].case.task.domain
+        ranked.append((seen[domain], row))
+        seen[domain] += 1
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])[:EXAMPLES]]
+
+
 def _example(answer: Answer) -> dict[str, str]:
     verdict = answer.greedy.verdict
     return {
@@ -369,17 +384,15 @@ def _example(answer: Answer) -> dict[str, str]:
 def compare(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
     """Two subjects, paired by task: over all, by domain, by unseen part, by intent; which tasks were gained and lost, examples of each."""
     pairs = list(zip(first, second, strict=True))
-    gained = [pair for pair in pairs if pair[0].greedy.verdict.status in ("wrong", "invalid") and pair[1].greedy.verdict.correct]
-    lost = [pair for pair in pairs if pair[0].greedy.verdict.correct and pair[1].greedy.verdict.status in ("wrong", "invalid")]
+    gained = _some([pair for pair in pairs if _failed(pair[0]) and pair[1].greedy.verdict.correct])
+    lost = _some([pair for pair in pairs if pair[0].greedy.verdict.correct and _failed(pair[1])])
     return {
         "all": _differences(first, second, k),
         "domains": _by_part(first, second, k, lambda case: _shown(case.task.domain)),
         "unseen": _by_part(first, second, k, lambda case: case.unseen),
         "intents": _by_part(first, second, k, _intent),
-        "gained": [
-            {"before": pair[0].greedy.command, **_example(pair[1]), "why": _example(pair[0])["reason"]} for pair in gained[:EXAMPLES]
-        ],
-        "lost": [{"before": pair[0].greedy.command, **_example(pair[1]), "why": _example(pair[1])["reason"]} for pair in lost[:EXAMPLES]],
+        "gained": [{"before": before.greedy.command, **_example(after), "why": before.greedy.verdict.reason} for before, after in gained],
+        "lost": [{"before": before.greedy.command, **_example(after), "why": after.greedy.verdict.reason} for before, after in lost],
     }
 
 
