@@ -135,6 +135,18 @@ def test_a_reward_that_rises_while_truth_falls_is_said(two: dict[str, Any], tmp_
     assert "mean score of the reward: not truth" in words
 
 
+def test_a_difference_that_only_the_interval_shows_is_explained(tmp_path: Path) -> None:
+    report = report_of(answers([WRONG] * 6), answers([RIGHT] * 4 + [WRONG] * 2))
+    row = report["comparisons"][0]["all"]["greedy"]
+    assert row["low"] > 0 and row["p"] > 0.05 and row["verdict"] == "no difference shown"
+    assert "The interval leaves 0 out, but with so few tasks" in words_of(page_of(report, tmp_path))
+
+
+def test_every_section_says_how_to_read_it(two: dict[str, Any], tmp_path: Path) -> None:
+    sections = page_of(two, tmp_path).split("<h2 ")[1:]
+    assert len(sections) == 8 and all('<p class="how">' in section for section in sections)
+
+
 def test_the_same_report_gives_the_same_bytes(two: dict[str, Any], tmp_path: Path) -> None:
     write_page(two, tmp_path / "a.html")
     write_page(json.loads(json.dumps(two)), tmp_path / "b.html")
@@ -208,7 +220,8 @@ def test_nothing_executed(tmp_path: Path) -> None:
 def test_only_some_samples_not_executed(one: dict[str, Any], tmp_path: Path) -> None:
     report = copy.deepcopy(one)
     report["subjects"][0]["not_executed"] = 3
-    assert "start: 3 of 18 commands were not executed" in words_of(page_of(report, tmp_path))
+    words = words_of(page_of(report, tmp_path))
+    assert "start: 3 of 18 commands were not executed" in words and "No greedy command is among them" in words
 
 
 def test_a_reward_that_abstains_everywhere(tmp_path: Path) -> None:
