@@ -22,8 +22,6 @@ from envs.domain import SPLITS, Draw, load_domain
 from envs.grammar import ByExecution, ByMeaning, ByQuery, fill, nearest
 from envs.schema import load_spec
 from envs.types import InputError, Task
-from envs.verify import network, shell, sql
-from envs.verify.sandbox import SandboxError
 from envs.verify.verdict import Verdict
 
 CACHED = 100_000  # verdicts; the same commands come again cycle after cycle
@@ -181,6 +179,8 @@ def _tried(key: tuple[str, str, bool, str]) -> Verdict:
 
 @functools.lru_cache(maxsize=CACHED)
 def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
+    from envs.verify.sandbox import SandboxError
+
     try:
         verdict = _compared(domain, reference, ordered, command)
     except SandboxError as error:
@@ -191,6 +191,8 @@ def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdic
 
 
 def _compared(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
+    from envs.verify import network, shell, sql  # only now, so that `python -m envs.verify.sandbox` is not imported twice
+
     how = load_spec(domain).verify
     if isinstance(how, ByExecution):
         return shell.compare(reference, command, ordered)

@@ -29,14 +29,10 @@ import sys
 import tarfile
 import threading
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-# The package imports this module before it is run as a command, which is harmless: the command only starts another module.
-warnings.filterwarnings("ignore", message=f"'{__name__}' found in sys.modules", category=RuntimeWarning, module="runpy")
 
 MAX_STDOUT = 64 * 1024  # bytes; the command is killed at the first byte beyond
 MAX_STDERR = 4 * 1024  # bytes that are kept; the command is killed at MAX_STDOUT
