@@ -1,0 +1,428 @@
+"""The evaluation command: one model, runs against their start and each other, one's own tasks, no sandbox, and wrong input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents import evaluate, rejection_sft
+from agents.evaluate import Config, compare, describe, main, resolved, subjects_of
+from agents.evaluation import statistics
+from agents.evaluation.heldout import Answer, Judged, held_out_cases
+from agents.training.command import run_command
+from envs.types import Task
+from envs.verify import Case, _verdict
+from envs.verify.verdict import Status, Verdict
+
+Evaluate = Callable[..., dict[str, Any]]
+FEW = ["--tasks", "6", "--samples", "2"]
+MISSING = "bubblewrap is not installed: apt-get install bubblewrap"
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intervals have tests of their own; here they need not be good."""
+    honest = statistics.resamples
+    monkeypatch.setattr(statistics, "resamples", lambda tasks, rounds, seed=0: honest(tasks, min(rounds, 20), seed))
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    """Runs the command, which must succeed and write its report -> the report."""
+
+    def evaluated(*argv: str, output: Path = tmp_path / "report") -> dict[str, Any]:
+        assert run_command(Config, main, [*FEW, "--output", str(output), *argv], "evaluate") == 0, capsys.readouterr().err
+        report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
+        page = (output / "report.html").read_text(encoding="utf-8")
+        assert page.lstrip().lower().startswith("<!doctype html>")
+        assert all(subject["name"] in page for subject in report["subjects"])
+        return report
+
+    return evaluated
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs the command, which must refuse with code 2 and one line before it loads a model -> the line."""
+
+    def error(*argv: str, loads: bool = False) -> str:
+        if not loads:
+            monkeypatch.setattr("agents.policy.model.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+        capsys.readouterr()
+        assert run_command(Config, main, [*FEW, "--output", str(tmp_path / "report"), *argv], "evaluate") == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and "Traceback" not in said
+        assert not (tmp_path / "report" / "report.json").exists()
+        return said.removeprefix("error: ").rstrip("\n")
+
+    return error
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short runs, `network` and `sql`, each on the domain of its name."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("network", "sql"):
+        argv = ["--model", "embedded", "--cycles", "1", "--tasks", "4", "--eval-tasks", "4", "--eval-subset", "2", "--eval-samples", "1"]
+        argv += ["--domain", name, "--reward", "random", "--name", name, "--output", str(folder), "--temperature", "0.9", "--seed", "3"]
+        assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
+    return folder
+
+
+# ---- a model ----
+
+
+def test_a_model(command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = command("--model", "embedded", "--domain", "network,sql")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].startswith("model: embedded, as --model says")
+    assert said.out.splitlines()[-1] == f"{tmp_path}/report/report.html"
+    assert "12 tasks" in said.out and "pass@2" in said.out and not said.err
+    assert report["tasks"] == 12 and report["k"] == 2 and report["comparisons"] == []
+    assert set(report["truth"]) == {"network", "sql"} and "never executed" in report["truth"]["network"]
+    (subject,) = report["subjects"]
+    assert (subject["name"], subject["model"], subject["adapter"]) == ("embedded", "embedded", None)
+    assert set(subject["domains"]) == {"network", "sql"} and set(subject["unseen"]) <= {"paraphrase", "values"}
+    wanted = {"greedy", "pass@1", "pass@2", "inverse", "invalid", "not_executed", "auc", "auc_within", "best_of_k", "risk_area"}
+    for row in (subject["all"], *subject["domains"].values(), *subject["unseen"].values()):
+        assert wanted | {"calibration_error", "reward_minus_truth", "exact", "distinct"} <= set(row)
+        assert all(set(estimate) == {"value", "low", "high", "tasks"} for estimate in row.values())
+    assert all({"greedy", "inverse", "pass@1"} <= set(row) for row in subject["intents"].values())
+    greedy = subject["all"]["greedy"]
+    parts = [subject["domains"][name]["greedy"] for name in ("network", "sql")]
+    assert greedy["tasks"] == 12 and greedy["value"] == pytest.approx(sum(part["value"] for part in parts) / 2)
+    assert greedy["low"] <= greedy["value"] <= greedy["high"]
+    assert sum(row["greedy"]["tasks"] for row in subject["unseen"].values()) == 12
+    assert sum(row["greedy"]["tasks"] for row in subject["intents"].values()) == 12
+    assert subject["risk_coverage"][-1]["coverage"] == 1.0
+    assert subject["risk_coverage"][-1]["risk"] == pytest.approx(1 - subject["all"]["best_of_k"]["value"])
+    assert sum(group["samples"] for group in subject["calibration"]) == 24
+    assert subject["not_executed"] == 0
+    assert {"task", "reference", "command", "status", "reason", "differed"} == set(subject["failures"][0])
+    exact = subject["exact_but"]["network"]
+    assert exact["exact but not right"] == 0 and exact["commands"] >= exact["exact"] + exact["right but not exact"]
+    assert report["settings"] | {"embedder": ""} == {
+        "domain": "network,sql",
+        "reward": "likelihood",
+        "inverter": "current",
+        "inverse_temperature": 0.0,  # as configs/embedded.yaml has it
+        "embedder": "",
+        "temperature": 0.7,
+        "max_new_tokens": 48,
+        "samples": 2,
+        "tasks_file": None,
+    }
+
+
+def test_json_alone_and_the_same_bytes(command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = ["--model", "embedded", "--domain", "network", "--reward", "likelihood-min", "--temperature", "1.1"]
+    first = command(*argv, "--json", output=tmp_path / "a")
+    said = capsys.readouterr()
+    assert json.loads(said.out) == first
+    assert said.err.startswith("model: embedded")  # what is for people is not on standard output
+    assert first["settings"]["temperature"] == 1.1 and first["settings"]["reward"] == "likelihood-min"
+    second = command(*argv, output=tmp_path / "b")
+    assert second == first
+    for name in ("report.json", "report.html"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_with_one_sample_pass_at_k_is_pass_at_1(command: Evaluate) -> None:
+    report = command("--model", "embedded", "--domain", "sql", "--samples", "1", "--tasks", "2")
+    (subject,) = report["subjects"]
+    assert subject["all"]["pass@1"]["tasks"] == 2 and subject["all"]["auc_within"]["value"] is None
+
+
+def test_the_default_folder_is_named_after_the_subjects(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "measure", lambda subject, settings, config, cases: answers_of(cases))
+    for argv, name in ((["--model", "embedded", "--domain", "network"], "embedded"), ([str(runs / "sql")], "sql--start--sql--end")):
+        assert run_command(Config, main, argv, "evaluate") == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"runs/evaluate/{name}/report.html"
+        assert (tmp_path / "runs" / "evaluate" / name / "report.json").is_file()
+
+
+# ---- runs ----
+
+
+def test_a_run_is_its_start_against_its_end(command: Evaluate, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = command(str(runs / "network"))
+    start, end = report["subjects"]
+    assert (start["name"], end["name"]) == ("network, start", "network, end")
+    assert (start["adapter"], end["adapter"]) == (None, str(runs / "network" / "checkpoints" / "cycle-0001"))
+    assert {name: report["settings"][name] for name in ("domain", "reward", "temperature")} == {
+        "domain": "network",
+        "reward": "random",
+        "temperature": 0.9,
+    }
+    (comparison,) = report["comparisons"]
+    assert (comparison["first"], comparison["second"]) == ("network, start", "network, end")
+    assert set(comparison["all"]) == {"greedy", "pass@1", "pass@2", "inverse", "reward"}
+    greedy = comparison["all"]["greedy"]
+    assert greedy["value"] == pytest.approx(end["all"]["greedy"]["value"] - start["all"]["greedy"]["value"])
+    assert greedy["tasks"] == 6 and greedy["p"] is not None and greedy["gained"] - greedy["lost"] == round(6 * greedy["value"])
+    assert (len(comparison["gained"]), len(comparison["lost"])) == (greedy["gained"], greedy["lost"])
+    assert comparison["all"]["reward"]["value"] == 0.0  # noise does not depend on the policy
+    assert set(comparison["intents"]) == set(start["intents"]) and set(comparison["domains"]) == {"network"}
+    assert greedy["verdict"] in ("better", "worse", "no difference shown")
+    assert "network, end against network, start, greedy: " in capsys.readouterr().out
+
+
+def test_two_runs_and_a_checkpoint(command: Evaluate, runs: Path) -> None:
+    checkpoint = runs / "network" / "checkpoints" / "cycle-0000"
+    report = command(str(checkpoint), str(runs / "network"), str(runs / "sql"), "--domain", "network", "--reward", "likelihood")
+    assert [subject["name"] for subject in report["subjects"]] == ["network, cycle-0000", "network", "sql"]
+    assert [(c["first"], c["second"]) for c in report["comparisons"]] == [
+        ("network, cycle-0000", "network"),
+        ("network, cycle-0000", "sql"),
+    ]
+    assert report["subjects"][0]["adapter"] == str(checkpoint)
+    assert report["settings"]["reward"] == "likelihood" and report["settings"]["domain"] == "network"
+
+
+def test_an_untrained_adapter_changes_nothing(command: Evaluate, runs: Path) -> None:
+    """A model, and the checkpoint before the first cycle of a run that started from it, give the same answers."""
+    report = command("embedded", str(runs / "sql" / "checkpoints" / "cycle-0000"))
+    assert {row["value"] for row in report["comparisons"][0]["all"].values()} == {0.0}
+    assert report["comparisons"][0]["all"]["greedy"]["p"] == 1.0
+    assert {row["verdict"] for row in report["comparisons"][0]["all"].values()} == {"no difference shown"}
+
+
+def test_a_run_and_a_model_share_the_runs_settings(runs: Path) -> None:
+    for order in (("embedded", str(runs / "sql")), (str(runs / "sql"), "embedded")):
+        config = Config(subjects=order)
+        settings = resolved(config, subjects_of(config))
+        assert (settings["domain"], settings["reward"], settings["temperature"]) == ("sql", "random", 0.9)
+    alone = Config(subjects=("embedded",))
+    assert resolved(alone, subjects_of(alone))["domain"] == "all"
+
+
+def test_the_kept_cycle_is_the_runs_end(runs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs / "sql", tmp_path / "sql")
+    progress = json.loads((folder / "progress.json").read_text())
+    assert progress["kept"] == 1
+    for kept, cycle in ((0, "cycle-0000"), (7, "cycle-0001"), ("x", "cycle-0001"), (None, "cycle-0001")):
+        (folder / "progress.json").write_text(json.dumps({**progress, "kept": kept}))
+        assert str(subjects_of(Config(subjects=(str(folder),)))[1].adapter).endswith(cycle)
+    for broken in ("[]", "{", ""):
+        (folder / "progress.json").write_text(broken)
+        assert str(subjects_of(Config(subjects=(str(folder),)))[1].adapter).endswith("cycle-0001")
+
+
+def test_runs_of_one_name_have_names_of_their_own(runs: Path, tmp_path: Path) -> None:
+    twin = shutil.copytree(runs / "sql", tmp_path / "sql")
+    subjects = subjects_of(Config(subjects=(str(runs / "sql"), str(twin))))
+    assert [subject.name for subject in subjects] == [str(runs / "sql"), str(twin)]
+
+
+def test_a_models_name_means_the_same_inside_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs / "sql")
+    assert [subject.adapter for subject in subjects_of(Config(subjects=("embedded",)))] == [None]
+    assert [subject.name for subject in subjects_of(Config(subjects=(".",)))] == ["sql, start", "sql, end"]
+    monkeypatch.chdir(runs / "sql" / "checkpoints")
+    assert [subject.name for subject in subjects_of(Config(subjects=("cycle-0001",)))] == ["sql, cycle-0001"]
+
+
+# ---- one's own tasks ----
+
+
+def test_own_tasks(command: Evaluate, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [
+        {"task": "ping db.test 3 times", "reference": "ping -c 3 db.test"},
+        {"task": "what is there", "reference": "no-such-tool x"},  # a reference of which nothing can be said
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = command("--model", "embedded", "--domain", "network", "--tasks-file", str(path))
+    assert report["tasks"] == 2 and report["settings"]["tasks_file"] == str(path)
+    (subject,) = report["subjects"]
+    assert subject["unseen"] == subject["intents"] == {}
+    assert subject["all"]["inverse"]["value"] is None  # no grammar tells whether such a task was read back
+    assert subject["not_executed"] == 3 and subject["all"]["greedy"]["tasks"] == 1
+    assert [row["status"] for row in subject["reasons"] if "reference" in row["reason"]] == ["not_executed"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"task": "x"}', "reference: is missing"),
+        ('{"task": "x", "reference": ""}', "reference: is not a text"),
+        ('{"task": "x", "reference": "y", "orderd": true}', "orderd: no such key (did you mean 'ordered'?)"),
+        ("task: x", "not JSON"),
+    ],
+)
+def test_faulty_tasks_are_named_before_a_model_is_loaded(tmp_path: Path, refused: Callable[..., str], line: str, message: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"task": "x", "reference": "y"}\n' + line + "\n")
+    said = refused("--model", "embedded", "--domain", "network", "--tasks-file", str(path))
+    assert said.startswith(f"{path}:2: {message}")
+
+
+# ---- without a sandbox ----
+
+
+def test_without_a_sandbox_the_rest_goes_on(command: Evaluate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _verdict.cache_clear()
+    monkeypatch.setattr("envs.verify.shell.unavailable", lambda: MISSING)
+    report = command("--model", "embedded", "--domain", "shell,network")
+    said = capsys.readouterr()
+    assert f"18 commands were not executed and count neither way: {MISSING}" in said.out  # 6 greedy and 12 sampled ones
+    (subject,) = report["subjects"]
+    assert subject["not_executed"] == 18
+    shell, network = subject["domains"]["shell"], subject["domains"]["network"]
+    assert {shell[name]["value"] for name in ("greedy", "pass@1", "pass@2", "invalid", "auc", "best_of_k", "reward")} == {None}
+    assert shell["not_executed"]["value"] == 1.0 and shell["greedy"]["tasks"] == 0
+    assert network["greedy"]["tasks"] == 6 and network["greedy"]["value"] is not None
+    assert subject["all"]["greedy"] == network["greedy"] | {key: subject["all"]["greedy"][key] for key in ("low", "high")}
+    assert subject["all"]["inverse"]["tasks"] == 12  # reading back needs no sandbox
+    assert {"domain": "shell", "status": "not_executed", "reason": MISSING, "count": 6} in subject["reasons"]
+    assert all(failure["status"] != "not_executed" for failure in subject["failures"])
+    assert subject["exact_but"]["shell"]["commands"] == 0
+
+
+def test_shell_with_a_sandbox(command: Evaluate, sandbox: None) -> None:
+    _verdict.cache_clear()
+    (subject,) = command("--model", "embedded", "--domain", "shell")["subjects"]
+    assert subject["not_executed"] == 0 and subject["all"]["greedy"]["tasks"] == 6
+
+
+# ---- the report ----
+
+
+def answers_of(cases: list[Case], statuses: str = "", samples: int = 0) -> list[Answer]:
+    """Made-up answers: the greedy command of each task has the status of its letter, correct by default."""
+    known: dict[str, Status] = {"+": "correct", "-": "wrong", "!": "invalid", "?": "not_executed"}
+    marks = statuses or "+" * len(cases)
+    return [
+        Answer(case, Judged(f"command {mark}", Verdict(known[mark], "" if mark == "+" else f"because {mark}"), mark == "+"))
+        for case, mark in zip(cases, marks, strict=True)
+    ]
+
+
+def test_examples_are_of_every_domain() -> None:
+    cases = held_out_cases("network", 30) + held_out_cases("sql", 30)
+    failures = describe(answers_of(cases, "-" * 60), 2)["failures"]
+    queries = [failure for failure in failures if failure["reference"].upper().startswith("SELECT")]
+    assert len(failures) == 10 and len(queries) == 5
+
+
+def test_gained_and_lost_are_what_mcnemar_counts() -> None:
+    cases = held_out_cases("network", 8)
+    found = compare(answers_of(cases, "+-!?+-?+"), answers_of(cases, "++++-!-?"), 2)
+    greedy = found["all"]["greedy"]
+    assert (greedy["gained"], greedy["lost"], greedy["tasks"]) == (2, 1, 5)
+    assert [row["why"] for row in found["gained"]] == ["because -", "because !"]
+    assert [(row["before"], row["command"], row["why"]) for row in found["lost"]] == [("command +", "command -", "because -")]
+
+
+def test_reasons_and_exact_matches() -> None:
+    cases = held_out_cases("network", 4)
+    described = describe(answers_of(cases, "--!+"), 2)
+    assert described["reasons"] == [
+        {"domain": "network", "status": "wrong", "reason": "because -", "count": 2},
+        {"domain": "network", "status": "invalid", "reason": "because !", "count": 1},
+    ]
+    assert described["exact_but"]["network"] == {"commands": 4, "exact": 1, "right but not exact": 0, "exact but not right": 0}
+    case = Case(Task("t/1", "network", "x"), "r")
+    equal = Judged("r", Verdict("wrong"), True)
+    other = Judged("q", Verdict("correct"), False)
+    exact = describe([Answer(case, equal, (equal, other, other))], 2)["exact_but"]["network"]
+    assert exact == {"commands": 2, "exact": 1, "right but not exact": 1, "exact but not right": 1}  # different commands, each once
+
+
+def test_a_report_has_no_number_that_json_has_not(command: Evaluate, tmp_path: Path) -> None:
+    command("--model", "embedded", "--domain", "network", "--tasks", "1", "--samples", "1")
+    text = (tmp_path / "report" / "report.json").read_text()
+    assert not re.search(r"\b(NaN|Infinity)\b", text)
+
+
+# ---- wrong input ----
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "0"], "--tasks 0: must be 1 or more"),
+        (["--samples", "0"], "--samples 0: must be 1 or more"),
+        (["--max-new-tokens", "-1"], "--max-new-tokens -1: must be 1 or more"),
+        (["--temperature", "0"], "--temperature 0.0: must be above 0"),
+        (["--temperature", "nan"], "--temperature nan: must be above 0"),
+        (["--temperature", "inf"], "--temperature inf: must be above 0"),
+        (["--temperature", "warm"], "--temperature warm: must be a number"),
+        (["--inverse-temperature", "-1"], "--inverse-temperature -1.0: must be 0 (greedy) or more"),
+        (["--inverse-temperature", "nan"], "--inverse-temperature nan: must be 0 (greedy) or more"),
+        (["--reward", "likelyhood"], "--reward likelyhood: did you mean likelihood?"),
+        (["--inverter", "bass"], "--inverter bass: must be one of current, base: did you mean base?"),
+        (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
+        (["--domain", ","], "--domain ',': name at least one domain"),
+        (["--tasks-file", "no.jsonl"], "--tasks-file no.jsonl: needs --domain with the one domain"),
+        (["--tasks-file", "no.jsonl", "--domain", "all"], "--tasks-file no.jsonl: needs --domain with the one domain"),
+        (["--tasks-file", "no.jsonl", "--domain", "sql"], "no.jsonl: cannot be read (No such file or directory): give"),
+        (["--sample", "3"], "unknown flag --sample: did you mean --samples?"),
+        (["--output", "/proc/no"], "--output /proc/no: cannot be written"),
+    ],
+)
+def test_wrong_flags(refused: Callable[..., str], flags: list[str], message: str) -> None:
+    assert refused("--model", "embedded", *flags).startswith(message)
+
+
+def test_wrong_subjects(refused: Callable[..., str], runs: Path, tmp_path: Path) -> None:
+    run, adapter = str(runs / "sql"), str(runs / "sql" / "checkpoints" / "cycle-0001")
+    assert refused("runs/no-such-run").startswith("runs/no-such-run: no such folder: give a run, one of its checkpoints, or a model")
+    assert refused(str(tmp_path / "no")).startswith(f"{tmp_path}/no: no such folder")
+    assert refused(run, "--model", "embedded").startswith("--model: give either subjects or --model and --adapter")
+    assert refused(run, "--adapter", adapter).startswith("--adapter: give either subjects or --model and --adapter")
+    assert refused(run, str(runs / "network")).startswith("--domain: the runs were made on different ones (network; sql): say which")
+    lone = shutil.copytree(adapter, tmp_path / "lone")
+    assert refused(str(lone)).startswith(f"{lone}: an adapter that is in no run: give its base as --model and the folder as --adapter")
+    assert refused(run, "--tasks-file", "no.jsonl").startswith("no.jsonl: cannot be read")  # the run says the domain
+
+
+def test_models_that_cannot_be_loaded(refused: Callable[..., str], tmp_path: Path) -> None:
+    def said(*argv: str) -> str:
+        return refused("--domain", "sql", *argv, loads=True)
+
+    assert said("--model", str(tmp_path / "no")).startswith(f"--model {tmp_path}/no: there is no such folder")
+    assert said("--model", "embedded", "--adapter", str(tmp_path)).startswith(f"--adapter {tmp_path}: no ")
+    assert said("shel").startswith("--model shel: cannot be loaded")
+
+
+BROKEN = [b"\xff\xfe", b"{", b"- a", b"", b"domain: sql", b"model: 3", b"model: a\ndomain: [sql]", b"model: a\ntemperature: warm"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_run_whose_configuration_is_broken(runs: Path, tmp_path: Path, refused: Callable[..., str], content: bytes) -> None:
+    folder = shutil.copytree(runs / "sql", tmp_path / "broken")
+    (folder / "config.yaml").write_bytes(content)
+    for subject in (folder, folder / "checkpoints" / "cycle-0001"):
+        assert refused(str(subject)).startswith(f"{folder}/config.yaml: cannot be read: restore the file, or give another run")
+
+
+def test_a_run_without_a_checkpoint(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = shutil.copytree(runs / "sql", tmp_path / "young")
+    shutil.rmtree(folder / "checkpoints")
+    assert refused(str(folder)) == f"{folder}: has no checkpoint yet: give a run that has finished a cycle"
+
+
+def test_a_run_whose_domain_is_gone(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = shutil.copytree(runs / "sql", tmp_path / "moved")
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**saved, "domain": str(tmp_path / "gone.yaml")}))
+    assert refused(str(folder)).startswith(f"--domain {tmp_path}/gone.yaml: no such domain or file")
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(Config, main, ["--help"], "evaluate")
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "--tasks-file" in said and "Held-out tasks of each domain" in said
