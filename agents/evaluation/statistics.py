@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from agents.evaluation.heldout import Answer
+from agents.evaluation.paired import ROUNDS, Array, interval, resamples
+from agents.evaluation.paired import Difference as Difference  # the whole of statistics is found here
+from agents.evaluation.paired import difference as difference
+from agents.evaluation.paired import mcnemar as mcnemar
 from agents.training.metrics import auc, pass_at_k
 
-ROUNDS = 2000
 BINS = 10
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,6 @@ def estimates(answers: Sequence[Answer], k: int, rounds: int = ROUNDS, curves: b
     return found
 
 
-def resamples(tasks: int, rounds: int, seed: int = 0) -> NDArray[np.int64]:
-    """Rows of tasks drawn with replacement: (rounds, tasks). The same for every model, which is what pairs them."""
-    return np.random.default_rng(seed).integers(tasks, size=(rounds, tasks)) if tasks > 1 else np.empty((0, tasks), dtype=np.int64)
-
-
 def mean_estimate(column_P: Array, picks: NDArray[np.int64]) -> Estimate:
     """The mean over the tasks where it is known; a resample of unknown ones alone says nothing."""
     known = ~np.isnan(column_P)
@@ -142,16 +139,6 @@ def _estimate(measure: Callable[[Array, Array], float], truths_P_G: Array, score
         return Estimate(None, tasks=known)
     low, high = interval([measure(truths_P_G[pick], scores_P_G[pick]) for pick in picks])
     return Estimate(value, low, high, known)
-
-
-def interval(values: Sequence[float] | Array, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """The percentile interval of bootstrap values; None where there are none."""
-    data = np.asarray(values, dtype=float)
-    data = data[~np.isnan(data)]
-    if not len(data):
-        return None, None
-    low, high = np.quantile(data, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def _pooled(truths_P_G: Array, scores_P_G: Array) -> tuple[Array, Array]:
@@ -217,52 +204,7 @@ def risk_area(truths_P_G: Array, scores_P_G: Array) -> float:
     return math.fsum((after - before) * risk for before, after, (_, risk, _) in zip(coverages, coverages[1:], points, strict=False))
 
 
-# ---- two models on the same tasks ----
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Second less first, paired by task; `p`, `gained` and `lost` (McNemar's exact test) where the values are right or wrong."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    tasks: int
-    p: float | None = None
-    gained: int | None = None
-    lost: int | None = None
-
-    @property
-    def verdict(self) -> str:
-        """`better` or `worse` only where the interval says so, and where McNemar's test does not contradict it.
-
-        With few tasks that differ the percentile interval is too narrow: 4 gained and none lost lie above 0, but p is 0.125.
-        """
-        if self.low is None or self.high is None:
-            return "not measured"
-        if self.p is not None and self.p >= 0.05:
-            return "no difference shown"
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
-
-
-def difference(first_P: Array, second_P: Array, rounds: int = ROUNDS) -> Difference:
-    """Compares one metric of two models; tasks that either could not be measured on are left out."""
-    both = ~np.isnan(first_P) & ~np.isnan(second_P)
-    first, second = first_P[both], second_P[both]
-    if not len(first):
-        return Difference(None, None, None, 0)
-    change = second - first
-    low, high = interval(change[resamples(len(change), rounds)].mean(axis=1)) if len(change) > 1 else (None, None)
-    p = gained = lost = None
-    if set(np.unique([first, second])) <= {0.0, 1.0}:
-        gained, lost = int((change > 0).sum()), int((change < 0).sum())
-        p = mcnemar(gained, lost)
-    return Difference(float(change.mean()), low, high, len(change), p, gained, lost)
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided test of the tasks on which two models differ (McNemar 1947; the binomial form)."""
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+# ---- one model over its run ----
 
 
 def fall_since_peak(history: Sequence[Sequence[float | None]], window: int) -> tuple[float, float, int] | None:
