@@ -1,0 +1,296 @@
+"""A study as its YAML file tells it: arms, seeds and what they are compared with; all of it checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.reports.runs import SAME_TASKS
+from agents.training.command import parse
+from agents.training.config import TrainConfig
+from envs.domain import domain_names
+from envs.types import InputError
+
+AGENTS = Path(__file__).resolve().parents[1]
+SET_BY_STUDY = {
+    "seed": "list the seeds under `seeds`",
+    "output": "give the study's folder by --output",
+    **dict.fromkeys(("name", "resume", "config"), "remove it"),
+}
+TOP = ("about", "trainer", "seeds", "settings", "arms", "groups", "reference", "ceiling", "transfer_tasks", "theory")
+OF_ARM = ("trainer", "seeds", "evaluate_on", "reference", "ceiling")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the study's table.
+
+    Attributes:
+        settings: what the trainer is given, flag names with underscores; the seed is added.
+        resolved: every setting of the trainer, defaults included.
+        labelled: it learns from the truth: an upper bound and no competitor.
+        evaluate_on: domains on which its start and end are evaluated as well.
+        reference, ceiling: the arms that its gain is compared with; None where nothing fits.
+    """
+
+    name: str
+    trainer: str
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    labelled: bool
+    evaluate_on: tuple[str, ...]
+    reference: str | None
+    ceiling: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole study. `groups`: sections of the report -> names of arms; `theory`: arms whose models are evaluated in both directions."""
+
+    name: str
+    about: str
+    arms: Mapping[str, Arm]
+    groups: Mapping[str, tuple[str, ...]]
+    transfer_tasks: int
+    theory: tuple[str, ...]
+
+
+@dataclass
+class _File:
+    """The YAML file with the line of each of its keys."""
+
+    shown: str
+    lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def error(self, path: tuple[str, ...], text: str) -> InputError:
+        """An error at a key, or at the nearest key above it that is in the file."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return InputError(f"{self.shown}:{self.lines.get(path, 1)}: {text}")
+
+    def values(self, node: yaml.Node, loader: yaml.SafeLoader, path: tuple[str, ...] = ()) -> Any:
+        """The value of a node; notes the lines of keys, and refuses a key that is there twice."""
+        if not isinstance(node, yaml.MappingNode):
+            return loader.construct_object(node, deep=True)
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in found:
+                raise InputError(f"{self.shown}:{line}: {key}: is set twice, first in line {self.lines[(*path, key)]}: remove one")
+            self.lines[(*path, key)] = line
+            found[key] = self.values(value_node, loader, (*path, key))
+        return found
+
+
+def read_plan(path: Path) -> Plan:
+    """Reads a study and checks every arm against its trainer.
+
+    Raises:
+        InputError: `FILE:LINE: key: what is wrong and what to do`.
+    """
+    file = _File(str(path))
+    data = _read(path, file)
+    _known(file, (), data, TOP)
+    arms = data.get("arms")
+    if not isinstance(arms, dict) or not arms:
+        raise file.error(("arms",), "arms: a study needs at least one: `NAME: {setting: value}`")
+    common = data.get("settings") or {}
+    if not isinstance(common, dict):
+        raise file.error(("settings",), "settings: must be a mapping, one `flag: value` a line")
+    trainer = data.get("trainer", "rejection_sft")
+    seeds = _seeds(file, ("seeds",), data.get("seeds", [0, 1, 2, 3, 4]))
+    known = {field.name for field in fields(_trainer(file, ("trainer",), trainer))}
+    _known(file, ("settings",), common, known)
+    found = {name: _arm(file, name, arm, data, trainer, seeds, common) for name, arm in arms.items()}
+    for name, arm in found.items():
+        for role in ("reference", "ceiling"):
+            _exists(file, ("arms", name, role) if role in (arms[name] or {}) else (role,), getattr(arm, role), found)
+    groups = data.get("groups") or {"arms": list(found)}
+    if not isinstance(groups, dict) or not all(isinstance(names, list) and names for names in groups.values()):
+        raise file.error(("groups",), "groups: must be a mapping of names to lists of arms: `rewards: [similarity, likelihood]`")
+    for group, names in groups.items():
+        for arm_name in names:
+            _exists(file, ("groups", group), arm_name, found)
+    if rest := [name for name in found if not any(name in names for names in groups.values())]:
+        groups = {**groups, "others": rest}
+    tasks = data.get("transfer_tasks", 100)
+    if not isinstance(tasks, int) or isinstance(tasks, bool) or tasks < 1:
+        raise file.error(("transfer_tasks",), f"transfer_tasks: {tasks}: must be a whole number of 1 or more")
+    theory = _theory(file, data.get("theory", False), found)
+    paired = {name: _paired(file, found, arm, arms[name] or {}) for name, arm in found.items()}
+    about = " ".join(str(data.get("about") or "").split())
+    return Plan(path.stem, about, paired, {name: tuple(names) for name, names in groups.items()}, tasks, theory)
+
+
+def _read(path: Path, file: _File) -> dict[str, Any]:
+    loader = None
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise InputError(f"{path}:1: must hold a study: `arms:`, and under it `NAME: {{setting: value}}`")
+        data: dict[str, Any] = file.values(root, loader)
+        return data
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file: give the YAML file of a study, configs/studies/smoke.yaml say") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _arm(
+    file: _File, name: str, given: Any, data: Mapping[str, Any], trainer: str, seeds: tuple[int, ...], common: Mapping[str, Any]
+) -> Arm:
+    where = ("arms", name)
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise file.error(where, f"{name}: an arm's name is that of a folder: letters, digits and . _ + - alone")
+    given = given if given is not None else {}
+    if not isinstance(given, dict):
+        raise file.error(where, f"{name}: must be a mapping: `{name}: {{setting: value}}`, or `{name}: {{}}`")
+    own = given.get("trainer", trainer)
+    config_type = _trainer(file, (*where, "trainer"), own)
+    known = {field.name for field in fields(config_type)}
+    settings = {key: value for key, value in common.items() if key in known}  # what another trainer has no use for is left out
+    settings |= {key: value for key, value in given.items() if key not in OF_ARM}
+    resolved = _checked(file, where, own, config_type, settings)
+    on = given.get("evaluate_on", [])
+    if not isinstance(on, list) or not all(isinstance(domain, str) for domain in on):
+        raise file.error((*where, "evaluate_on"), "evaluate_on: must be a list of domains: [network, shell, sql]")
+    try:
+        on = [domain for part in on for domain in domain_names(part)]
+    except InputError as error:
+        raise file.error((*where, "evaluate_on"), f"evaluate_on: {str(error).removeprefix('--domain ')}") from None
+    reward = str(resolved["reward"])
+    return Arm(
+        name,
+        own,
+        _seeds(file, (*where, "seeds"), given["seeds"]) if "seeds" in given else seeds,
+        settings,
+        resolved,
+        _is_labelled(reward),
+        tuple(on),
+        given.get("reference", data.get("reference")),
+        given.get("ceiling", data.get("ceiling")),
+    )
+
+
+def _checked(file: _File, where: tuple[str, ...], trainer: str, config_type: type[TrainConfig], settings: Mapping[str, Any]) -> Any:
+    """All settings of the trainer, once its own command line has taken them from a file of one setting a line."""
+
+    def at(key: str) -> tuple[str, ...]:
+        return (*where, key) if (*where, key) in file.lines else ("settings", key)
+
+    for key in settings:
+        if key in SET_BY_STUDY:
+            raise file.error(at(key), f"{key}: is set by the study itself: {SET_BY_STUDY[key]}")
+        if key not in (known := [field.name for field in fields(config_type)]):
+            raise file.error(at(key), f"{key}: unknown{_nearest(key, [*known, *OF_ARM])}")
+    model = str(settings.get("model", ""))
+    if model.startswith(("/", ".", "runs/")) and not Path(model).exists():
+        raise file.error(at("model"), f"model: {model}: no such folder: give embedded, or the folder of a model")
+    keys = list(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "arm.yaml"
+        path.write_text(as_yaml(settings), encoding="utf-8")
+        try:
+            return asdict(parse(config_type, ["--config", str(path)], trainer)[0])
+        except InputError as error:
+            found = re.match(rf"{re.escape(str(path))}:(\d+): (.*)", str(error), re.DOTALL)
+            key = keys[int(found[1]) - 1] if found else ""
+            text = found[2] if found else str(error)
+            text = re.sub(r"^--([\w-]+)", lambda flag: flag[1].replace("-", "_") + ":", text)
+            raise file.error(at(key) if key else where, text) from None
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as a file for a trainer's --config, one a line."""
+    return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
+
+
+def trainers() -> list[str]:
+    """Names of all trainers: the commands whose settings are those of training and more."""
+    return sorted(path.stem for path in AGENTS.glob("*.py") if "(TrainConfig)" in path.read_text(encoding="utf-8"))
+
+
+def _trainer(file: _File, where: tuple[str, ...], name: Any) -> type[TrainConfig]:
+    names = trainers()
+    if name not in names:
+        raise file.error(where, f"trainer: {name}: there is none of this name{_nearest(str(name), names)}")
+    config_type: type[TrainConfig] = importlib.import_module(f"agents.{name}").Config
+    return config_type
+
+
+def _seeds(file: _File, where: tuple[str, ...], value: Any) -> tuple[int, ...]:
+    whole = isinstance(value, list) and value and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in value)
+    if not whole or len(set(value)) < len(value):
+        raise file.error(where, f"seeds: {value}: must be a list of different whole numbers of 0 or more: [0, 1, 2]")
+    return tuple(value)
+
+
+def _is_labelled(reward: str) -> bool:
+    from rewards import REWARDS
+
+    return bool(getattr(REWARDS.get(reward), "labelled", False)) or reward == "truth"
+
+
+def _theory(file: _File, value: Any, arms: Mapping[str, Arm]) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return (next(iter(arms)),) if value else ()
+    if not isinstance(value, list) or not value:
+        raise file.error(("theory",), "theory: must be true, or a list of the arms whose models are to be evaluated in both directions")
+    for name in value:
+        _exists(file, ("theory",), name, arms)
+    return tuple(value)
+
+
+def _paired(file: _File, arms: Mapping[str, Arm], arm: Arm, given: Mapping[str, Any]) -> Arm:
+    """The arm without those comparisons that the study makes for all and that do not fit this one; its own must fit."""
+    fitting: dict[str, str | None] = {}
+    for role in ("reference", "ceiling"):
+        name = getattr(arm, role)
+        why = unfit(arm, arms[name]) if name is not None else ""
+        if why and role in given:
+            raise file.error(("arms", arm.name, role), f"{role}: {name}: cannot be compared with {arm.name}: {why}")
+        fitting[role] = None if why else name
+    return replace(arm, **fitting)  # type: ignore[arg-type]
+
+
+def unfit(arm: Arm, other: Arm) -> str:
+    """Why two arms' gains cannot be compared: other tasks, another start or another budget of candidates; empty where they can."""
+    for key in (*SAME_TASKS, "model", "adapter"):
+        if arm.resolved[key] != other.resolved[key]:
+            return f"{key} {arm.resolved[key]} and {other.resolved[key]}"
+    budgets = [row.resolved["cycles"] * row.resolved["tasks"] * row.resolved["candidates"] for row in (arm, other)]
+    return f"budgets of {budgets[0]} and {budgets[1]} candidates" if budgets[0] != budgets[1] else ""
+
+
+def _known(file: _File, where: tuple[str, ...], given: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise file.error((*where, key), f"{key}: unknown{_nearest(key, known)}")
+
+
+def _exists(file: _File, where: tuple[str, ...], name: Any, arms: Mapping[str, Arm]) -> None:
+    if name is not None and (not isinstance(name, str) or name not in arms):
+        raise file.error(where, f"{where[-1]}: {name}: there is no such arm{_nearest(str(name), arms)}")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f": did you mean {close[0]}?" if close else f": use one of {', '.join(names)}"
