@@ -108,7 +108,14 @@ def test_a_model(command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path
     assert {"task", "reference", "command", "status", "reason", "differed"} == set(subject["failures"][0])
     exact = subject["exact_but"]["network"]
     assert exact["exact but not right"] == 0 and exact["commands"] >= exact["exact"] + exact["right but not exact"]
-    settings = {"domain": "network,sql", "reward": "likelihood", "inverter": "current", "temperature": 0.7, "samples": 2, "tasks_file": None}
+    settings = {
+        "domain": "network,sql",
+        "reward": "likelihood",
+        "inverter": "current",
+        "temperature": 0.7,
+        "samples": 2,
+        "tasks_file": None,
+    }
     suited = {"inverse_temperature": 0.0, "max_new_tokens": 48}  # as configs/embedded.yaml has them
     assert {name: report["settings"][name] for name in {**settings, **suited}} == settings | suited
 
