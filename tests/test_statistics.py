@@ -380,9 +380,8 @@ def test_tasks_that_were_once_not_executed_are_dropped() -> None:
 
 def test_healthy_runs_seldom_look_fallen() -> None:
     """The share of flat runs of 10 to 50 cycles in which the interval ever lies below 0, with no rise of truth to hide the noise."""
-    lengths = (10, 20, 30, 40, 50)
-    alarms = [first_alarm(history(length, 100 * length + seed)) is not None for length in lengths for seed in range(5)]
-    assert np.mean(alarms) <= 0.08
+    alarms = [first_alarm(history(cycles, 1000 + 100 * cycles + seed)) is not None for cycles in (10, 30, 50) for seed in range(8)]
+    assert np.mean(alarms) <= 0.1
 
 
 def test_the_best_of_many_windows_is_no_reference_by_itself() -> None:
