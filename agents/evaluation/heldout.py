@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agents.policy.model import Policy
     from agents.training.run import Run
 
+A_DOMAIN = 300  # tasks of a domain that `agents.evaluate` asks by default
 SAMPLED = 4  # after a cycle, one task in so many is sampled and scored as well: reading back is dearer than writing
 JUDGED = 100  # tasks of a whole evaluation within a run whose samples the reward scores
 WINDOW = 3  # evaluations whose mean is compared when truth is asked whether it fell
@@ -135,8 +136,9 @@ class HeldOut:
 
     @property
     def texts(self) -> frozenset[str]:
-        """The sentences that no training task may have."""
-        return frozenset(case.task.text for case in self.cases)
+        """The sentences that no training task may have: those of the run's evaluation, and those that `agents.evaluate` asks by default."""
+        asked = [case for name in domain_names(self.domain) for case in held_out_cases(name, A_DOMAIN)]
+        return frozenset(case.task.text for case in (*self.cases, *asked))
 
     def attach(self, run: Run) -> None:
         """Logs to a run, after it was restored, and remembers what was evaluated before the run was interrupted."""

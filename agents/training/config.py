@@ -66,7 +66,7 @@ class TrainConfig:
     """What the run ends with: its last cycle, or the best one by a score that needs no label (docs/TRUTH.md)."""
     eval_tasks: int = 300
     """Held-out tasks in the evaluation before the first cycle and after the last."""
-    eval_subset: int = 72
+    eval_subset: int = 60
     """How many of them are evaluated after each cycle, greedily; a quarter of these is sampled and scored as well."""
     eval_samples: int = 4
     """Commands sampled for each held-out task: the K of pass@K."""

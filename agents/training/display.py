@@ -54,6 +54,7 @@ class Display:
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table, numbers to the right."""
     console = Console(highlight=False)
+    console.width = max(console.width, 110)  # a file or a pipe has no width, and numbers that are broken cannot be read
     table = Table(title=title, title_justify="left")
     for name in header:
         table.add_column(name, justify="right")
