@@ -53,21 +53,19 @@ class _Child:
     started: float
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, all_weight: float, out: TextIO = sys.stdout, total: int = 0) -> dict[str, str]:
+def run_jobs(jobs: Sequence[Job], at_once: int, out: TextIO) -> dict[str, str]:
     """Runs all jobs -> name of each that failed: the last line that it wrote to stderr.
 
     Args:
-        all_weight: weight of all jobs, those included that were done before and those that follow from others.
+        at_once: how many may run at a time.
         out: where progress is shown.
-        total: how many jobs there are in all, those done before included.
 
     Raises:
         KeyboardInterrupt, Terminated: after all children were ended.
     """
     waiting, running, failed = list(jobs), list[_Child](), dict[str, str]()
     left = sum(map(_whole_weight, waiting))
-    display = _Display(out, all_weight, left)
-    done = total - sum(map(_whole_count, waiting))
+    display, done, total = _Display(out, left), 0, sum(map(_whole_count, waiting))
     with display, _sigterm_raises():
         try:
             while waiting or running:
@@ -177,12 +175,12 @@ def _sigterm_raises() -> Iterator[None]:
 class _Display:
     """A live line on a terminal, plain lines elsewhere. It has no thread of its own: a process that forks should have none."""
 
-    def __init__(self, out: TextIO, all_weight: float, left: float) -> None:
+    def __init__(self, out: TextIO, all_weight: float) -> None:
         self.console = Console(file=out, highlight=False)
         columns = (TextColumn("{task.percentage:>3.0f} %"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
         shown = self.console.is_terminal
         self._progress = Progress(*columns, console=self.console, auto_refresh=False, disable=not shown, transient=True)
-        self._all, self._at_start, self._began, self._shown = max(all_weight, 1e-9), left, time.monotonic(), 0.0
+        self._all, self._began, self._shown = max(all_weight, 1e-9), time.monotonic(), 0.0
         self._task = self._progress.add_task("", total=self._all, facts="")
 
     def __enter__(self) -> _Display:
@@ -194,7 +192,7 @@ class _Display:
 
     def left(self, left: float) -> str:
         """Time left, at the speed since the start."""
-        done = self._at_start - left
+        done = self._all - left
         if done <= 0 or left <= 0:
             return ""
         seconds = (time.monotonic() - self._began) / done * left
