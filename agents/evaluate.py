@@ -71,7 +71,9 @@ class Config:
     """Longest command, in tokens. By default the run's, else 64."""
     reward: str | None = None
     """The reward whose agreement with truth is measured. By default the run's, else likelihood."""
-    inverter: Literal["current", "base"] | None = None
+    gates: bool = True
+    """Put the gates before the reward, unless the run was made without them."""
+    inverter: Literal["current", "base", "ema"] | None = None
     """Who reads commands back. By default as in the run, else current."""
     inverse_temperature: float | None = None
     """Sampling temperature of the reading back; 0 is greedy. By default the run's, else 0.3."""
@@ -183,12 +185,17 @@ def resolved(config: Config, subjects: Sequence[Subject]) -> dict[str, Any]:
     Raises:
         InputError: the runs were made on different domains and --domain does not say which is meant.
     """
+    from rewards import reward_info
+
     last = next((subject.settings for subject in reversed(subjects) if "domain" in subject.settings), subjects[-1].settings)
     settings = {name: getattr(config, name) for name in FALLBACK}
     domains = {subject.settings["domain"] for subject in subjects if "domain" in subject.settings}
     if settings["domain"] is None and len(domains) > 1:
         raise InputError(f"--domain: the runs were made on different ones ({'; '.join(sorted(domains))}): say which is meant")
-    return {name: value if value is not None else last.get(name, FALLBACK[name]) for name, value in settings.items()}
+    found = {name: value if value is not None else last.get(name, FALLBACK[name]) for name, value in settings.items()}
+    if reward_info(found["reward"]).needs_group and config.samples < 2:
+        raise InputError(f"--samples {config.samples}: must be 2 or more, since the reward {found['reward']} compares candidates")
+    return {**found, "gates": config.gates and bool(last.get("gates", True))}
 
 
 def main(config: Config) -> int:
@@ -241,10 +248,11 @@ def measure(subject: Subject, settings: Mapping[str, Any], config: Config, cases
     reward = make_reward(
         settings["reward"],
         policy,
-        [task.text for task in make_source("templates", settings["domain"]).tasks(POOL, 0, "pool")],
+        make_source("templates", settings["domain"]).tasks(POOL, 0, "pool"),
         inverter=settings["inverter"],
         inverse_temperature=settings["inverse_temperature"],
         embedder=settings["embedder"],
+        gates=settings["gates"],
     )
     tokens = settings["max_new_tokens"]
     answers = ask(

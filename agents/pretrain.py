@@ -471,9 +471,9 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
     scores: dict[str, list[list[float | None]]] = {
         "forward confidence": [confidence[start : start + 4] for start in range(0, len(confidence), 4)]
     }
-    pool = [task.text for task in tasks[:200]]
+    pool = tasks[:200]
     for name in ("likelihood", "likelihood-min", "similarity", "seed"):
-        reward = make_reward(name, policy, pool, inverse_temperature=0.0)
+        reward = make_reward(name, policy, pool, inverse_temperature=0.0, gates=False)
         scores[name] = [[score.value for score in row] for row in reward(tasks, commands_P_G, seed=seed_of("card"))]
     for name, values_P_G in scores.items():
         right_P_G, values = kept(truths, values_P_G)

@@ -98,13 +98,13 @@ def earlier_examples(session: Session) -> list[Example]:
 def main(config: Config) -> int:
     """Runs the protocol, or goes on with it, and prints the table of cycles and the run's folder."""
     from agents.training.session import open_session
-    from rewards import REWARDS
+    from rewards import reward_info, shown
 
-    rule = config.select or REWARDS[config.reward].select
+    rule = config.select or reward_info(config.reward).select
     share = config.keep_share or {"best": 0.8, "quantile": 0.3}.get(rule, 1.0)
     config = replace(config, select=rule, keep_share=share)  # type: ignore[arg-type]
     accepts = {"threshold": f"scores from {config.threshold:g} on", "best": f"the best of each task, the top {share:.0%} of these"}
-    print(f"reward: {config.reward}, accepting {accepts.get(rule, f'the top {share:.0%} of all scores')}", flush=True)
+    print(f"reward: {shown(config.reward)}, accepting {accepts.get(rule, f'the top {share:.0%} of all scores')}", flush=True)
     session = open_session("rejection_sft", config)
     try:
         return train(config, session)
@@ -114,7 +114,7 @@ def main(config: Config) -> int:
 
 def train(config: Config, session: Session) -> int:
     """The loop itself."""
-    from agents.policy.model import seed_of
+    from agents.policy.model import EMA, seed_of
     from agents.training.display import Display, number
     from agents.training.monitor import Monitor, keep_score, text_metrics
     from agents.training.report import LAYOUT, end_metrics, sample_text
@@ -192,6 +192,8 @@ def train(config: Config, session: Session) -> int:
                 )
             else:
                 display.line(f"cycle {cycle}: nothing was accepted, so nothing was trained: lower --threshold, or use --select best")
+            if config.inverter == "ema":
+                policy.update_ema(EMA)
             trained_in = time.perf_counter() - training
 
             display.phase(cycle, "after")
@@ -266,18 +268,20 @@ def train(config: Config, session: Session) -> int:
 
 def whole_of(session: Session, kept: int, cycle: int) -> dict[str, float | None]:
     """All held-out tasks for the adapter of the kept cycle, which may be an earlier one; the policy is left as it is."""
-    now = session.policy.snapshot()
+    now, average = session.policy.snapshot(), session.policy.ema
     if kept != cycle:
         session.policy.load(session.run.folder / "checkpoints" / f"cycle-{kept:04d}")
     try:
         return session.evaluate.whole(session.policy, session.reward, kept)
     finally:
         session.policy.restore(now)
+        session.policy.ema = average
 
 
 def show_results(config: Config, results: dict[str, Any], folder: Path, note: str) -> None:
     """Prints the table of cycles, the truth before and after, what could not be verified, and last the run's folder."""
     from agents.training.display import number, show_table
+    from rewards import shown
 
     subset = min(config.eval_subset, config.eval_tasks)
     header = ("cycle", "before", "after", "change", "accepted", f"greedy truth ({subset} tasks)")
@@ -292,7 +296,7 @@ def show_results(config: Config, results: dict[str, Any], folder: Path, note: st
         )
         for c in results["cycles"]
     ]
-    show_table(f"{config.domain}, {config.reward}, {config.select}", header, rows)
+    show_table(f"{config.domain}, {shown(config.reward)}, {config.select}", header, rows)
     start, end = results["eval"]["start"], results["eval"]["end"]
     print(f"{results['total_generated']} candidates, {results['total_accepted']} accepted; its own score {results['improvement']:+.3f}")
     print(

@@ -54,7 +54,7 @@ class Score:
         value: in [0, 1] for rewards with a bounded scale, or None.
         parts: the numbers that `value` was made of, for logs.
         reconstruction: the task as read back from the command, where the reward decodes one.
-        reason: why the reward abstained; empty where it did not.
+        reason: why the reward abstained, or why a gate closed; empty where neither happened.
     """
 
     value: float | None
@@ -77,8 +77,12 @@ class LanguageModel(Protocol):
         """Natural-log probability of each token of each continuation after its prompt -> [P][T_p]."""
         ...
 
+    def entropies(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[tuple[float, float] | None]:
+        """Mean entropy and self-certainty of the next-token distributions along each continuation, nats -> [P]; None of no tokens."""
+        ...
+
     def inverter(self, which: str) -> AbstractContextManager[Any]:
-        """Context in which the model is the inverter: `current` (as it trains) or `base` (adapter off)."""
+        """Context in which the model is the inverter: `current` (as it trains), `base` (adapter off) or `ema` (adapter averaged)."""
         ...
 
 

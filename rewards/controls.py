@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from envs.grammar import stream
-from envs.types import Score, Task
+from envs.types import Reward, Score, Task
+from rewards.gates import LONGEST, with_inverter
+
+EMPTY = Score(None, reason="empty command")
 
 
 class Random:
@@ -14,7 +17,51 @@ class Random:
     def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
         """Scores [P][G] from the seed and the position alone."""
         rng = stream("random reward", seed)
-        return [
-            [Score(rng.random()) if command.strip() else Score(None, reason="empty command") for command in commands]
-            for commands in commands_P_G
-        ]
+        groups = zip(tasks_P, commands_P_G, strict=True)
+        return [[Score(rng.random()) if command.strip() else EMPTY for command in commands] for _, commands in groups]
+
+
+class Shuffled:
+    """The scores of another reward, dealt out anew over all candidates of a call: its distribution without its information.
+
+    Who abstains stays as it is. A call with one candidate has nothing to shuffle: it gives that candidate its own score.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+
+    @property
+    def inverter(self) -> str:
+        """That of the reward; AttributeError where it has none."""
+        which: str = self.reward.inverter  # type: ignore[attr-defined]
+        return which
+
+    @inverter.setter
+    def inverter(self, which: str) -> None:
+        self.reward = with_inverter(self.reward, which)
+
+    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        """Scores [P][G]."""
+        scores_P_G = self.reward(tasks_P, commands_P_G, seed=seed)
+        values = [score.value for row in scores_P_G for score in row if score.value is not None]
+        stream("shuffled reward", seed).shuffle(values)
+        rest = iter(values)
+        return [[Score(None, reason=score.reason) if score.value is None else Score(next(rest)) for score in row] for row in scores_P_G]
+
+
+class Length:
+    """Shorter is better: 1 less the characters' share of the longest command that the gates let pass, not below 0."""
+
+    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        """Scores [P][G]; `seed` is not used."""
+        groups = zip(tasks_P, commands_P_G, strict=True)
+        return [[Score(max(0.0, 1 - len(command) / LONGEST)) if command.strip() else EMPTY for command in row] for _, row in groups]
+
+
+class Constant:
+    """1 for every command: all are accepted alike, which is training on whatever was sampled."""
+
+    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        """Scores [P][G]; `seed` is not used."""
+        groups = zip(tasks_P, commands_P_G, strict=True)
+        return [[Score(1.0) if command.strip() else EMPTY for command in row] for _, row in groups]

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from envs.domain import load_domain
+from envs.grammar import stream
 from envs.types import LanguageModel, Score, Task
 from rewards.similarity import Embedder, corrected, neighbour_cosine, read_rating, sequence_ratio, token_overlap
+from rewards.words import f1, values_of
 
 EMPTY = Score(None, reason="empty command")
 NOT_READ = Score(None, reason="empty reconstruction")
@@ -143,3 +145,106 @@ class Likelihood:
         weakest, mean = min(logprobs), math.fsum(logprobs) / len(logprobs)
         parts = {"min": math.exp(weakest), "mean": math.exp(mean)}
         return Score(parts[self.over], parts)
+
+
+class Lift:
+    """How much likelier the command makes the task: its mean log-probability given the command less that given none, nats per token.
+
+    The second term takes out what is likely in any case, the wording: pointwise mutual information per token, as in mutual-information
+    decoding (Li et al. 2016, arXiv:1510.03055). "None" is the inverse prompt with an empty command, computed once for each task of a call.
+    Not bounded; below 0 where the command makes the task less likely. Abstains as `Likelihood` does.
+    """
+
+    def __init__(self, model: LanguageModel, *, inverter: str = "current") -> None:
+        self.model, self.inverter = model, inverter
+
+    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        """Scores [P][G]; `seed` is not used."""
+        pairs = _pairs(tasks_P, commands_P_G)
+        different = list(dict.fromkeys((task, command) for task, command in pairs if command.strip()))
+        asked = list(dict.fromkeys([*different, *((task, "") for task, _ in different)]))
+        means = dict(zip(asked, _mean_logprobs(self.model, self.inverter, [(command, task) for task, command in asked]), strict=True))
+        known = {pair: self._score(means[pair], means[pair[0], ""]) for pair in different}
+        return _grouped([known.get(pair, EMPTY) for pair in pairs], commands_P_G)
+
+    @staticmethod
+    def _score(given: float | None, prior: float | None) -> Score:
+        if given is None or prior is None or not math.isfinite(given - prior):
+            return Score(None, reason="not a number")
+        return Score(given - prior, {"given": given, "prior": prior})
+
+
+class Choice:
+    """Which task is it? The probability of the true one among it and `others` tasks of its tool, by a softmax over mean log-likelihoods.
+
+    The other tasks come from `pool`, drawn anew for each task and seed, the same for all candidates of a task; none has the task's text.
+    Where the task names no tool, or the pool has too few tasks of it, those of its domain serve. Chance is 1 / (others + 1).
+    Abstains as `Likelihood` does, and where the pool has no other task of the domain.
+    """
+
+    def __init__(self, model: LanguageModel, pool: Sequence[Task], *, others: int = 4, inverter: str = "current") -> None:
+        self.model, self.others, self.inverter = model, others, inverter
+        self.pool = sorted({task.text: task for task in pool}.values(), key=lambda task: task.text)
+
+    def distractors(self, task: Task, seed: int) -> list[Task]:
+        """The other tasks, `others` of them or as many as there are."""
+        near = [other for other in self.pool if other.domain == task.domain and other.text != task.text]
+        same = [other for other in near if task.tool and other.tool == task.tool]
+        rng = stream("choice", seed, task.domain, task.text)
+        drawn = rng.sample(same, min(self.others, len(same)))
+        rest = [other for other in near if other not in drawn]
+        return drawn + rng.sample(rest, min(self.others - len(drawn), len(rest)))
+
+    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        """Scores [P][G] with `wins`: 1 where the true task is the likeliest."""
+        pairs = _pairs(tasks_P, commands_P_G)
+        options = {task: [task, *self.distractors(task, seed)] for task in dict.fromkeys(tasks_P)}
+        different = list(dict.fromkeys((task, command) for task, command in pairs if command.strip() and len(options[task]) > 1))
+        asked = list(dict.fromkeys((command, option) for task, command in different for option in options[task]))
+        means = dict(zip(asked, _mean_logprobs(self.model, self.inverter, asked), strict=True))
+        known = {(task, command): self._score([means[command, option] for option in options[task]]) for task, command in different}
+        alone = Score(None, reason="no other task to choose from")
+        return _grouped([known.get(pair, alone if pair[1].strip() else EMPTY) for pair in pairs], commands_P_G)
+
+    @staticmethod
+    def _score(means: Sequence[float | None]) -> Score:
+        values = [mean for mean in means if mean is not None and not math.isnan(mean)]
+        if len(values) < len(means) or max(values) == -math.inf:
+            return Score(None, reason="not a number")
+        weights = [math.exp(value - max(values)) for value in values]
+        probability = weights[0] / math.fsum(weights)
+        return Score(probability, {"probability": probability, "wins": float(values[0] > max(values[1:]))})
+
+
+class Slots:
+    """Decode the task from the command and compare the values alone (see `values_of`): F1 of what the two sentences carry word for word.
+
+    Blind to what is done with the values, and so best blended with a reward that is not. Abstains where the task has no value, and where
+    the command or its reconstruction is empty.
+    """
+
+    def __init__(self, model: LanguageModel, *, inverter: str = "current", temperature: float = 0.3, max_new_tokens: int = 64) -> None:
+        self.model, self.inverter, self.temperature, self.max_new_tokens = model, inverter, temperature, max_new_tokens
+
+    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        """Scores [P][G], each with its reconstruction."""
+        pairs = _pairs(tasks_P, commands_P_G)
+        wanted = {task: values_of(task.text) for task in dict.fromkeys(tasks_P)}
+        readable = [(task, command) for task, command in pairs if command.strip() and wanted[task]]
+        with self.model.inverter(self.inverter):
+            texts = iter(reconstruct(self.model, readable, self.temperature, seed, self.max_new_tokens))
+        scores = []
+        for task, command in pairs:
+            if not command.strip() or not wanted[task]:
+                scores.append(Score(None, reason="no value in the task") if command.strip() else EMPTY)
+                continue
+            text = next(texts)
+            scores.append(Score(f1(wanted[task], values_of(text)), {}, text) if text.strip() else NOT_READ)
+        return _grouped(scores, commands_P_G)
+
+
+def _mean_logprobs(model: LanguageModel, inverter: str, pairs: Sequence[tuple[str, Task]]) -> list[float | None]:
+    """Mean log-probability of each task given the command before it; None of a task without tokens."""
+    with model.inverter(inverter):
+        rows = model.logprobs([_inverse_prompt(task, command) for command, task in pairs], [task.text for _, task in pairs])
+    return [math.fsum(row) / len(row) if row else None for row in rows]

@@ -15,11 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("envs", "rewards", "agents")
 # The only importers of envs.verify, direct or through others; agents.bench times the sandbox and trains nothing.
 MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.evaluation.heldout", "agents.evaluation.statistics", "agents.pretrain"}
+MAY_KNOW |= {"rewards.labelled"}  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
 COMMANDS_ELSEWHERE = {Path("envs/verify/sandbox.py")}  # attacks itself; all other commands are files in agents/
 SPEC_NAMES = {"load_spec", "IntentSpec", "DomainSpec"}  # what holds the reference commands of a domain's file
 # Modules that are named in strings, which the import graph cannot see, and that lie higher up or know what is right.
 DOORS = {
     "agents.training.session": {"agents.evaluation.heldout"},  # the trainer hands it the policy and logs the numbers that come back
+    "rewards": {"rewards.labelled"},  # loaded where the reward `truth` is asked for by name, and by no other
     "envs": {"agents.policy.environment"},  # resolved by Gymnasium when an environment is made
 }
 
@@ -192,6 +194,21 @@ def test_training_does_not_load_what_is_right() -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_only_the_labelled_reward_loads_what_is_right() -> None:
+    code = (
+        "import sys, rewards\n"
+        "from envs.types import Task\n"
+        "pool = [Task('a', 'shell', 'count the lines of a.txt', 'wc'), Task('b', 'shell', 'sort the file b.txt', 'sort')]\n"
+        "known = lambda: any(name.startswith('envs.verify') for name in sys.modules)\n"
+        "for name in sorted(rewards.REWARDS, key='truth'.__eq__):\n"
+        "    rewards.make_reward(name, None, pool)\n"
+        "    assert known() == rewards.REWARDS[name].labelled, name\n"
+        "    assert rewards.shown(name) == name + ' (labelled)' * known(), name\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+
+
 # --- do these tests see what they should?
 
 
@@ -204,6 +221,7 @@ def tree(tmp_path: Path) -> Path:
         "envs/verify/__init__.py": "from envs.domain import load_spec",
         "envs/verify/shell.py": "from . import x",
         "rewards/__init__.py": "from envs import domain",
+        "rewards/labelled.py": "from envs.verify import shell",
         "agents/__init__.py": "",
         "agents/evaluate.py": "import envs.verify\ndef main(): ...\nif __name__ == '__main__':\n    main()",
         "agents/bench.py": "def main():\n    from envs.verify import shell\nif __name__ == '__main__':\n    main()",

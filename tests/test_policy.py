@@ -406,8 +406,33 @@ def test_off_is_the_base_model(policy: Policy, pocket: Path) -> None:
     with pytest.raises(ZeroDivisionError), policy.inverter("base"):
         raise ZeroDivisionError
     assert thoughts(policy) == own
-    with pytest.raises(InputError, match="use current or base"):
-        policy.inverter("ema")
+    with pytest.raises(InputError, match="use current, base or ema"):
+        policy.inverter("average")
+
+
+def test_the_average_of_the_adapter(policy: Policy, tmp_path: Path) -> None:
+    first, own = policy.snapshot(), thoughts(policy)
+    with policy.inverter("ema"):
+        assert thoughts(policy) == own  # as long as none is kept
+    policy.update_ema(0.5)
+    stir(policy, 1)
+    second, other = policy.snapshot(), thoughts(policy)
+    with policy.inverter("ema"):
+        assert thoughts(policy) == own
+    assert thoughts(policy) == other
+    policy.update_ema(0.5)
+    assert policy.ema is not None
+    assert all(torch.allclose(policy.ema[name], (first[name] + second[name]) / 2, atol=1e-6) for name in first)
+    policy.save(tmp_path)
+    kept, policy.ema = policy.ema, None
+    policy.load(tmp_path)
+    assert policy.ema is not None and all(torch.equal(policy.ema[name], kept[name]) for name in kept)
+    (tmp_path / "ema.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"ema\.safetensors cannot be read"):
+        policy.load(tmp_path)
+    (tmp_path / "ema.safetensors").unlink()
+    policy.load(tmp_path)
+    assert policy.ema is None
 
 
 def test_off_holds_for_generation_too(policy: Policy, pocket: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from agents.rejection_sft import Config, main, select
@@ -31,7 +32,8 @@ def written(folder: Path) -> dict[str, bytes]:
     """What must be the same bytes for the same seed: logs, results and the last adapter."""
     last = max((folder / "checkpoints").iterdir())
     files = {name: (folder / name).read_bytes() for name in LOGS}
-    return {**files, "adapter": (last / "adapter_model.safetensors").read_bytes()}
+    average = {path.name: path.read_bytes() for path in last.glob("ema.safetensors")}
+    return {**files, **average, "adapter": (last / "adapter_model.safetensors").read_bytes()}
 
 
 VALUES = [[0.9, 0.2, None], [0.4, 0.5, 0.5], [None, None, None], [0.1, 0.05, 0.0]]
@@ -87,9 +89,11 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
     assert other["adapter"] != first["adapter"]
 
 
-@pytest.mark.parametrize(("reward", "replay"), [("similarity", "none"), ("likelihood", "all")])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, reward: str, replay: str) -> None:
-    flags = ["--cycles", "3", "--reward", reward, "--replay", replay]
+@pytest.mark.parametrize(
+    ("reward", "replay", "inverter"), [("similarity", "none", "current"), ("likelihood", "all", "current"), ("likelihood", "none", "ema")]
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, reward: str, replay: str, inverter: str) -> None:
+    flags = ["--cycles", "3", "--reward", reward, "--replay", replay, "--inverter", inverter]
     whole = run(tmp_path / "whole", "a", *flags)
     argv = [sys.executable, "-m", "agents.rejection_sft", "--model", "embedded", *SMALL]
     argv += ["--output", str(tmp_path / "killed"), "--name", "a", *flags]
@@ -109,6 +113,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, reward: str, re
         left["config"].pop("output"), right["config"].pop("output")
         assert left == right
     assert expected == found
+    assert ("ema.safetensors" in found) == (inverter == "ema")
 
 
 def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
@@ -153,6 +158,44 @@ def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -
     assert max(runs[1][2]) == 0.0 < min(runs[0][2])
 
 
+def test_an_average_of_the_adapter_reads_back(tmp_path: Path) -> None:
+    """It begins at the weights before the first update, moves by a fifth of the way, and outlasts the choice of the best cycle."""
+    from safetensors.torch import load_file
+
+    flags = ["--cycles", "2", "--reward", "likelihood", "--inverter", "ema", "--keep", "best"]
+    folder = run(tmp_path, "a", *flags)
+    weights, average = (
+        [load_file(folder / "checkpoints" / f"cycle-000{cycle}" / name) for cycle in (1, 2)]
+        for name in ("adapter_model.safetensors", "ema.safetensors")
+    )
+    for name, tensor in weights[1].items():
+        assert torch.allclose(average[1][name], 0.8 * average[0][name] + 0.2 * tensor, atol=1e-7), name
+        assert "lora_B" not in name or torch.allclose(average[0][name], 0.2 * weights[0][name], atol=1e-7), name
+    other = run(tmp_path, "b", *flags[:4])
+    scores = [[json.loads(line)["score"] for line in (path / "rollouts.jsonl").read_text().splitlines()] for path in (folder, other)]
+    assert scores[0][:18] == scores[1][:18]  # before the first update they are the same
+    assert scores[0][18:36] != scores[1][18:36]
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "3"], "rejection_sft") == 0
+
+
+def test_truth_as_the_reward_says_that_it_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "a", "--cycles", "1", "--reward", "truth", "--domain", "network")
+    printed = capsys.readouterr().out
+    assert "reward: truth (labelled), accepting scores from 0.5 on" in printed and "network, truth (labelled), threshold" in printed
+
+
+def test_a_blend_of_rewards_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("weights: {likelihood: 1, majority: 0}\nselect: quantile\n")
+    folder = run(tmp_path, "a", "--cycles", "1", "--reward", str(path))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["reward"], config["select"], config["gates"]) == (str(path), "quantile", True)
+    metrics = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"reward/likelihood", "reward/majority", "reward/gate/valid"} <= set(metrics)
+    path.unlink()
+    assert run_command(Config, main, ["--resume", str(folder)], "rejection_sft") == 2  # and not without it
+
+
 def test_nothing_accepted_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path, "a", "--cycles", "1", "--reward", "likelihood", "--select", "threshold", "--threshold", "1.0")
     assert "nothing was accepted, so nothing was trained" in capsys.readouterr().out
@@ -162,8 +205,6 @@ def test_nothing_accepted_trains_nothing_and_says_so(tmp_path: Path, capsys: pyt
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import torch
-
     from agents.policy.model import Policy
 
     folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
@@ -202,6 +243,8 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.
     [
         (["--output", "/proc/no"], "--output: /proc/no/"),
         (["--reward", "likelyhood"], "--reward likelyhood: did you mean likelihood?"),
+        (["--reward", "majority", "--candidates", "1"], "--candidates 1: must be 2 or more, since the reward majority compares"),
+        (["--reward", "no.yaml"], "--reward no.yaml: cannot be read"),
         (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
         (["--keep-share", "2"], "--keep-share 2.0: must be in (0, 1]"),
         (["--keep", "bets"], "--keep bets: must be one of last, best: did you mean best?"),

@@ -270,6 +270,9 @@ class Proposer:
     def logprobs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         raise AssertionError("proposals are not scored")
 
+    def entropies(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[tuple[float, float] | None]:
+        raise AssertionError("proposals are not scored")
+
     def inverter(self, which: str) -> Any:
         return nullcontext()
 

@@ -3,8 +3,9 @@
     env = gymnasium.make("envs:inversion/shell-v0", reward="likelihood", seed=0)
     envs = gymnasium.make_vec("envs:inversion/all-v0", num_envs=64)
 
-Environments made in one process share what is loaded: one policy for each model, one reward for each (name, model, pool of tasks). They
-never train it. It is kept until the process ends. Nothing is loaded where a reward object is given and the tasks need no model.
+Environments made in one process share what is loaded: one policy for each model, one reward for each (name, model, pool of tasks,
+settings). They never train it. It is kept until the process ends. Nothing is loaded where a reward object is given and the tasks need
+no model.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from envs.inversion import InversionEnv, InversionVectorEnv
 from envs.source import Source, make_source
-from envs.types import Reward
-from rewards import POOL, check_reward, make_reward
+from envs.types import Reward, Task
+from rewards import POOL, make_reward, reward_info
 
 if TYPE_CHECKING:
     from agents.policy.model import Policy
@@ -29,6 +30,8 @@ def make_env(
     model: str = "embedded",
     seed: int | None = None,
     render_mode: str | None = None,
+    gates: bool = True,
+    inverter: str = "base",
 ) -> InversionEnv:
     """Makes a single environment.
 
@@ -40,11 +43,13 @@ def make_env(
         model: `embedded`, a Hugging Face name or folder: reads commands back for named rewards and proposes tasks for the source `model`.
         seed: of the tasks until `reset` is given one; None draws one.
         render_mode: `ansi` or None.
+        gates: put the gates before a named reward.
+        inverter: of a named reward: `base`, `current` or `ema`. The adapter is as new here, so all say the same, and the base the fastest.
 
     Raises:
         InputError: what is wrong with the arguments, in one line.
     """
-    return InversionEnv(*_compose(domain, reward, source, model), seed=seed, render_mode=render_mode)
+    return InversionEnv(*_compose(domain, reward, source, model, gates, inverter), seed=seed, render_mode=render_mode)
 
 
 def make_vector_env(
@@ -56,21 +61,22 @@ def make_vector_env(
     model: str = "embedded",
     seed: int | None = None,
     render_mode: str | None = None,
+    gates: bool = True,
+    inverter: str = "base",
 ) -> InversionVectorEnv:
     """Makes the batched environment; arguments and errors as in `make_env`."""
-    return InversionVectorEnv(*_compose(domain, reward, source, model), num_envs, seed=seed, render_mode=render_mode)
+    return InversionVectorEnv(*_compose(domain, reward, source, model, gates, inverter), num_envs, seed=seed, render_mode=render_mode)
 
 
-def _compose(domain: str, reward: str | Reward, source: str | Source, model: str) -> tuple[Source, Reward]:
-    if isinstance(reward, str):
-        check_reward(reward)  # before anything is loaded
+def _compose(domain: str, reward: str | Reward, source: str | Source, model: str, gates: bool, inverter: str) -> tuple[Source, Reward]:
+    info = reward_info(reward) if isinstance(reward, str) else None  # before anything is loaded
     if isinstance(source, str):
         source = make_source(source, domain, shared_policy(model) if source == "model" else None)
-    if isinstance(reward, str):
-        # Not a part of the environment's stream, so that the scale is the same for every seed.
-        pool = [task.text for task in source.tasks(POOL, 0, "pool")] if reward == "similarity" else []
-        reward = _reward(reward, model, tuple(pool))
-    return source, reward
+    if not isinstance(reward, str):
+        return source, reward
+    # Not a part of the environment's stream, so that the scale is the same for every seed.
+    pool = source.tasks(POOL, 0, "pool") if info is not None and info.needs_pool else []
+    return source, _reward(reward, model, tuple(pool), gates, inverter)
 
 
 @functools.cache
@@ -82,6 +88,5 @@ def shared_policy(model: str, /) -> Policy:
 
 
 @functools.cache
-def _reward(name: str, model: str, pool: tuple[str, ...]) -> Reward:
-    # The adapter is as new, so the base says the same and says it faster.
-    return make_reward(name, shared_policy(model), pool, inverter="base")
+def _reward(name: str, model: str, pool: tuple[Task, ...], gates: bool, inverter: str) -> Reward:
+    return make_reward(name, shared_policy(model), pool, inverter=inverter, gates=gates)

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from envs.types import Completion, InputError
 EMBEDDED = Path(__file__).parent / "embedded"
 ALIASES = {"embedded": str(EMBEDDED), "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2"}
 SMALL = 20_000_000  # parameters
+EMA = 0.8  # decay of the averaged adapter in a training phase: half of the average is of the last three phases
+EMA_FILE = "ema.safetensors"  # beside the adapter in a checkpoint; PEFT does not look at it
 Snapshot = dict[str, Tensor]
 
 
@@ -59,10 +62,14 @@ class Policy:
         model: the PEFT model.
         tokenizer: its tokenizer; its chat template is used where it has one.
         batch_size: sequences in one forward pass; halved for good whenever memory runs out.
+
+    Attributes:
+        ema: exponential moving average of the adapter's weights, for the inverter `ema`; None where none is kept.
     """
 
     def __init__(self, model: PeftModel, tokenizer: Any, batch_size: int = 128) -> None:
         self.model = model
+        self.ema: Snapshot | None = None
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.device = next(model.parameters()).device
@@ -226,6 +233,27 @@ class Policy:
         tokens = sum(row[2] for row in rows)
         return (sum(row[0] for row in rows) / tokens, sum(row[1] for row in rows) / tokens) if tokens else (None, None)
 
+    def entropies(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[tuple[float, float] | None]:
+        """Means over each continuation's tokens of the next-token distribution p's entropy and self-certainty -> [P]; None of no tokens.
+
+        Self-certainty is KL(uniform || p) = -log V - mean over the V tokens of log p (Zhao et al. 2025, arXiv:2505.19590), in nats.
+        """
+        pairs = list(zip(self.prompt_ids(prompts), self.completion_ids(continuations), strict=True))
+        order = sorted((row for row, pair in enumerate(pairs) if pair[1]), key=lambda row: -len(pairs[row][0]) - len(pairs[row][1]))
+
+        def measure(batch: list[int], first: int) -> list[tuple[float, float]]:
+            with self._evaluating(), torch.no_grad():
+                logits_N_V, _, mask = self._token_logits([pairs[row] for row in batch])
+                logprobs_N_V = logits_N_V.log_softmax(-1)
+            entropy_N = -(logprobs_N_V.exp() * logprobs_N_V).sum(-1)
+            certainty_N = -math.log(logprobs_N_V.shape[-1]) - logprobs_N_V.mean(-1)
+            lengths = mask.sum(1).tolist()
+            rows = zip(entropy_N.split(lengths), certainty_N.split(lengths), strict=True)
+            return [(float(entropy.mean()), float(certainty.mean())) for entropy, certainty in rows]
+
+        values = dict(zip(order, self._in_batches(order, measure), strict=True))
+        return [values.get(row) for row in range(len(pairs))]
+
     # ---- the adapter ----
 
     @contextlib.contextmanager
@@ -245,10 +273,17 @@ class Policy:
                 self.restore(before)
 
     def inverter(self, which: str) -> contextlib.AbstractContextManager[None]:
-        """`current`: the model as it trains; `base`: with the adapter off, at no memory cost."""
-        if which not in ("current", "base"):
-            raise InputError(f"--inverter {which}: use current or base")
+        """`current`: the model as it trains; `base`: adapter off, no memory cost; `ema`: the average, or where none is kept `current`."""
+        if which not in ("current", "base", "ema"):
+            raise InputError(f"--inverter {which}: use current, base or ema")
+        if which == "ema" and self.ema is not None:
+            return self.adapter(self.ema)
         return self.adapter("off" if which == "base" else "on")
+
+    def update_ema(self, decay: float) -> None:
+        """average = decay * average + (1 - decay) * weights. Where no average is kept it starts at the weights."""
+        now = self.snapshot()
+        self.ema = now if self.ema is None else {name: tensor.lerp(now[name], 1 - decay) for name, tensor in self.ema.items()}
 
     def snapshot(self) -> Snapshot:
         """A copy of the adapter's weights."""
@@ -261,25 +296,34 @@ class Policy:
         set_peft_model_state_dict(self.model, snapshot)
 
     def save(self, folder: Path) -> None:
-        """Writes the adapter in PEFT's format, safetensors."""
+        """Writes the adapter in PEFT's format, safetensors, and the average beside it where one is kept."""
+        from safetensors.torch import save_file
+
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        if self.ema is not None:
+            save_file({name: tensor.contiguous() for name, tensor in sorted(self.ema.items())}, str(Path(folder) / EMA_FILE))
 
     def load(self, folder: Path) -> None:
-        """Loads the weights of a PEFT adapter folder into this adapter; it stays trainable."""
+        """Loads the weights of a PEFT adapter folder into this adapter, which stays trainable, and the average that lies beside them."""
         from safetensors.torch import load_file
 
         saved, own = _adapter_config(folder), self.model.peft_config["default"].to_dict()
-        try:
-            weights = load_file(str(Path(folder) / "adapter_model.safetensors"))
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"--adapter {folder}: adapter_model.safetensors cannot be read: {error}: give another adapter") from None
-        if _shapes(weights) != _shapes(self._weights()):
+        names = ["adapter_model.safetensors", *([EMA_FILE] if (Path(folder) / EMA_FILE).is_file() else [])]
+        files: list[Snapshot] = []
+        for name in names:
+            try:
+                files.append(load_file(str(Path(folder) / name)))
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"--adapter {folder}: {name} cannot be read: {error}: give another adapter") from None
+        if any(_shapes(weights) != _shapes(self._weights()) for weights in files):
             raise InputError(f"--adapter {folder}: its layers or ranks differ from --model and --lora-r: use those it was trained with")
         if changed := [key for key in ("lora_alpha", "alpha_pattern", "use_rslora") if saved.get(key, own[key]) != own[key]]:
             key = changed[0]
             fix = "use the --lora-alpha that it was trained with" if key == "lora_alpha" else "give a plain LoRA adapter"
             raise InputError(f"--adapter {folder}: its {key} is {saved[key]}, not {own[key]}: {fix}")
-        self.restore({name: tensor.to(self.device) for name, tensor in weights.items()})
+        weights, *average = ({name: tensor.to(self.device) for name, tensor in weights.items()} for weights in files)
+        self.restore(weights)
+        self.ema = average[0] if average else None
 
     def trainable(self) -> list[torch.nn.Parameter]:
         """The adapter's parameters."""

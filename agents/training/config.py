@@ -53,9 +53,11 @@ class TrainConfig:
     domain: str = "all"
     """An embedded domain (network, shell, sql), all of them, or paths of YAML files; several with commas between."""
     reward: str = "similarity"
-    """How a command is scored without a label: similarity, likelihood, likelihood-min, seed, or the control random."""
-    inverter: Literal["current", "base"] = "current"
-    """Who reads commands back: the model as it trains, or its base with the adapter off."""
+    """How a command is scored, a name or a blend's FILE.yaml: docs/REWARDS.md. Only truth, an upper bound, uses labels."""
+    gates: bool = True
+    """Score nothing for commands that are none, or that smuggle their task past the reading back."""
+    inverter: Literal["current", "base", "ema"] = "current"
+    """Who reads commands back: the model as it trains, its base with the adapter off, or the average of its adapter over the cycles."""
     inverse_temperature: float = 0.3
     """Sampling temperature of the reading back; 0 is greedy."""
     embedder: str = "all-MiniLM-L6-v2"
@@ -80,7 +82,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises InputError, one line that names the flag and the fix: a value out of range, an unknown reward, a faulty domain."""
         from envs.domain import domain_names, load_domain
-        from rewards import check_reward
+        from rewards import reward_info
 
         for name in ("cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha", "max_new_tokens"):
             self._require(name, getattr(self, name) >= 1, "must be 1 or more")
@@ -97,7 +99,10 @@ class TrainConfig:
         plain = self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name)
         self._require("name", plain, "must be the plain name of a folder: its place is set by --output")
 
-        check_reward(self.reward)
+        if reward_info(self.reward).needs_group:
+            self._require("candidates", self.candidates > 1, f"must be 2 or more, since the reward {self.reward} compares candidates")
+            self._require("eval_samples", self.eval_samples > 1, f"must be 2 or more, since the reward {self.reward} compares candidates")
+            self._require("keep", self.keep == "last", f"must be last, since the reward {self.reward} cannot score a single command")
         for name in domain_names(self.domain):
             load_domain(name)
 

@@ -18,7 +18,8 @@ from envs.domain import domain_names
 from envs.schema import EMBEDDED
 from envs.source import Source, make_source
 from envs.types import InputError, Reward, Task
-from rewards import POOL, make_reward
+from rewards import POOL, make_reward, reward_info
+from rewards.blend import is_blend
 
 # The evaluation knows what is right, so no training module imports it: it is named here, made when a run starts, and called through
 # a narrow door. Training hands it the policy and logs the numbers that come back.
@@ -67,7 +68,8 @@ def open_session(agent: str, config: TrainConfig) -> Session:
     if config.resume:
         run, _ = Run.open(Path(config.resume))
     else:
-        name = config.name or new_name(config.domain, config.reward, config.seed)
+        reward = Path(config.reward).stem if is_blend(config.reward) else config.reward
+        name = config.name or new_name(config.domain, reward, config.seed)
         run = Run.create(Path(config.output or f"runs/{agent}") / name, saved(config))
     try:
         return _load(config, evaluation, run)
@@ -84,6 +86,8 @@ def saved(config: TrainConfig) -> dict[str, Any]:
     for name in ("adapter", "model", "task_source", "embedder"):
         if values[name] and Path(values[name]).exists():
             values[name] = str(Path(values[name]).resolve())
+    if is_blend(config.reward):
+        values["reward"] = str(Path(config.reward).resolve())
     parts = domain_names(config.domain) if config.domain != "all" else ["all"]
     values["domain"] = ",".join(part if part in (*EMBEDDED, "all") else str(Path(part).resolve()) for part in parts)
     return values
@@ -102,9 +106,11 @@ def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
         load_in_4bit=config.load_in_4bit,
         seed=config.seed,
     )
+    if not restored:  # the average that may lie beside --adapter is that of another run; this one begins before the first update
+        policy.ema = policy.snapshot() if config.inverter == "ema" else None
     source = make_source(config.task_source, config.domain, policy, evaluation.texts)
     with policy.adapter("off"):  # tasks that the model proposes must not depend on when the run was resumed
-        pool = [task.text for task in source.tasks(POOL, config.seed, "pool")] if config.reward == "similarity" else []
+        pool = source.tasks(POOL, config.seed, "pool") if reward_info(config.reward).needs_pool else []
         probes = source.tasks(PROBES, config.seed, "keep") if config.keep == "best" else []
     reward = make_reward(
         config.reward,
@@ -113,6 +119,7 @@ def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
         inverter=config.inverter,
         inverse_temperature=config.inverse_temperature,
         embedder=config.embedder,
+        gates=config.gates,
     )
     for note in run.notes:
         print(note, flush=True)

@@ -1,0 +1,141 @@
+"""Several rewards as one, by weights in a YAML file: `--reward FILE.yaml`, as in configs/rewards/example.yaml.
+
+    weights: {likelihood: 0.7, slots: 0.3, majority: 0}
+    select: best
+
+`select` may be left out; it is one of threshold, best and quantile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from envs.grammar import nearest, short
+from envs.types import InputError, Reward, Score, Task
+from rewards.gates import with_inverter
+
+SELECTIONS = ("threshold", "best", "quantile")
+
+
+@dataclass(frozen=True)
+class BlendFile:
+    """What the file says. A reward of weight 0 is computed and logged, and trains nothing."""
+
+    weights: Mapping[str, float]
+    select: str = "best"
+
+
+def is_blend(reward: str) -> bool:
+    """Whether the name of a reward is that of a file."""
+    return reward.endswith((".yaml", ".yml"))
+
+
+def read_blend(name: str, known: Sequence[str]) -> BlendFile:
+    """Reads and checks a file.
+
+    Args:
+        known: the names of the rewards that may be blended.
+
+    Raises:
+        InputError: one line, `FILE:LINE: key: what is wrong: the fix`.
+    """
+    try:
+        root = yaml.compose(Path(name).read_text(encoding="utf-8"), yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"--reward {name}: cannot be read ({error.strerror}): give a YAML file, or the name of a reward") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--reward {name}: not UTF-8: save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be read"
+        raise InputError(f"{name}:{mark.line + 1 if mark else 1}: not YAML: {problem}: correct it") from None
+    keys = _entries(name, root, "the file", "weights: {likelihood: 0.7, slots: 0.3}")
+    for key, (line, _) in keys.items():
+        if key not in ("weights", "select"):
+            raise InputError(f"{name}:{line}: {key}: unknown key{nearest(key, ['weights', 'select'])}: use weights and select")
+    if "weights" not in keys:
+        raise InputError(f"{name}:1: weights: is missing: write weights: {{likelihood: 0.7, slots: 0.3}}")
+    line, node = keys["weights"]
+    weights = {}
+    for key, (place, value) in _entries(name, node, "weights", "likelihood: 0.7").items():
+        if key not in known:
+            raise InputError(f"{name}:{place}: weights.{key}: no such reward{nearest(key, known)}: use {', '.join(known)}")
+        weights[key] = _weight(f"{name}:{place}: weights.{key}", value)
+    if not any(weights.values()):
+        raise InputError(f"{name}:{line}: weights: none is above 0: give one reward a weight")
+    select = "best"
+    if "select" in keys:
+        place, node = keys["select"]
+        select = str(node.value)
+        if select not in SELECTIONS:
+            raise InputError(f"{name}:{place}: select: must be one of {', '.join(SELECTIONS)} (found {short(select)}): correct it")
+    return BlendFile(weights, select)
+
+
+def _entries(name: str, node: Any, place: str, example: str) -> dict[str, tuple[int, Any]]:
+    """Key -> (its line, the node of its value)."""
+    if not isinstance(node, yaml.MappingNode):
+        line = node.start_mark.line + 1 if node is not None else 1
+        raise InputError(f"{name}:{line}: {place}: must be a mapping: write {example}")
+    found: dict[str, tuple[int, Any]] = {}
+    for key, value in node.value:
+        if str(key.value) in found:
+            raise InputError(f"{name}:{key.start_mark.line + 1}: {key.value}: is there twice: drop one")
+        found[str(key.value)] = (key.start_mark.line + 1, value)
+    return found
+
+
+def _weight(place: str, node: Any) -> float:
+    wrong = InputError(f"{place}: must be a number, 0 or more (found {short(node.value)}): write 0.5, say")
+    try:
+        weight = float(node.value)
+    except (TypeError, ValueError):
+        raise wrong from None
+    if not math.isfinite(weight) or weight < 0:
+        raise wrong
+    return weight
+
+
+class Blend:
+    """The weighted mean of several rewards, each logged under its own name. Abstains where one with a weight above 0 does."""
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+        self.rewards, self.weights = dict(rewards), dict(weights)
+
+    @property
+    def inverter(self) -> str:
+        """That of the first reward that has one; AttributeError where none has."""
+        which: str = next((reward for reward in self.rewards.values() if hasattr(reward, "inverter")), object()).inverter  # type: ignore[attr-defined]
+        return which
+
+    @inverter.setter
+    def inverter(self, which: str) -> None:
+        self.rewards = {name: with_inverter(reward, which) for name, reward in self.rewards.items()}
+
+    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        """Scores [P][G]."""
+        parts = {name: reward(tasks_P, commands_P_G, seed=seed) for name, reward in self.rewards.items()}
+        return [
+            [self._score({name: scores[p][g] for name, scores in parts.items()}) for g in range(len(commands))]
+            for p, commands in enumerate(commands_P_G)
+        ]
+
+    def _score(self, scores: Mapping[str, Score]) -> Score:
+        parts: dict[str, float] = {}
+        for name, score in scores.items():
+            parts |= {part: value for part, value in score.parts.items() if part.startswith("gate/")}
+            parts |= {name: score.value} if score.value is not None else {}
+        text = next((score.reconstruction for score in scores.values() if score.reconstruction is not None), None)
+        counted = {name: score for name, score in scores.items() if self.weights[name] > 0}
+        reasons = [score.reason for score in counted.values() if score.reason]
+        values = {name: score.value for name, score in counted.items() if score.value is not None}
+        if len(values) < len(counted):
+            return Score(None, parts, text, next(score.reason for score in counted.values() if score.value is None))
+        total = math.fsum(self.weights[name] for name in counted)
+        mean = math.fsum(self.weights[name] * value for name, value in values.items()) / total
+        return Score(mean, parts, text, reasons[0] if reasons else "")

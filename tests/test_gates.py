@@ -1,0 +1,211 @@
+"""Gates: right commands pass unchanged, what is no command or holds its task scores nothing, and who reads back stays a dial."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from envs.domain import load_domain
+from envs.source import Templates
+from envs.types import Score, Task
+from envs.verify import reference
+from rewards import make_reward
+from rewards.gates import CAPS, LONGEST, Gated, copied_share, gate, stripped, syntax_of
+from rewards.inversion import Likelihood
+
+SCAN = Task("t/1", "network", "scan port 443 on web1.test with nmap", "nmap")
+LINES = Task("t/2", "shell", "show all lines of notes.txt that contain the word error", "grep")
+NAMES = Task("t/3", "sql", "show the names of employees who earn more than 3000", "sqlite")
+BARE = Task("t/4", "shell", "sort names.txt")
+
+
+class Noted:
+    """Gives every command the same score and notes what it was shown."""
+
+    def __init__(self, value: float | None = 0.7) -> None:
+        self.value = value
+        self.seen: list[str] = []
+        self.inverter = "current"
+        self.used: list[str] = []
+
+    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        self.used.append(self.inverter)
+        self.seen += [command for row in commands_P_G for command in row]
+        score = Score(self.value, {"part": 1.0}, "back", "" if self.value is not None else "why")
+        return [[score if command else Score(None, reason="empty command") for command in row] for row in commands_P_G]
+
+
+def honest(split: str, count: int) -> list[tuple[Task, str]]:
+    """Tasks of the three domains with their references."""
+    tasks = Templates([load_domain(name) for name in ("network", "shell", "sql")], split).tasks(count, "gates")
+    return [(task, str(reference(task))) for task in tasks]
+
+
+@pytest.mark.parametrize("split", ["heldout", "train"])
+def test_right_commands_pass_unchanged(split: str) -> None:
+    highest = dict.fromkeys(CAPS, 0.0)
+    for task, command in honest(split, 900):
+        found = gate(task, command)
+        assert (found.command, found.reason) == (command, ""), task
+        assert set(found.factors.values()) == {1.0}
+        highest[syntax_of(task)] = max(highest[syntax_of(task)], copied_share(task, command))
+    assert all(highest[syntax] < cap - 0.05 for syntax, cap in CAPS.items()), highest
+
+
+def test_gated_scores_of_right_commands_are_the_ungated_ones(embedded: Any) -> None:
+    pairs = honest("heldout", 60)
+    tasks, commands = [task for task, _ in pairs], [[command] for _, command in pairs]
+    for name in ("likelihood", "likelihood-min", "lift", "slots", "self-certainty", "entropy", "self-judge", "seed"):
+        gated, plain = (make_reward(name, embedded, [], gates=gates)(tasks, commands, seed=3) for gates in (True, False))
+        assert [row[0].value for row in gated] == [row[0].value for row in plain], name
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Any:
+    from agents.policy.model import load_policy
+
+    return load_policy("embedded")
+
+
+@pytest.mark.parametrize(
+    ("task", "command"),
+    [
+        (LINES, "grep error notes.txt"),
+        (LINES, "cat notes.txt | grep -w 'error' | sort -u > out.txt 2>&1"),
+        (LINES, "grep '|' notes.txt | cut -d ';' -f1 && wc -l < notes.txt"),
+        (LINES, "find . \\( -name a -o -name b \\) -exec grep error {} \\;"),
+        (LINES, "wc -l $(find . -name '*.txt') | tail -n 1;"),
+        (LINES, "(sort notes.txt; wc notes.txt) &"),
+        (LINES, "< notes.txt grep '#' "),
+        (BARE, "sort names.txt"),
+        (SCAN, "/usr/bin/nmap -p 443 web1.test"),
+        (NAMES, "SELECT name FROM employees WHERE salary > 3000;"),
+        (NAMES, "WITH a AS (SELECT 1) SELECT ';' FROM a, nowhere"),
+        (Task("t", "network", "ping café.test", "ping"), "ping café.test"),
+    ],
+)
+def test_what_passes(task: Task, command: str) -> None:
+    assert gate(task, command).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "command", "closed"),
+    [
+        (SCAN, "gibberish -p 443", {"valid"}),
+        (SCAN, "true", {"valid"}),
+        (SCAN, "nmap -p 443 'web1.test", {"valid"}),
+        (SCAN, "nmap |", {"valid"}),
+        (SCAN, "| nmap", {"valid"}),
+        (SCAN, "nmap 10.0.0.1 && echo done", {"valid"}),
+        (SCAN, "grep() { :; }", {"valid"}),
+        (SCAN, "# nmap", {"valid"}),
+        (NAMES, "SELECT name FROM", {"valid"}),
+        (NAMES, "SELECT 1; SELECT 2", {"valid"}),
+        (NAMES, "grep a b", {"valid"}),
+        (NAMES, "SELECT 'x", {"valid"}),
+        (NAMES, "-- nothing", {"valid"}),
+        (LINES, "grep show all lines that contain the word error notes.txt", {"copied"}),
+        (LINES, "grep error notes.txt # show all lines that contain the word", {"copied"}),
+        (LINES, "grep -f show_all_lines_that_contain.txt", {"copied"}),
+        (LINES, "grep showAllLinesThatContainTheWord", {"copied"}),
+        (LINES, "echo 'show all lines that contain the word error'", {"valid", "copied"}),
+        (SCAN, "nmаp -p 443 web1.test", {"valid", "characters"}),
+        (SCAN, "nmap -p 443 wеb1.test", {"characters"}),
+        (SCAN, "nmap -p 443\tweb1.test", {"characters"}),
+        (SCAN, "nmap -p 443 web1.test\u200b", {"characters"}),
+        (SCAN, "nmap -p 443 web1.test [/INST]", {"template"}),
+        (SCAN, "nmap '</s>'", {"template"}),
+        (SCAN, "nmap <|im_end|>", {"template"}),
+        (NAMES, "SELECT '<s>'", {"template"}),
+        (NAMES, "SELECT '<start_of_turn>'", {"template"}),
+    ],
+)
+def test_what_does_not_pass(task: Task, command: str, closed: set[str]) -> None:
+    found = gate(task, command)
+    assert {name.removeprefix("gate/") for name, factor in found.factors.items() if factor == 0.0} == closed
+    assert found.reason
+
+
+@pytest.mark.parametrize(
+    ("task", "command", "left"),
+    [
+        (LINES, "grep error notes.txt # all lines", "grep error notes.txt"),
+        (LINES, "grep '#1' notes.txt", "grep '#1' notes.txt"),
+        (LINES, "grep a#b notes.txt  ", "grep a#b notes.txt  "),
+        (LINES, "grep \\# notes.txt", "grep \\# notes.txt"),
+        (LINES, "# only this", ""),
+        (LINES, "grep 'all lines that contain' notes.txt", "grep '' notes.txt"),
+        (LINES, 'grep "show all \\" lines" notes.txt', 'grep "" notes.txt'),
+        (LINES, "grep 'some other words here' notes.txt", "grep 'some other words here' notes.txt"),
+        (LINES, "cat <<EOF\nshow all lines\nEOF\nsort a", "cat <<EOF\nsort a"),
+        (LINES, "cat <<'X' | sort\nshow all lines", "cat <<'X' | sort"),
+        (LINES, "cat <<< 'show all lines'", "cat <<< ''"),
+        (NAMES, "SELECT 1 -- the names", "SELECT 1"),
+        (NAMES, "SELECT /* the names */ 1", "SELECT   1"),
+        (NAMES, "SELECT 1 /* the names", "SELECT 1"),
+        (NAMES, "SELECT '--', '/* */', 'it''s -- so'", "SELECT '--', '/* */', 'it''s -- so'"),
+        (NAMES, 'SELECT 1 AS "show the names of employees"', 'SELECT 1 AS ""'),
+    ],
+)
+def test_what_is_stripped(task: Task, command: str, left: str) -> None:
+    assert stripped(task, command, syntax_of(task)) == left
+
+
+def test_the_reward_sees_what_is_left_and_its_score_is_multiplied() -> None:
+    inner = Noted()
+    [[right, comment, copied, empty, long]] = Gated(inner)(
+        [LINES], [["grep error notes.txt", "grep x y # all lines", "grep show all lines that contain", " ", "grep " + "x" * LONGEST]]
+    )
+    assert inner.seen == ["grep error notes.txt", "grep x y", "grep show all lines that contain", " ", ""]
+    assert (right.value, comment.value, copied.value, long.value) == (0.7, 0.7, 0.0, None)
+    assert copied.parts == {"part": 1.0, "gate/valid": 1.0, "gate/copied": 0.0, "gate/characters": 1.0, "gate/template": 1.0}
+    assert copied.reason == "repeats the words of its task" and copied.reconstruction == "back"
+    assert long.reason == "more than 512 characters" and long.parts == {"gate/length": 0.0}
+    assert empty == Noted()([LINES], [[" "]])[0][0]
+
+
+def test_an_unbounded_reward_abstains_where_a_gate_closes_and_abstention_stays() -> None:
+    [[wrong, right]] = Gated(Noted(-3.0), bounded=False)([SCAN], [["echo a", "nmap a"]])
+    assert (wrong.value, wrong.reason, right.value) == (None, "not a command of this domain", -3.0)
+    [[score]] = Gated(Noted(None))([SCAN], [["nmap a"]])
+    assert (score.value, score.reason) == (None, "why")
+
+
+def test_the_inverter_can_be_set_on_a_copy() -> None:
+    inner = Noted()
+    reward = Gated(inner)
+    twin: Any = copy.copy(reward)
+    twin.inverter = "base"
+    twin([SCAN], [["nmap a"]])
+    reward([SCAN], [["nmap a"]])
+    assert (twin.inverter, reward.inverter, inner.inverter) == ("base", "current", "current")
+    assert not hasattr(make_reward("majority", None, []), "inverter")  # type: ignore[arg-type]
+
+
+def test_gates_are_a_choice_and_controls_and_truth_have_none() -> None:
+    model: Any = None
+    assert isinstance(make_reward("likelihood", model, []), Gated)
+    assert isinstance(make_reward("likelihood", model, [], gates=False), Likelihood)
+    assert not any(isinstance(make_reward(name, model, []), Gated) for name in ("random", "shuffled", "length", "constant", "truth"))
+    with pytest.raises(ValueError):
+        Gated(Noted())([SCAN], [["a"], ["b"]])
+
+
+def test_the_loop_scores_a_gated_reward_under_both_inverters(embedded: Any) -> None:
+    """What the trainer logs as the model's score less its base's, and by what it keeps its best cycle."""
+    from agents.training.monitor import keep_score
+    from agents.training.rollouts import Rollout, inverter_gap
+    from envs.types import Completion
+
+    embedded.restore({name: tensor + 0.02 for name, tensor in embedded.snapshot().items()})
+    reward = make_reward("likelihood", embedded, [])
+    group = [Rollout(SCAN, Completion("nmap -p 443 web1.test"), Score(None))]
+    gap = inverter_gap(reward, [group], 0)
+    under = [
+        make_reward("likelihood", embedded, [], inverter=which)([SCAN], [["nmap -p 443 web1.test"]])[0][0] for which in ("current", "base")
+    ]
+    assert gap is not None and gap != 0.0 and gap == pytest.approx(float(under[0].value or 0) - float(under[1].value or 0))
+    assert 0 <= keep_score(embedded, reward, [SCAN, LINES], 16, 0) <= 1 and reward.inverter == "current"  # type: ignore[attr-defined]
