@@ -102,7 +102,10 @@ def _weight(place: str, node: Any) -> float:
 
 
 class Blend:
-    """The weighted mean of several rewards, each logged under its own name. Abstains where one with a weight above 0 does."""
+    """The weighted mean of several rewards, each logged under its own name; 0 where a gate is closed to one of them.
+
+    Abstains where a reward with a weight above 0 does.
+    """
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         self.rewards, self.weights = dict(rewards), dict(weights)
@@ -132,10 +135,11 @@ class Blend:
             parts |= {name: score.value} if score.value is not None else {}
         text = next((score.reconstruction for score in scores.values() if score.reconstruction is not None), None)
         counted = {name: score for name, score in scores.items() if self.weights[name] > 0}
-        reasons = [score.reason for score in counted.values() if score.reason]
         values = {name: score.value for name, score in counted.items() if score.value is not None}
         if len(values) < len(counted):
             return Score(None, parts, text, next(score.reason for score in counted.values() if score.value is None))
+        if any(value == 0.0 for part, value in parts.items() if part.startswith("gate/")):
+            return Score(0.0, parts, text, next(score.reason for score in scores.values() if score.reason))
         total = math.fsum(self.weights[name] for name in counted)
         mean = math.fsum(self.weights[name] * value for name, value in values.items()) / total
-        return Score(mean, parts, text, reasons[0] if reasons else "")
+        return Score(mean, parts, text)

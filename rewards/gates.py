@@ -33,7 +33,8 @@ LONGEST = 512  # characters
 # three words of its task, and no query more than 0.73 of them: SQL is made of such words ("orders", "where", "total").
 CAPS = {"shell": 0.4, "sql": 0.8}
 FEW = 3  # fewer words than that may always be repeated: a short task has few in all
-SQL_TOOLS = {"sqlite", "sql"}
+SQL_TOOLS = {"sqlite", "sql"}  # `sqlite3` is a program of the shell
+PRINTABLE = frozenset(map(chr, range(32, 127)))
 FILTERS = frozenset(
     "head tail sort uniq wc grep egrep fgrep cut awk sed cat xargs tee tr nl rev tac column paste comm join".split()  # noqa: SIM905
 )
@@ -71,7 +72,7 @@ def gate(task: Task, command: str) -> Gate:
     passes = {
         "valid": _parses_as_sql(cleaned) if syntax == "sql" else _parses_as_shell(cleaned, load_domain(task.domain).tools),
         "copied": copied_share(task, command) <= CAPS[syntax],
-        "characters": set(command) <= set(map(chr, range(32, 127))) | set(task.text),
+        "characters": set(command) <= PRINTABLE | set(task.text),
         "template": TEMPLATE.search(command) is None,
     }
     reason = next((REASONS[name] for name, passed in passes.items() if not passed), "")

@@ -143,8 +143,8 @@ class Likelihood:
         if any(map(math.isnan, logprobs)):
             return Score(None, reason="not a number")
         weakest, mean = min(logprobs), math.fsum(logprobs) / len(logprobs)
-        parts = {"min": math.exp(weakest), "mean": math.exp(mean)}
-        return Score(parts[self.over], parts)
+        parts = {"token_min": math.exp(weakest), "token_mean": math.exp(mean)}
+        return Score(parts[f"token_{self.over}"], parts)
 
 
 class Lift:

@@ -226,7 +226,7 @@ def test_likelihood_by_hand() -> None:
     for over, wanted in (("min", [0.9, 0.1]), ("mean", [0.9, (0.9**2 * 0.1**5) ** (1 / 7)])):
         [scores] = Likelihood(model, over=over)([TASK], [[RIGHT, SWAPPED]])  # type: ignore[arg-type]
         assert [value(score) for score in scores] == pytest.approx(wanted)
-        assert scores[1].parts == pytest.approx({"min": 0.1, "mean": (0.9**2 * 0.1**5) ** (1 / 7)})
+        assert scores[1].parts == pytest.approx({"token_min": 0.1, "token_mean": (0.9**2 * 0.1**5) ** (1 / 7)})
         assert scores[0].reconstruction is None
 
 
@@ -247,7 +247,7 @@ def test_likelihood_of_nothing_or_of_no_number_abstains() -> None:
 def test_likelihood_on_a_policy_by_hand(policy: LanguageModel) -> None:
     [[score]] = Likelihood(policy)([TASK], [[RIGHT]])
     [values] = policy.logprobs([DOMAIN.prompt("inverse", command=RIGHT)], [TASK.text])
-    assert score.value == pytest.approx(math.exp(np.mean(values))) and score.parts["min"] == pytest.approx(math.exp(min(values)))
+    assert score.value == pytest.approx(math.exp(np.mean(values))) and score.parts["token_min"] == pytest.approx(math.exp(min(values)))
 
 
 # Similarity
@@ -568,6 +568,13 @@ def test_a_blend_abstains_where_a_part_that_counts_does(tmp_path: Path) -> None:
         [[score]] = make_reward(written(tmp_path, f"weights: {weights}"), Scripted(READ), POOL)([task], [[RIGHT]])
         assert (score.value is None) == abstains and (score.reason == "no value in the task") == abstains
         assert "slots" not in score.parts
+
+
+def test_a_closed_gate_closes_the_whole_blend(tmp_path: Path) -> None:
+    reward = make_reward(written(tmp_path, "weights: {random: 1, likelihood: 1}"), Scripted({**READ, "echo a": "x"}), POOL)
+    [[right, closed, long]] = reward([TASK], [[RIGHT, "echo a", "nmap " + "x" * 600]])
+    assert value(right) > 0.4 and value(closed) == 0.0 and long.value is None
+    assert closed.reason == "not a command of this domain" and closed.parts["random"] > 0
 
 
 def test_a_blend_has_the_inverter_of_its_parts(tmp_path: Path) -> None:
