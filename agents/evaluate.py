@@ -14,9 +14,8 @@ knows what is right.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -25,9 +24,8 @@ from tyro.conf import Positional
 
 from agents.training.command import MODEL_FILES, model_defaults, run_command
 from envs.domain import domain_names, load_domain
-from envs.schema import EMBEDDED
 from envs.types import InputError
-from envs.verify import Case, how_verified, read_cases
+from envs.verify import Case, read_cases
 
 if TYPE_CHECKING:
     from agents.evaluation.heldout import Answer
@@ -42,7 +40,6 @@ FALLBACK = {
     "temperature": 0.7,
     "max_new_tokens": 64,
 }
-EXAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,8 @@ def _subject(where: str, config: Config) -> Subject:
     if run is None or not (run / "config.yaml").is_file():
         if (folder / "adapter_config.json").is_file():
             raise InputError(f"{where}: an adapter that is in no run: give its base as --model and the folder as --adapter")
-        return Subject(where, where, None, _suited(where), config.load_in_4bit)
+        suited = _suited(where)
+        return Subject(where, where, None, suited, config.load_in_4bit or bool(suited.get("load_in_4bit")))
     try:
         settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         model = settings["model"]
@@ -201,6 +199,7 @@ def resolved(config: Config, subjects: Sequence[Subject]) -> dict[str, Any]:
 def main(config: Config) -> int:
     """Measures every subject, compares each with the first, writes the report and prints it in short."""
     from agents.evaluation.page import write_page
+    from agents.evaluation.report import make_report
 
     subjects = subjects_of(config)
     settings = resolved(config, subjects)
@@ -211,8 +210,12 @@ def main(config: Config) -> int:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror}): choose another folder") from None
-    answers = [measure(subject, settings, config, cases) for subject in subjects]
-    report = make_report(config, settings, subjects, answers)
+    measured = [
+        ({"name": subject.name, "model": subject.model, "adapter": subject.adapter}, measure(subject, settings, config, cases))
+        for subject in subjects
+    ]
+    shown = {**settings, "samples": config.samples, "tasks_file": config.tasks_file}
+    report = make_report(shown, config.samples, measured)
     try:
         (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         write_page(report, output / "report.html")
@@ -266,155 +269,6 @@ def measure(subject: Subject, settings: Mapping[str, Any], config: Config, cases
     )
     inverse = read_back(policy, cases, tokens)
     return [replace(answer, inverse=right) for answer, right in zip(answers, inverse, strict=True)]
-
-
-# ---- the report ----
-
-
-def make_report(
-    config: Config, settings: Mapping[str, Any], subjects: Sequence[Subject], answers: Sequence[Sequence[Answer]]
-) -> dict[str, Any]:
-    """Everything as plain values: what report.json holds."""
-    cases = [answer.case for answer in answers[0]]
-    return {
-        "settings": {**settings, "samples": config.samples, "tasks_file": config.tasks_file},
-        "tasks": len(cases),
-        "k": config.samples,
-        "truth": {name: how_verified(name) for name in dict.fromkeys(case.task.domain for case in cases)},
-        "subjects": [
-            {"name": subject.name, "model": subject.model, "adapter": subject.adapter, **describe(rows, config.samples)}
-            for subject, rows in zip(subjects, answers, strict=True)
-        ],
-        "comparisons": [
-            {"first": subjects[0].name, "second": subject.name, **compare(answers[0], rows, config.samples)}
-            for subject, rows in zip(subjects[1:], answers[1:], strict=True)
-        ],
-    }
-
-
-def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
-    """One subject: all metrics over all tasks, each domain, each kind of unseen tasks and each intent; curves; what went wrong."""
-    from agents.evaluation.statistics import bins, risk_coverage, table
-
-    laid = table(answers, k)
-    return {
-        "all": _estimates(answers, k),
-        "domains": {name: _estimates(part, k) for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items()},
-        "unseen": {name: _estimates(part, k) for name, part in _parts(answers, lambda case: case.unseen).items()},
-        "intents": {name: _estimates(part, k, curves=False) for name, part in _parts(answers, _intent).items()},
-        "risk_coverage": [
-            {"coverage": coverage, "risk": risk, "score": score}
-            for coverage, risk, score in risk_coverage(laid.truths_P_G, laid.scores_P_G)
-        ],
-        "calibration": [{"score": score, "right": right, "samples": size} for score, right, size in bins(laid.truths_P_G, laid.scores_P_G)],
-        "reasons": _reasons(answers),
-        "not_executed": sum(judged.verdict.status == "not_executed" for answer in answers for judged in answer.commands),
-        "exact_but": _against_exact(answers),
-        "failures": [_example(answer) for (answer,) in _some([(answer,) for answer in answers if _failed(answer)])],
-    }
-
-
-def _estimates(answers: Sequence[Answer], k: int, curves: bool = True) -> dict[str, Any]:
-    from agents.evaluation.statistics import estimates
-
-    return {name: asdict(estimate) for name, estimate in estimates(answers, k, curves=curves).items()}
-
-
-def _parts(answers: Sequence[Answer], key: Any) -> dict[str, list[Answer]]:
-    parts: dict[str, list[Answer]] = {}
-    for answer in answers:
-        if name := key(answer.case):
-            parts.setdefault(name, []).append(answer)
-    return parts
-
-
-def _shown(domain: str) -> str:
-    return domain if domain in EMBEDDED else Path(domain).stem
-
-
-def _intent(case: Case) -> str:
-    return f"{_shown(case.task.domain)}: {case.intent}" if case.intent else ""
-
-
-def _reasons(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Why greedy commands are not correct, the most frequent reasons first."""
-    counts: dict[tuple[str, str, str], int] = {}
-    for answer in answers:
-        verdict = answer.greedy.verdict
-        if verdict.status != "correct":
-            key = (_shown(answer.case.task.domain), verdict.status, verdict.reason)
-            counts[key] = counts.get(key, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [{"domain": d, "status": s, "reason": r, "count": n} for (d, s, r), n in ranked[:30]]
-
-
-def _against_exact(answers: Sequence[Answer]) -> dict[str, dict[str, int]]:
-    """By domain: different pairs of task and command, and how many of those that do not equal the reference are right all the same."""
-    found: dict[str, dict[str, int]] = {}
-    for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items():
-        pairs = {(answer.case.task.id, judged.command): judged for answer in part for judged in answer.commands}
-        known = [judged for judged in pairs.values() if judged.verdict.status != "not_executed"]
-        found[name] = {
-            "commands": len(known),
-            "exact": sum(judged.exact for judged in known),
-            "right but not exact": sum(judged.verdict.correct and not judged.exact for judged in known),
-            "exact but not right": sum(judged.exact and not judged.verdict.correct for judged in known),
-        }
-    return found
-
-
-def _failed(answer: Answer) -> bool:
-    return answer.greedy.verdict.status in ("wrong", "invalid")
-
-
-def _some(rows: Sequence[tuple[Answer, ...]]) -> list[tuple[Answer, ...]]:
-    """The first few answers or pairs of answers, of each domain in turn."""
-    ranked, seen = [], Counter[str]()
-    for row in rows:
-        domain = row[0].case.task.domain
-        ranked.append((seen[domain], row))
-        seen[domain] += 1
-    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])[:EXAMPLES]]
-
-
-def _example(answer: Answer) -> dict[str, str]:
-    verdict = answer.greedy.verdict
-    return {
-        "task": answer.case.task.text,
-        "reference": answer.case.reference,
-        "command": answer.greedy.command,
-        "status": verdict.status,
-        "reason": verdict.reason,
-        "differed": verdict.differed,
-    }
-
-
-def compare(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
-    """Two subjects, paired by task: over all, by domain, by unseen part, by intent; which tasks were gained and lost, examples of each."""
-    pairs = list(zip(first, second, strict=True))
-    gained = _some([pair for pair in pairs if _failed(pair[0]) and pair[1].greedy.verdict.correct])
-    lost = _some([pair for pair in pairs if pair[0].greedy.verdict.correct and _failed(pair[1])])
-    return {
-        "all": _differences(first, second, k),
-        "domains": _by_part(first, second, k, lambda case: _shown(case.task.domain)),
-        "unseen": _by_part(first, second, k, lambda case: case.unseen),
-        "intents": _by_part(first, second, k, _intent),
-        "gained": [{"before": before.greedy.command, **_example(after), "why": before.greedy.verdict.reason} for before, after in gained],
-        "lost": [{"before": before.greedy.command, **_example(after), "why": after.greedy.verdict.reason} for before, after in lost],
-    }
-
-
-def _by_part(first: Sequence[Answer], second: Sequence[Answer], k: int, key: Any) -> dict[str, Any]:
-    left, right = _parts(first, key), _parts(second, key)
-    return {name: _differences(left[name], right[name], k) for name in left}
-
-
-def _differences(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
-    from agents.evaluation.statistics import difference, table
-
-    left, right = table(first, k).means_P, table(second, k).means_P
-    found = {name: difference(left[name], right[name]) for name in ("greedy", "pass@1", f"pass@{k}", "inverse", "reward") if name in left}
-    return {name: {**asdict(value), "verdict": value.verdict} for name, value in found.items()}
 
 
 def _file_name(subjects: Sequence[Subject]) -> str:

@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("envs", "rewards", "agents")
 # The only importers of envs.verify, direct or through others; agents.bench times the sandbox and trains nothing.
-MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.evaluation.heldout", "agents.evaluation.statistics", "agents.pretrain"}
+MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.pretrain"}
+MAY_KNOW |= {f"agents.evaluation.{name}" for name in ("heldout", "report", "statistics")}
 MAY_KNOW |= {"rewards.labelled"}  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
 COMMANDS_ELSEWHERE = {Path("envs/verify/sandbox.py")}  # attacks itself; all other commands are files in agents/
 SPEC_NAMES = {"load_spec", "IntentSpec", "DomainSpec"}  # what holds the reference commands of a domain's file
@@ -228,6 +229,7 @@ def tree(tmp_path: Path) -> Path:
         "agents/evaluation/__init__.py": "",
         "agents/evaluation/heldout.py": "import envs.verify",
         "agents/evaluation/statistics.py": "from agents.evaluation import heldout",
+        "agents/evaluation/report.py": "from agents.evaluation import statistics",
         "agents/pretrain.py": "def main():\n    from envs.verify.shell import run\nif __name__ == '__main__':\n    main()",
         "agents/train.py": "import rewards\nfrom agents.training import loop\ndef main(): ...\nif __name__ == '__main__':\n    main()",
         "agents/training/__init__.py": "",

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from agents.evaluate import Config, Subject, make_report
 from agents.evaluation import statistics
 from agents.evaluation.heldout import Answer, Judged
 from agents.evaluation.page import LONGEST, changed, marked, p_value, signed, visible, weakest_first, write_page
+from agents.evaluation.report import make_report
 from envs.types import Score, Task
 from envs.verify import Case
 from envs.verify.verdict import Verdict
@@ -43,8 +43,8 @@ def answers(verdicts: Sequence[Verdict], **kinds: Any) -> list[Answer]:
 
 
 def report_of(*subjects: list[Answer], samples: int = 2, names: Sequence[str] = ("start", "end", "third", "fourth")) -> dict[str, Any]:
-    described = [Subject(name, "embedded", None, {}) for name, _ in zip(names, subjects, strict=False)]
-    return json.loads(json.dumps(make_report(Config(samples=samples), SETTINGS, described, subjects), allow_nan=False))
+    described = [({"name": name, "model": "embedded", "adapter": None}, rows) for name, rows in zip(names, subjects, strict=False)]
+    return json.loads(json.dumps(make_report({**SETTINGS, "samples": samples, "tasks_file": None}, samples, described), allow_nan=False))
 
 
 @pytest.fixture(scope="module", autouse=True)
