@@ -148,7 +148,7 @@ def make_report(records: Sequence[RunRecord]) -> dict[str, Any]:
     ends = [read_truth(record, "end") for record in records]
     return {
         "evaluation": {key: records[0].settings.get(key) for key in SAME_EVALUATION},
-        "scales": list(dict.fromkeys(map(scale, records))),
+        "scales": list(short_scales(records).values()),
         "runs": [describe(record, read_truth(record, "start"), end) for record, end in zip(records, ends, strict=True)],
         "comparisons": [
             {
@@ -165,13 +165,15 @@ def make_report(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 def describe(record: RunRecord, start: Sequence[HeldOutTask], end: Sequence[HeldOutTask]) -> dict[str, Any]:
     """One run: what it is, how far it is, and its truth before and after."""
+    from agents.reports.runs import is_labelled
+
     kept = record.results.get("kept")
     return {
         "name": record.name,
         "folder": str(record.folder),
         "trainer": record.trainer,
         "reward": str(record.settings.get("reward")),
-        "labelled": record.settings.get("reward") == "truth",
+        "labelled": is_labelled(str(record.settings.get("reward"))),
         "state": "finished" if record.finished else f"cycle {record.cycles} of {record.settings.get('cycles')}",
         "kept": kept if record.settings.get("keep") == "best" else None,
         **{name: [record.whole("start", name), record.whole("end", name)] for name in ("greedy", "pass@1", "auc_within")},
@@ -200,8 +202,7 @@ def scale(record: RunRecord) -> str:
     """The scale of a run's own score, in words: scores of one scale alone are comparable."""
     from agents.reports.runs import SAME_SCALE
 
-    reward, inverter, temperature, embedder = (record.settings.get(key) for key in SAME_SCALE)
-    return f"{reward}, read back by the {inverter} model at {temperature}, {embedder}"
+    return ", ".join(f"{key} {record.settings.get(key)}" for key in SAME_SCALE)
 
 
 def short_scales(records: Sequence[RunRecord]) -> dict[str, str]:

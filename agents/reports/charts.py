@@ -78,8 +78,10 @@ def curves(
     """
     columns = min(4, max(1, len(panels)))
     rows = math.ceil(len(panels) / columns)
-    kinds = ("curve", "score_curve") if scores else ("curve",)
-    heights = [point[end] for _, arm in panels for kind in kinds for point in arm[kind] for end in ("low", "high")]
+    look = dict(zip(dict.fromkeys(name for others in (context or {}).values() for name in others), DASHES[1:] * 9, strict=False))
+    own = {title: scores and any(not 0 <= point["mean"] <= 1 for point in arm["score_curve"]) for title, arm in panels}
+    kinds = {title: ("curve", "score_curve") if scores and not own[title] else ("curve",) for title, _ in panels}
+    heights = [point[end] for title, arm in panels for kind in kinds[title] for point in arm[kind] for end in ("low", "high")]
     low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
     pad = 0.05 * (high - low) + 0.02
     with _figure(path, 2.6 * columns + 0.6, 1.95 * rows + 0.8, rows, columns) as grid:
@@ -89,12 +91,15 @@ def curves(
                 continue
             title, arm = panels[place]
             axes.set_title(title)
-            for dashes, (name, curve) in zip(DASHES[1:] * 2, (context or {}).get(title, {}).items(), strict=False):
-                axes.plot(*_line(curve), color=GREY, linestyle=dashes, linewidth=1.1, label=name)
-            for kind, colour, label in zip(kinds, COLOURS, ("held-out greedy truth", "own score"), strict=False):
-                steps, means = _line(arm[kind])
-                axes.fill_between(steps, [p["low"] for p in arm[kind]], [p["high"] for p in arm[kind]], color=colour, alpha=0.18, lw=0)
-                axes.plot(steps, means, color=colour, linewidth=1.8, label=label)
+            for name, curve in (context or {}).get(title, {}).items():
+                axes.plot(*_line(curve), color=GREY, linestyle=look[name], linewidth=1.1, label=name)
+            _band(axes, arm["curve"], COLOURS[0], "held-out greedy truth")
+            if scores:
+                other = axes.twinx() if own[title] else axes  # a score that is no share has an axis of its own
+                _band(other, arm["score_curve"], COLOURS[1], "" if own[title] else "own score")
+                if own[title]:
+                    other.grid(visible=False)
+                    other.tick_params(axis="y", colors=COLOURS[1])
             axes.set_ylim(low - pad, high + pad)
             _thousands(axes)
             if place % columns:
@@ -102,6 +107,12 @@ def curves(
         figure = grid.flat[0].figure
         figure.supxlabel("candidates scored", fontsize=9, color="#3c444c")
         _legend(figure, grid, 4 if columns > 2 else 2)
+
+
+def _band(axes: Any, curve: Sequence[Mapping[str, float]], colour: str, label: str) -> None:
+    steps, means = _line(curve)
+    axes.fill_between(steps, [point["low"] for point in curve], [point["high"] for point in curve], color=colour, alpha=0.18, lw=0)
+    axes.plot(steps, means, color=colour, linewidth=1.8, label=label)
 
 
 def _legend(figure: Any, grid: Any, columns: int) -> None:
@@ -143,11 +154,10 @@ def scatter(path: Path, points: Sequence[tuple[float, float, str, str]], across:
         axes.axvline(0, color="#c3cad1", linewidth=1)
         for x, y, _, colour in points:
             axes.plot(x, y, "o", color=colour, markersize=5.5, alpha=0.8, markeredgewidth=0)
-        ends = [f(value for x, y, _, _ in points for value in (x, y)) for f in (min, max)]
-        axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=":", scalex=False, scaley=False)
-        _labels(axes, [(x, y, label) for x, y, label, _ in points])
+        axes.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle=":")
         axes.set_xlabel(across)
         axes.set_ylabel(up)
+        _labels(axes, [(x, y, label) for x, y, label, _ in points])
 
 
 def clouds(path: Path, points: Sequence[tuple[float, float, str]], across: str, up: str) -> None:
@@ -181,9 +191,9 @@ def boundary(path: Path, points: Sequence[tuple[str, float, Mapping[str, Any]]],
             if estimate["low"] is not None:
                 axes.plot([x, x], [estimate["low"], estimate["high"]], color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
             axes.plot(x, estimate["value"], "o", color=colour, markersize=5.5)
-        _labels(axes, [(x, estimate["value"], label) for label, x, estimate in points])
         axes.set_xlabel(across)
         axes.set_ylabel(up)
+        _labels(axes, [(x, estimate["value"], label) for label, x, estimate in points])
 
 
 def _labels(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
@@ -228,6 +238,7 @@ def overlay(path: Path, panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[
     """Curves of several runs laid over each other, a panel a metric; (title, run -> points). A run looks the same in every panel."""
     columns = min(2, max(1, len(panels)))
     rows = math.ceil(len(panels) / columns)
+    last = max((point[0] for _, lines in panels for points in lines.values() for point in points), default=1.0)
     look = {name: (COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % len(DASHES)]) for at, name in enumerate(order)}
     with _figure(path, 4.7 * columns, 2.5 * rows + 0.25 * math.ceil(len(order) / 3) + 0.3, rows, columns) as grid:
         for place, axes in enumerate(grid.flat):
@@ -240,6 +251,7 @@ def overlay(path: Path, panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[
                 colour, dashes = look[name]
                 x, y = [point[0] for point in points], [point[1] for point in points]
                 axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.6, marker="o" if len(points) == 1 else "", label=name)
+            axes.set_xlim(-0.03 * last, 1.03 * last)
             _thousands(axes)
         figure = grid.flat[0].figure
         figure.supxlabel("candidates scored", fontsize=9, color="#3c444c")

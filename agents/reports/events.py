@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def write_events(
 
     Args:
         tag_of: (run, metric) -> its tag; curves of one tag are laid over each other.
-        layout: TensorBoard's CUSTOM SCALARS page: category -> chart -> tags.
+        layout: TensorBoard's CUSTOM SCALARS page: category -> chart -> tags, which TensorBoard takes for regular expressions.
 
     Raises:
         OSError: the folder cannot be written.
@@ -55,10 +56,13 @@ def _layout(layout: Mapping[str, Mapping[str, Sequence[str]]]) -> object:
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.plugins.custom_scalar import layout_pb2
 
+    def lines(tags: Sequence[str]) -> object:
+        return layout_pb2.MultilineChartContent(tag=[f"^{re.escape(tag)}$" for tag in tags])
+
     categories = [
         layout_pb2.Category(
             title=title,
-            chart=[layout_pb2.Chart(title=name, multiline=layout_pb2.MultilineChartContent(tag=tags)) for name, tags in charts.items()],
+            chart=[layout_pb2.Chart(title=name, multiline=lines(tags)) for name, tags in charts.items()],
         )
         for title, charts in layout.items()
     ]

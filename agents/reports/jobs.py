@@ -22,7 +22,7 @@ GRACE = 5.0  # seconds between asking a child to end and ending it
 
 
 class Terminated(BaseException):
-    """SIGTERM, made an exception so that children are ended on the way out. Like KeyboardInterrupt, it is no error."""
+    """SIGTERM came. Like KeyboardInterrupt, it is no error."""
 
 
 @dataclass
@@ -66,13 +66,15 @@ def run_jobs(jobs: Sequence[Job], at_once: int, out: TextIO) -> dict[str, str]:
     waiting, running, failed = list(jobs), list[_Child](), dict[str, str]()
     left = sum(map(_whole_weight, waiting))
     display, done, total = _Display(out, left), 0, sum(map(_whole_count, waiting))
-    with display, _sigterm_raises():
+    with display, _signals_noted() as noted:
         try:
             while waiting or running:
-                while waiting and len(running) < at_once:
+                while waiting and len(running) < at_once and not noted:
                     job = waiting.pop(0)
                     running.append(_Child(job, _start(job), time.monotonic()))
                 time.sleep(0.1)
+                if noted:
+                    raise KeyboardInterrupt if noted[0] == signal.SIGINT else Terminated
                 for child in [child for child in running if child.process.poll() is not None]:
                     running.remove(child)
                     _end([child])  # what it may have left behind
@@ -161,15 +163,15 @@ def _last_line(child: _Child) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _signals_noted() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are noted, not raised: an exception in the middle of a fork would be lost, or leave a child unknown."""
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda given, _: noted.append(given)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield noted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Display:

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from agents.reports.runs import SAME_TASKS
+from agents.reports.runs import SAME_TASKS, is_labelled
 from agents.training.command import parse
 from agents.training.config import TrainConfig
-from envs.domain import domain_names
+from envs.domain import domain_names, load_domain
 from envs.types import InputError
 
 AGENTS = Path(__file__).resolve().parents[1]
@@ -173,6 +173,8 @@ def _arm(
         raise file.error((*where, "evaluate_on"), "evaluate_on: must be a list of domains: [network, shell, sql]")
     try:
         on = [domain for part in on for domain in domain_names(part)]
+        for domain in on:
+            load_domain(domain)
     except InputError as error:
         raise file.error((*where, "evaluate_on"), f"evaluate_on: {str(error).removeprefix('--domain ')}") from None
     reward = str(resolved["reward"])
@@ -182,7 +184,7 @@ def _arm(
         _seeds(file, (*where, "seeds"), given["seeds"]) if "seeds" in given else seeds,
         settings,
         resolved,
-        _is_labelled(reward),
+        is_labelled(reward),
         tuple(on),
         given.get("reference", data.get("reference")),
         given.get("ceiling", data.get("ceiling")),
@@ -240,12 +242,6 @@ def _seeds(file: _File, where: tuple[str, ...], value: Any) -> tuple[int, ...]:
     if not whole or len(set(value)) < len(value):
         raise file.error(where, f"seeds: {value}: must be a list of different whole numbers of 0 or more: [0, 1, 2]")
     return tuple(value)
-
-
-def _is_labelled(reward: str) -> bool:
-    from rewards import REWARDS
-
-    return bool(getattr(REWARDS.get(reward), "labelled", False)) or reward == "truth"
 
 
 def _theory(file: _File, value: Any, arms: Mapping[str, Arm]) -> tuple[str, ...]:

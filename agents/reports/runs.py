@@ -19,7 +19,7 @@ SAME_TASKS = ("domain", "eval_tasks", "max_new_tokens")
 # What was sampled must in addition have been sampled alike, and the curves be of the same subset.
 SAME_EVALUATION = (*SAME_TASKS, "eval_subset", "eval_samples", "temperature")
 # Scores of two rewards, of two readers or of two embedders are on different scales.
-SAME_SCALE = ("reward", "inverter", "inverse_temperature", "embedder")
+SAME_SCALE = ("reward", "gates", "inverter", "inverse_temperature", "embedder")
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,16 @@ def read_truth(record: RunRecord, when: str) -> list[HeldOutTask]:
         except (KeyError, TypeError, AttributeError):
             raise _damaged(path, number, "a field is missing") from None
     return list(found.values())
+
+
+def is_labelled(reward: str) -> bool:
+    """Whether a reward uses labels: an upper bound, and to be shown as such. Of a blend whose file is gone that is not known."""
+    from rewards import reward_info
+
+    try:
+        return reward_info(reward).labelled
+    except InputError:
+        return False
 
 
 def difference_of(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:

@@ -240,7 +240,7 @@ def draw(study: Mapping[str, Any], folder: Path) -> None:
         if not known:
             continue
         reference = reference_of(study)
-        same = reference in arms and all(arms[name]["reference"] in (None, reference) for name in known)
+        same = all(name == reference or arms[name]["reference"] == reference for name in known)
         middle = arms[reference]["gain"]["value"] if reference and same else None
         charts.forest(
             folder / f"forest-{place}.png",
@@ -261,9 +261,13 @@ def draw(study: Mapping[str, Any], folder: Path) -> None:
     scored = [name for name in first if len(arms[name]["curve"]) > 1 and len(arms[name]["score_curve"]) > 1]
     if scored:
         charts.curves(folder / "reward.png", [(label(name, arms[name]), arms[name]) for name in scored], scores=True)
-    changed = {name: arm for name, arm in arms.items() if arm["score_change"]["value"] is not None and arm["gain"]["value"] is not None}
-    if changed:
-        shown = {name: arm for name, arm in changed.items() if name in first} or changed
+    # Scores that are no shares, as certainties are not, are in units of their own and cannot lie on one axis with the others.
+    shown = {
+        name: arms[name]
+        for name in scored
+        if all(0 <= point["mean"] <= 1 for point in arms[name]["score_curve"]) and arms[name]["score_change"]["value"] is not None
+    }
+    if shown:
         charts.scatter(
             folder / "score.png",
             [
