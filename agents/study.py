@@ -137,6 +137,8 @@ def jobs_of(plan: Plan, arm: Arm, seed: int, folder: Path) -> list[Job]:
     run, cycles = run_folder(folder, arm.name, seed), int(arm.resolved["cycles"])
     log = folder / "logs" / f"{arm.name}-s{seed}"
     report = folder / "transfer" / arm.name / f"s{seed}"
+    if not is_finished(run, cycles):  # what an evaluation said of it before it was given more cycles holds no longer
+        (report / "report.html").unlink(missing_ok=True)
     evaluations = []
     if arm.evaluate_on and not _is_report(report):
         words = [str(run), "--domain", ",".join(arm.evaluate_on), "--tasks", str(plan.transfer_tasks), "--samples", "1"]

@@ -127,7 +127,7 @@ def test_intervals() -> None:
     assert over_seeds([])["value"] is None
 
 
-def test_fielder_interval_of_a_ratio() -> None:
+def test_fieller_interval_of_a_ratio() -> None:
     """Its ends are those ratios at which a t test of numerator - ratio x denominator has p = 0.05."""
     own, reference, ceiling = [0.16, 0.19, 0.15, 0.17, 0.14], [0.04, 0.0, 0.07, 0.01, 0.02], [0.18, 0.2, 0.19, 0.16, 0.2]
     found = gap_closed(*(dict(enumerate(values)) for values in (own, reference, ceiling)))

@@ -28,6 +28,7 @@ NOTES = (
     "Bands in the curves reach from the lowest seed to the highest; the curves are of the smaller subset that is evaluated after every "
     "cycle.",
 )
+NO_INTERVAL = "No interval, for want of seeds or because all are equal, against"
 MAIN = (
     "arm",
     "seeds",
@@ -100,7 +101,13 @@ def answer(study: Mapping[str, Any]) -> list[str]:
     if row["gap_closed"]["value"] is not None:
         of = f" {share_interval(row['gap_closed'])}" if row["gap_closed"]["low"] is not None else ""
         lines.append(f"That is {share(row['gap_closed'])}{of} of the gap from {reference} to {row['ceiling']}, which learns from labels.")
-    for verdict, text in (("better", "Better than"), ("worse", "Worse than"), ("no difference shown", "No difference shown to")):
+    verdicts = {
+        "better": "Better than",
+        "worse": "Worse than",
+        "no difference shown": "No difference shown to",
+        "not measured": NO_INTERVAL,
+    }
+    for verdict, text in verdicts.items():
         names = [name for name in ranked if arms[name]["against_reference"]["verdict"] == verdict]
         if names:
             lines.append(f"{text} {reference}: {', '.join(names)}.")
@@ -111,7 +118,7 @@ def answer(study: Mapping[str, Any]) -> list[str]:
 
 
 def _verdict_of(row: Mapping[str, Any]) -> str:
-    return "too few seeds for an interval" if row["verdict"] == "not measured" else str(row["verdict"])
+    return "no interval" if row["verdict"] == "not measured" else str(row["verdict"])
 
 
 def _told(row: Mapping[str, Any]) -> str:
@@ -154,7 +161,7 @@ def markdown(study: Mapping[str, Any]) -> str:
     arms = study["arms"]
     lines = [f"# Study {study['study']}", "", *([study["about"], ""] if study["about"] else [])]
     lines += [
-        f"{len(arms)} arms, {study['finished']} of {study['runs']} runs finished, {minutes(study['seconds'])} of computing.",
+        f"{len(arms)} arms, {study['finished']} of {study['runs']} runs finished, {minutes(study['seconds'])} of one core in their cycles.",
         "",
         *answer(study),
         "",
