@@ -209,3 +209,11 @@ def test_the_loop_scores_a_gated_reward_under_both_inverters(embedded: Any) -> N
     ]
     assert gap is not None and gap != 0.0 and gap == pytest.approx(float(under[0].value or 0) - float(under[1].value or 0))
     assert 0 <= keep_score(embedded, reward, [SCAN, LINES], 16, 0) <= 1 and reward.inverter == "current"  # type: ignore[attr-defined]
+
+
+def test_an_environment_passes_gates_and_inverter_on() -> None:
+    from agents.policy.environment import make_env
+
+    gated, plain = (make_env("network", reward="likelihood", gates=gates, inverter="current").reward for gates in (True, False))
+    assert isinstance(gated, Gated) and isinstance(plain, Likelihood)
+    assert gated.inverter == plain.inverter == "current"
