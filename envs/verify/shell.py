@@ -2,8 +2,9 @@
 
 Standard output, exit status and the tree afterwards are compared, on three trees, so that a coincidence does not pass. The trees
 are made for the reference: they hold the files and directories that it names, and text in which the words that it names occur
-alone, twice in a line, inside longer words and in capitals. What is compared of a tree: names, kinds, contents, hard links, and the
-modes of what was there before. Not compared: standard error, times, the modes of new files.
+alone, twice in a line, inside longer words and in capitals, among empty, short, indented and repeated lines. What is compared of a
+tree: names, kinds, contents, hard links, and the modes of what was there before. Not compared: standard error, times, the modes of
+new files. A reference of which nothing shows on the trees cannot tell right from wrong, and neither can one that fails.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ VOCABULARY = [
 FAILED_TO_PARSE = re.compile(r"bash: .*(syntax error|unexpected EOF)")
 MISUSE = re.compile(
     r"invalid (trailing )?option|unrecognized option|unknown option|unknown predicate|invalid mode|missing operand|option requires an"
+    r"|: command not found|awk: .*(syntax error|missing)|sed: -e expression"
 )
+SUDO = re.compile(r"\s*sudo\s+(?!-)")
+VERSIONS = "readlink -f $(command -v awk); for tool in bash sed grep find sort cp; do $tool --version | head -n 1; done"
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Names:
     made: tuple[str, ...]
     directories: tuple[str, ...]
     words: tuple[str, ...]
+    suffixes: tuple[str, ...] = ()
 
 
 def compare(reference: str, command: str, ordered: bool) -> Verdict:
@@ -79,11 +84,12 @@ def compare(reference: str, command: str, ordered: bool) -> Verdict:
         return Verdict("not_executed", missing)
     if not command.strip():
         return Verdict("invalid", "empty")
-    if command == reference:  # it cannot differ from itself, and most right answers do equal it
-        return Verdict("correct", seconds=time.perf_counter() - started)
     found = reference_results(reference)
     if isinstance(found, Verdict):
         return found
+    command = SUDO.sub("", command, count=1) if SUDO.match(command) else command.strip()
+    if command == reference:  # it did the same twice, and most right answers do equal it
+        return Verdict("correct", seconds=time.perf_counter() - started)
     for number, (tree, wanted) in enumerate(found, start=1):
         verdict = _judge(tree, wanted, _run(command, tree), ordered, number)
         if verdict is not None:
@@ -116,6 +122,8 @@ def _reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict
         again = _run(reference, tree) if tree is results[0][0] else wanted
         if _judge(tree, wanted, again, True, 1) is not None:
             return Verdict("not_executed", f"the reference does not do the same twice: {reference}")
+    if all(not wanted.stdout and wanted.tree is not None and not _trees_differ(tree, tree, wanted.tree) for tree, wanted in results):
+        return Verdict("not_executed", f"nothing of the reference shows on the generated trees: {reference}")
     return results
 
 
@@ -126,11 +134,15 @@ def _judge(tree: Tree, wanted: Execution, got: Execution, ordered: bool, number:
         return Verdict("wrong", _ending(got), where + _ending(got))
     if got.exit_code in (126, 127) and wanted.exit_code != got.exit_code:
         return Verdict("invalid", _first_line(got.stderr) or "cannot be run")
-    if got.exit_code and wanted.exit_code != got.exit_code and (error := got.stderr.decode(errors="replace")):
-        if FAILED_TO_PARSE.search(error):
-            return Verdict("invalid", _first_line(got.stderr))
-        if MISUSE.search(error) and not got.stdout:
-            return Verdict("invalid", _first_line(got.stderr))
+    differs = _difference(tree, wanted, got, ordered, where)
+    error = got.stderr.decode(errors="replace")
+    if differs and (FAILED_TO_PARSE.search(error) or MISUSE.search(error)) and not MISUSE.search(wanted.stderr.decode(errors="replace")):
+        return Verdict("invalid", _first_line(got.stderr))
+    return differs
+
+
+def _difference(tree: Tree, wanted: Execution, got: Execution, ordered: bool, where: str) -> Verdict | None:
+    """The first of output, exit status and tree that differs."""
     if differed := _lines_differ(wanted.stdout, got.stdout, ordered):
         return Verdict("wrong", "other output", where + differed)
     if wanted.exit_code != got.exit_code:
@@ -171,6 +183,12 @@ def _trees_differ(before: Tree, wanted: Tree, got: Tree) -> str:
         if path in before and left.mode != right.mode:
             return f"{name} has mode {right.mode:o} instead of {left.mode:o}"
     return ""
+
+
+@functools.cache
+def versions() -> tuple[str, ...]:
+    """What truth by execution depends on: the tools inside the sandbox, a line each; nothing where there is none."""
+    return () if unavailable() else tuple(execute(VERSIONS).stdout.decode(errors="replace").splitlines())
 
 
 def _ending(execution: Execution) -> str:
@@ -217,12 +235,14 @@ def names_of(reference: str) -> Names:
                 directories.append(word.rstrip("/"))
             else:
                 others.append(word)
+    suffixes = [suffix for text in others for suffix in re.findall(r"\*\.(\w{1,8})$", text)]
     words = [word for text in others for word in re.findall(r"[^\W\d_]{3,}", text)]
     return Names(
         tuple(dict.fromkeys(name for name in files if name not in made)),
         tuple(dict.fromkeys(made)),
         tuple(dict.fromkeys(directories)),
         tuple(dict.fromkeys(words))[:6],
+        tuple(dict.fromkeys(suffixes)),
     )
 
 
@@ -250,7 +270,7 @@ def make_tree(names: Names, number: int) -> Tree:
     The modes of files differ from tree to tree, and in the last tree what the reference makes is there already.
     """
     rng = stream("tree", number, *names.files, *names.directories, *names.words)
-    mode = (0o644, 0o640, 0o755)[number % 3]
+    mode = (0o644, 0o640, 0o674)[number % 3]  # the last tells `g=rx` from `g+x`, which add to what the first two have
     tree: dict[str, Entry] = {}
 
     def put(path: str, entry: Entry) -> None:
@@ -260,19 +280,22 @@ def make_tree(names: Names, number: int) -> Tree:
         if ".." not in parts and "." not in parts:
             tree[path] = entry
 
-    files = [*names.files, "zebra.txt", "yak.log"]
+    files = [*names.files, "zebra.txt", "yak.log", *(f"{word}.{suffix}" for suffix in names.suffixes for word in ("quiz", "owl"))]
     if number == TREES - 1:
         files += [name for name in names.made if FILE.fullmatch(name.rsplit("/", 1)[-1])]
     for name in files:
         put(name, Entry("file", mode, _content(name, names.words, rng)))
     for name in (*names.directories, "elsewhere"):
-        for path, entry in _nested(name, names.words, rng).items():
+        for path, entry in _nested(name, (*names.suffixes, *names.words), rng).items():
             put(path, entry)
     return tree
 
 
 def _content(name: str, words: Sequence[str], rng: random.Random) -> bytes:
-    """Some 60 to 90 lines: numbers of several widths, then words; the most frequent lines occur 3 to 11 times, each a different number."""
+    """Some 70 to 100 lines: numbers of several widths, then words; the most frequent lines occur 3 to 11 times, each a different number.
+
+    Among them: empty, short and indented lines, lines without a number, and one that differs from a frequent one by capitals alone.
+    """
     kinds = [form for word in words for form in _forms(word)]
     count = max(22, len(kinds) + 6)
     numbers = rng.sample([*range(1, 10), *range(10, 100, 3), *range(100, 1000, 50), *range(1000, 10_000, 600)], count)
@@ -286,8 +309,12 @@ def _content(name: str, words: Sequence[str], rng: random.Random) -> bytes:
         if place % 9 == 4:
             parts.append("café")  # more bytes than characters
         lines.append(_line(name, number, parts, rng))
-    repeated = [line for line, times in zip(rng.sample(lines, 9), range(3, 12), strict=True) for _ in range(times - 1)]
-    lines += repeated
+    frequent = rng.sample(lines, 9)
+    lines += [line for line, times in zip(frequent, range(3, 12), strict=True) for _ in range(times - 1)]
+    comma = "," if name.endswith(".csv") else " "
+    lines += ["", "", frequent[-1].upper(), f"{numbers[0]}{comma}{rng.choice(VOCABULARY)}"]
+    lines += [f"  {_line(name, 8, rng.sample(VOCABULARY, 4), rng)}"]
+    lines += [comma.join([first, *rng.sample(VOCABULARY, 4)]) for first in ("Yellow", "alpha", "~candle", "garden!")]
     rng.shuffle(lines)
     return ("\n".join(lines) + "\n").encode()
 
@@ -301,13 +328,28 @@ def _line(name: str, number: int, parts: Sequence[str], rng: random.Random) -> s
 
 def _forms(word: str) -> list[str]:
     """A word as searches tell it apart: alone, twice, inside longer words, in capitals."""
-    return [word, word, f"{word} and {word}", f"{word}{word}", f"re{word}", f"{word}s", word.upper(), word.capitalize(), f"({word})"]
+    return [
+        word,
+        word,
+        f"{word} and {word}",
+        f"{word}{word}",
+        f"re{word}",
+        f"{word}s",
+        word.upper(),
+        word.capitalize(),
+        f"({word})",
+        _mixed(word),
+    ]
+
+
+def _mixed(word: str) -> str:
+    return "".join(letter.upper() if place % 2 else letter for place, letter in enumerate(word))
 
 
 def _nested(name: str, words: Sequence[str], rng: random.Random) -> dict[str, Entry]:
     """A directory with files and directories at several depths, and names that only look like what is sought."""
     tree: dict[str, Entry] = {name: Entry("directory", 0o755)}
-    suffixes = list(dict.fromkeys([*(word for word in words if len(word) <= 5), "txt", "log", "csv"]))
+    suffixes = list(dict.fromkeys([*[word for word in words if len(word) <= 5][:3], "txt", "log", "csv"]))
     for inner in ("", f"{rng.choice(VOCABULARY)}/", f"{rng.choice(VOCABULARY)}/deep/", "old.txt/", ".hidden/"):
         for suffix in suffixes:
             file = f"{rng.choice(VOCABULARY)}{rng.randint(1, 99)}.{suffix}"
@@ -319,5 +361,7 @@ def _nested(name: str, words: Sequence[str], rng: random.Random) -> dict[str, En
         for odd in (f"upper.{suffix.upper()}", f"kept.{suffix}.bak", suffix):
             tree[f"{name}/{odd}"] = Entry("file", 0o644, b"x\n")
         tree[f"{name}/folder.{suffix}"] = Entry("directory", 0o755)
-        tree[f"{name}/link.{suffix}"] = Entry("link", 0o777, b"elsewhere")
+        tree[f"{name}/link.{suffix}"] = Entry("link", 0o777, b"elsewhere")  # leads nowhere
+        tree[f"{name}/alias.{suffix}"] = Entry("link", 0o777, f"kept.{suffix}.bak".encode())
+    tree[f"{name}/shortcut"] = Entry("link", 0o777, b"old.txt")
     return tree
