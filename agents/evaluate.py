@@ -129,7 +129,8 @@ def subjects_of(config: Config) -> list[Subject]:
     if len(config.subjects) == 1 and (Path(config.subjects[0]) / "config.yaml").is_file():
         end = _subject(config.subjects[0], config)
         started = Subject(f"{end.name}, start", end.model, end.settings.get("adapter"), end.settings, end.load_in_4bit)
-        return [started, Subject(f"{end.name}, end", end.model, end.adapter, end.settings, end.load_in_4bit)]
+        last = "end" if (Path(config.subjects[0]) / "self_improvement_results.json").is_file() else Path(str(end.adapter)).name
+        return [started, Subject(f"{end.name}, {last}", end.model, end.adapter, end.settings, end.load_in_4bit)]
     found = [_subject(subject, config) for subject in config.subjects]
     if len({subject.name for subject in found}) < len(found):  # runs of the same name in different folders
         found = [replace(subject, name=where) for subject, where in zip(found, config.subjects, strict=True)]
@@ -302,7 +303,8 @@ def show(report: Mapping[str, Any]) -> None:
     for comparison in report["comparisons"]:
         for metric, row in comparison["all"].items():
             p = "" if row["p"] is None else f", {row['gained']} gained, {row['lost']} lost, McNemar p = {row['p']:.3g}"
-            print(f"{comparison['second']} against {comparison['first']}, {metric}: {_with_interval(row, sign='+')}{p}: {row['verdict']}")
+            verdict = {"better": "higher", "worse": "lower"}.get(row["verdict"], row["verdict"]) if metric == "reward" else row["verdict"]
+            print(f"{comparison['second']} against {comparison['first']}, {metric}: {_with_interval(row, sign='+')}{p}: {verdict}")
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import random
 import secrets
@@ -46,6 +48,17 @@ TREE = {
     "link": Entry("link", 0o777, b"docs/run"),
     "dangling": Entry("link", 0o777, b"/no where\xff"),
 }
+EXECUTE_AS = """
+import encodings.idna, os, sys
+from envs.verify.sandbox import Entry, execute
+if os.geteuid() == 0 and sys.argv[1] == "ordinary":
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+for command in sys.argv[2:]:
+    got = execute(command, {"f": Entry("file", 0o644, b"b\\na")})
+    print((command, got.exit_code, got.stdout, got.stderr, got.tree, got.ended))
+"""
 needs_sandbox = pytest.mark.usefixtures("sandbox")
 
 
@@ -88,7 +101,50 @@ def test_equal_commands_give_equal_results() -> None:
     got = [same(execute(command, TREE)) for _ in range(3)]
     assert got[0] == got[1] == got[2]
     text = got[0].stdout.decode()
-    assert "1970-01-01 00:00:00" in text and "uid=65534" in text and "HOME=/box" in text and "0022\n/box\n" in text
+    assert text.count("2023-11-14 22:13:20") == 8 and "uid=65534" in text and "HOME=/box" in text and "0022\n/box\n" in text
+
+
+@needs_sandbox
+def test_times_of_last_change_are_laid_out_and_do_not_come_back() -> None:
+    tree = {name: Entry("file", 0o644, name.encode(), mtime=1_600_000_000 + 60 * place) for place, name in enumerate("bca")}
+    tree["d"] = Entry("directory", 0o755, mtime=1_500_000_000)
+    tree["l"] = Entry("link", 0o777, b"a", mtime=1_400_000_000)
+    got = execute("ls -t; find . -newer b -type f | sort; stat -c '%n %Y' *; gzip -k a", tree)
+    assert got.stdout.decode().split("\n") == [
+        *("a", "c", "b", "d", "l"),
+        *("./a", "./c"),
+        *("a 1600000120", "b 1600000000", "c 1600000060", "d 1500000000", "l 1400000000", ""),
+    ]
+    assert got.stderr == b"" and got.tree is not None and set(got.tree) == {*tree, "a.gz"}
+    assert {entry.mtime for entry in got.tree.values()} == {sandbox.MTIME}
+    assert {path: entry for path, entry in got.tree.items() if path != "a.gz"} == tree
+
+
+@needs_sandbox
+def test_who_runs_it_makes_no_difference() -> None:
+    commands = [
+        *("cat f > /dev/stdout", "sort f -o /dev/stdout", "sort f | tee /dev/stderr", "cat f | tee /dev/stdout | wc -l"),
+        *(
+            "echo x >> /dev/fd/1",
+            "cat /no/such > /proc/self/fd/2",
+            "id; ls -lnR --time-style=+%s",
+            "ls -ln /proc/self/fd | cut -d' ' -f1-4",
+        ),
+        *(
+            "stat -L -c '%u %g %a %F' /dev/stdout /dev/stderr",
+            "chmod 000 f; cat f",
+            "ulimit -a; ulimit -aH",
+            "cat /proc/self/uid_map | wc -l",
+        ),
+    ]
+    process = [sys.executable, "-c", EXECUTE_AS]
+    got = [
+        subprocess.run([*process, who, *commands], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        for who in ("as it is", "ordinary")
+    ]
+    assert [one.stderr for one in got] == ["", ""]
+    assert got[0].stdout.splitlines() == got[1].stdout.splitlines()
+    assert "denied" not in "".join(got[0].stdout.splitlines()[:6]) and len(got[0].stdout.splitlines()) == len(commands)
 
 
 @needs_sandbox
@@ -112,6 +168,44 @@ def test_what_was_made_unreadable_comes_back_with_its_modes() -> None:
     assert got["docs/run"].content == TREE["docs/run"].content
     got = execute("chmod 000 .; exit 3", TREE).tree
     assert got == TREE
+
+
+@needs_sandbox
+def test_directories_made_unreadable_in_each_other_come_back_or_nothing_does() -> None:
+    build = "for i in {1..%d}; do mkdir d; cd -P d; done; echo x > f; chmod 000 f; for i in {1..%d}; do cd -P ..; chmod 000 d; done"
+    tree = execute(build % (20, 20)).tree
+    assert tree is not None and len(tree) == 21 and {entry.mode for entry in tree.values()} == {0}
+    assert tree["d/" * 20 + "f"].content == b"x\n"
+    got = execute(build % (120, 120))
+    assert (got.exit_code, got.ended, got.tree) == (0, "exited", None)
+
+
+@needs_sandbox
+@pytest.mark.parametrize("make", ["for i in {1..17000}; do :>$i; done", "echo {1..17000} | xargs -n 2000 mkdir"])
+def test_thousands_made_unreadable_take_no_time(make: str) -> None:
+    got = execute(f"{make}; chmod 000 -- *", wall=20)
+    assert got.ended == "exited" and got.tree is not None and len(got.tree) == 17000 and {entry.mode for entry in got.tree.values()} == {0}
+
+
+@needs_sandbox
+def test_a_tree_that_takes_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "READ_BACK", 0.0)
+    got = execute("echo done; exit 3", TREE)
+    assert (got.stdout, got.exit_code, got.ended, got.tree) == (b"done\n", 3, "exited", None)
+
+
+@needs_sandbox
+@pytest.mark.parametrize("status", ["0", "1" * 4999, "9" * 30, "-1", "256", "done", "code 0", "", "7\ndone"])
+def test_a_status_cannot_be_forged(status: str) -> None:
+    got = execute(f"echo '{status}' > /proc/$PPID/fd/1; sleep 0.2; exit 9")
+    assert (got.exit_code, got.ended) in ((None, "killed"), (9, "exited"))  # the latter where the kernel keeps it from writing there
+
+
+@pytest.mark.parametrize("line", ["code 256", "code 1234", f"code {'1' * 5000}", "code -1", "code", "code x", "done"])
+def test_only_an_exit_status_is_one(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_bwrap(tmp_path, monkeypatch, f"echo ready >&0; read -r go; echo '{line}' >&0; exec cat <&0")
+    got = execute("true", wall=5)
+    assert (got.exit_code, got.ended) == (None, "killed")
 
 
 @needs_sandbox
@@ -241,6 +335,47 @@ def test_nothing_of_ours_stays_open() -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.mark.parametrize(("name", "times"), [("memfd_create", 0), ("memfd_create", 1), ("pipe", 0), ("pipe", 1), ("fchown", 1)])
+def test_too_few_descriptors_are_no_failure_of_the_command(name: str, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if name == "fchown" and os.geteuid() != 0:
+        pytest.skip("only root hands its pipes over")
+    with_bwrap(tmp_path, monkeypatch, "exit 1")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    works, calls = getattr(os, name), iter(range(9))
+
+    def fails(*arguments: object) -> object:
+        if next(calls) == times:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return works(*arguments)
+
+    monkeypatch.setattr(os, name, fails)
+    with pytest.raises(SandboxError, match="the sandbox cannot be started: .*Too many open files") as caught:
+        execute("true")
+    assert not caught.value.lasting
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@needs_sandbox
+def test_no_descriptor_left_at_all() -> None:
+    script = """
+import os, resource
+from envs.verify.sandbox import SandboxError, execute
+execute("true")
+used = len(os.listdir("/proc/self/fd")) - 1
+for more in range(16):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, 4096))
+    try:
+        print(execute("true").ended)
+    except SandboxError as error:
+        print("Too many open files" in str(error))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4096))
+    assert len(os.listdir("/proc/self/fd")) - 1 == used
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    said = process.stdout.split()
+    assert process.stderr == "" and len(said) == 16 and said[0] == "True" and said[-1] == "exited" and set(said) == {"True", "exited"}
+
+
 # --- the archive that comes back is not trusted
 
 
@@ -271,6 +406,8 @@ def test_no_archive_however_broken_does_harm() -> None:
     for junk in (b"", b"x", bytes(512), b"\xff" * 2048, b"1 a\0\0", good + b"junk", good + b"0 a\0\0", good + b"9 a\0\0" + good):
         unpack(junk)
     assert unpack(b"") is None and unpack(good[:600]) is None
+    assert unpack(good + b"7 a\0\0" + good) == {"a": Entry("file", 7), "b" * 300: Entry("file", 0o644)}
+    assert unpack(good + b"7 a\0\0" + good + b"incomplete\n") is None
 
 
 def test_names_that_lead_out_of_the_tree_are_only_names() -> None:
@@ -296,12 +433,10 @@ def test_the_filter_knows_its_machines() -> None:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`unavailable` forgets before and after what it has found."""
-    sandbox._probe.cache_clear()
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`unavailable` has not found out anything yet."""
+    monkeypatch.setattr(sandbox, "_found", sandbox._Found())
     monkeypatch.setattr(sandbox, "SWITCHES", {})
-    yield
-    sandbox._probe.cache_clear()
 
 
 def with_bwrap(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> None:
@@ -321,23 +456,57 @@ def with_bwrap(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
-    ("script", "wanted"),
+    ("script", "wanted", "lasting"),
     [
-        (None, "bubblewrap is not installed: apt-get install bubblewrap"),
-        ("echo 'bwrap: Unknown option --disable-userns' >&2; exit 1", "bubblewrap is too old (0.8 or newer is needed)"),
-        ("echo 'bwrap: No permissions to create new namespace' >&2; exit 1", "user namespaces are blocked: allow them"),
-        ("echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1", "user namespaces are blocked: allow them"),
-        ("echo strange >&2; exit 1", "the sandbox cannot be set up: run bwrap by hand to see why (strange)"),
-        ("exit 0", "the sandbox cannot be set up"),
-        ("echo ready >&0; exit 0", "the sandbox cannot be set up"),
-        ("echo ready >&0; read -r go; echo 'code 0' >&0", "the sandbox cannot be set up"),
+        (None, "bubblewrap is not installed: apt-get install bubblewrap", True),
+        ("echo 'bwrap: Unknown option --disable-userns' >&2; exit 1", "bubblewrap is too old (0.8 or newer is needed)", True),
+        ("echo 'bwrap: No permissions to create new namespace' >&2; exit 1", "user namespaces are blocked: allow them", True),
+        ("echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1", "user namespaces are blocked: allow them", True),
+        (
+            "echo 'bwrap: Creating new namespace failed: Resource temporarily unavailable' >&2; exit 1",
+            "the sandbox cannot be started",
+            False,
+        ),
+        ("echo strange >&2; exit 1", "the sandbox cannot be set up: run bwrap by hand to see why (strange)", False),
+        ("exit 0", "the sandbox cannot be set up", False),
+        ("echo ready >&0; exit 0", "the sandbox cannot be set up", False),
+        ("echo ready >&0; read -r go; echo 'code 0' >&0", "the sandbox cannot be set up", False),
     ],
 )
-def test_one_line_names_what_is_missing(script: str | None, wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_line_names_what_is_missing(
+    script: str | None, wanted: str, lasting: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with_bwrap(tmp_path, monkeypatch, script)
     said = unavailable()
     assert said.startswith(wanted) and "\n" not in said
     assert unavailable() == said
+    assert (sandbox._found.until == math.inf) == lasting
+
+
+@needs_sandbox
+@pytest.mark.usefixtures("fresh")
+def test_a_failure_that_passes_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refuse := Refuse())
+        started = time.monotonic()
+        assert unavailable() == "the sandbox cannot be started: [Errno 11] Resource temporarily unavailable"
+        assert sandbox._found.until < time.monotonic() + 10 * (time.monotonic() - started)
+        sandbox._found.until = math.inf  # so long as it holds, nothing is tried
+        assert unavailable() and refuse.calls == 1
+        sandbox._found.until = time.monotonic()
+    assert unavailable() == ""
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert unavailable() == "" and refuse.calls == 1
+
+
+class Refuse:
+    """In the place of what starts a process: says that there are too many."""
+
+    calls = 0
+
+    def __call__(self, *_: object, **__: object) -> None:
+        self.calls += 1
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
 
 @pytest.mark.usefixtures("fresh")
@@ -345,7 +514,7 @@ def test_a_machine_without_a_filter_or_another_system(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sandbox.platform, "machine", lambda: "riscv64")
     if shutil.which("bwrap"):
         assert unavailable() == "no system-call filter for riscv64: use a machine with x86_64 or aarch64"
-    sandbox._probe.cache_clear()
+    monkeypatch.setattr(sandbox, "_found", sandbox._Found())
     monkeypatch.setattr(sys, "platform", "darwin")
     assert unavailable().startswith("commands are executed on Linux only")
 
@@ -355,7 +524,7 @@ def test_the_switch_that_blocks_is_named(value: str, monkeypatch: pytest.MonkeyP
     name = "kernel/osrelease"
     now = Path("/proc/sys", name).read_text().strip()
     monkeypatch.setattr(sandbox, "SWITCHES", {name: (now, value)})
-    assert sandbox.diagnosis(b"bwrap: whatever") == f"user namespaces are blocked: sysctl -w kernel.osrelease={value}"
+    assert str(sandbox.diagnosis(b"bwrap: whatever")) == f"user namespaces are blocked: sysctl -w kernel.osrelease={value}"
 
 
 def test_execute_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -436,11 +605,10 @@ def test_a_command_does_not_start_before_it_hears_from_us() -> None:
     run = sandbox._Run(shutil.which("bwrap") or "", pack(TREE), f"sleep 300; : {tag}".encode(), 60.0)
     run._read(30.0)
     assert run.answer == b"ready\n" and alive(tag)
-    run.line.close()
+    run.line.shutdown(sandbox.socket.SHUT_RDWR)
     assert run.process.wait(timeout=30) == 1
     assert outlived(tag) == []
-    run.process.stdout.close()
-    run.process.stderr.close()
+    run.ours.close()
 
 
 # --- the attacks, and whether their judge can tell
@@ -518,6 +686,9 @@ def test_the_judge_sees_what_changed_on_the_host(host: Host) -> None:
 
         return execute
 
+    def crash() -> None:
+        raise ValueError("too many digits")
+
     def connect() -> None:
         with attacks.socket.create_connection(host.tcp.getsockname()) as connection:
             connection.recv(100)
@@ -526,6 +697,7 @@ def test_the_judge_sees_what_changed_on_the_host(host: Host) -> None:
     assert judged(name, executor(lambda: (host.folder / "new").touch()), host) == "the planted file or its folder was changed"
     (host.folder / "new").unlink()
     assert judged(name, executor(lambda: None), host) == ""
+    assert judged(name, executor(crash), host) == "it raised ValueError: too many digits"
     os.kill(host.decoy.pid, signal.SIGSTOP)
     assert judged(name, executor(lambda: time.sleep(0.2)), host) == "the planted process was ended or stopped"
     os.kill(host.decoy.pid, signal.SIGCONT)

@@ -138,10 +138,13 @@ def test_one_task_has_values_and_no_intervals() -> None:
     assert "pass@1" in found and found["pass@1"].value == 0.5
 
 
-def test_without_rounds_or_curves() -> None:
-    found = estimates(THREE, 2, rounds=0, curves=False)
-    assert not {"auc", "risk_area", "calibration_error"} & set(found)
-    assert all(estimate.low is None for estimate in found.values()) and found["greedy"].value == 0.5
+def test_fewer_rounds() -> None:
+    found = estimates(THREE, 2, rounds=0)
+    assert {estimate.low for estimate in found.values()} == {None}
+    assert found["auc"].value is not None
+    some = estimates(THREE, 2, rounds=50, curves=0)
+    assert some["greedy"].low is not None and some["auc"].low is some["risk_area"].low is None
+    assert some["auc"].value == found["auc"].value
 
 
 def test_a_table_has_a_row_a_task() -> None:

@@ -7,6 +7,7 @@ back. Verdicts stay here and in the run's truth.jsonl, which no training code re
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -164,12 +165,7 @@ class HeldOut:
         answers = self._ask(policy, scored, len(scored), reward)
         answers += self._ask(policy, unscored, len(unscored), None) if unscored else []
         self._log(answers, cycle, "whole")
-        commands = [judged.verdict for answer in answers for judged in answer.commands]
-        skipped = [verdict.reason for verdict in commands if verdict.status == "not_executed"]
-        why = (
-            f"{len(skipped)} of {len(commands)} held-out commands were not executed and count neither way: {skipped[0]}" if skipped else ""
-        )
-        self.note = why
+        self.note = not_executed([judged.verdict for answer in answers for judged in answer.commands])
         return self._numbers(answers, intervals=True)
 
     def _ask(self, policy: Policy, cases: Sequence[Case], sampled: int, reward: Reward | None) -> list[Answer]:
@@ -207,6 +203,17 @@ class HeldOut:
     def _log(self, answers: Iterable[Answer], cycle: int, part: str) -> None:
         if self._run is not None:
             self._run.append("truth", [{"cycle": cycle, "part": part, **record(answer)} for answer in answers])
+
+
+def not_executed(verdicts: Sequence[Verdict]) -> str:
+    """A line for the user: how many commands were not executed, and why, the most frequent reason first; empty where all were."""
+    reasons = Counter(verdict.reason for verdict in verdicts if verdict.status == "not_executed").most_common()
+    if not reasons:
+        return ""
+    more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+    return (
+        f"{sum(count for _, count in reasons)} of {len(verdicts)} commands were not executed and count neither way: {reasons[0][0]}{more}"
+    )
 
 
 def record(answer: Answer) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from envs.verify import Case, how_verified
 from envs.verify.verdict import Verdict
 
 EXAMPLES = 10
+BY_INTENT = 300  # resamples for the AUC and its like of one intent, of which there are many
 
 
 def make_report(settings: Mapping[str, Any], k: int, subjects: Sequence[tuple[Mapping[str, Any], Sequence[Answer]]]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
         "all": _estimates(answers, k),
         "domains": {name: _estimates(part, k) for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items()},
         "unseen": {name: _estimates(part, k) for name, part in _parts(answers, lambda case: case.unseen).items()},
-        "intents": {name: _estimates(part, k, curves=False) for name, part in _parts(answers, _intent).items()},
+        "intents": {name: _estimates(part, k, curves=BY_INTENT) for name, part in _parts(answers, _intent).items()},
         "risk_coverage": [
             {"coverage": coverage, "risk": risk, "score": score}
             for coverage, risk, score in risk_coverage(laid.truths_P_G, laid.scores_P_G)
@@ -58,7 +59,7 @@ def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
     }
 
 
-def _estimates(answers: Sequence[Answer], k: int, curves: bool = True) -> dict[str, Any]:
+def _estimates(answers: Sequence[Answer], k: int, curves: int | None = None) -> dict[str, Any]:
     return {name: asdict(estimate) for name, estimate in estimates(answers, k, curves=curves).items()}
 
 

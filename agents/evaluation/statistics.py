@@ -102,18 +102,18 @@ def table(answers: Sequence[Answer], k: int) -> Table:
     return Table(means, truths, scores)
 
 
-def estimates(answers: Sequence[Answer], k: int, rounds: int = ROUNDS, curves: bool = True) -> dict[str, Estimate]:
+def estimates(answers: Sequence[Answer], k: int, rounds: int = ROUNDS, curves: int | None = None) -> dict[str, Estimate]:
     """Every metric of one model over these tasks.
 
     Args:
         rounds: bootstrap resamples; 0 leaves the intervals out.
-        curves: with what is not a mean over tasks: `auc`, `calibration_error`, `risk_area`.
+        curves: resamples for what is not a mean over tasks (`auc`, `calibration_error`, `risk_area`), by default as many.
     """
     laid = table(answers, k)
     picks = resamples(len(answers), rounds)
     found = {name: mean_estimate(column, picks) for name, column in laid.means_P.items()}
-    for name, measure in (("auc", _auc), ("calibration_error", calibration_error), ("risk_area", risk_area)) if curves else ():
-        found[name] = _estimate(measure, laid.truths_P_G, laid.scores_P_G, picks)
+    for name, measure in (("auc", _auc), ("calibration_error", calibration_error), ("risk_area", risk_area)):
+        found[name] = _estimate(measure, laid.truths_P_G, laid.scores_P_G, picks[:curves])
     commands = [judged.command for answer in answers for judged in answer.samples]
     found["distinct"] = Estimate(len(set(commands)) / len(commands) if commands else None, tasks=len(answers))
     return found

@@ -1,4 +1,6 @@
-"""Is the run still healthy, and which of its cycles was best: alarms and `--keep best`, for every trainer. Nothing here sees a label.
+"""Is the run still healthy, and which of its cycles was best: alarms and `--keep best`, for every trainer.
+
+`--keep best` sees no label. The divergence alarm sees held-out truth, as the numbers that the evaluation logs; it trains nothing.
 
 A run diverges when its own score rises while held-out truth falls, both by their intervals; it collapses when its commands become
 few, short, long, certain, or copies of the task, or when the score rises under the model as it trains but not under its base.

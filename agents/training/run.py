@@ -235,7 +235,7 @@ class Run:
         temporary.mkdir()
         save(temporary)
         record = {"cycle": cycle, "step": self._step, "lines": self._lines, "protected": sorted(self.protected), "state": dict(state)}
-        _write(temporary / "state.json", _json(record, sort_keys=True))
+        _write(temporary / "state.json", _json(record))  # in the order of the trainer, so that what is resumed writes the same bytes
         paths = sorted(temporary.rglob("*"))
         for path in paths:
             _fsync(path)
@@ -482,8 +482,8 @@ def _git() -> dict[str, Any] | None:
     }
 
 
-def _json(value: Any, sort_keys: bool = False) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _one_line(error: Exception) -> str:

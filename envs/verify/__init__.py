@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,13 +46,17 @@ class Case:
 
 
 def how_verified(domain: str) -> str:
-    """How commands of a domain are verified, for a reader."""
+    """How commands of a domain are verified, for a reader; with the tools that execution depends on."""
+    kind = load_spec(domain).verify.kind
+    if kind == "shell":
+        from envs.verify.shell import versions
+
+        return "; ".join(["executed in a sandbox over three file trees", *versions()])
     return {
-        "shell": "executed in a sandbox over three file trees",
-        "sql": "executed in SQLite over eight fillings",
+        "sql": f"executed in SQLite {sqlite3.sqlite_version} over eight fillings",
         "network": "parsed and compared in meaning, never executed",
         "exact": "compared with the reference as text",
-    }[load_spec(domain).verify.kind]
+    }[kind]
 
 
 def find_draw(task: Task) -> Draw | None:
