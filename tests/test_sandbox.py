@@ -101,7 +101,13 @@ def test_equal_commands_give_equal_results() -> None:
     got = [same(execute(command, TREE)) for _ in range(3)]
     assert got[0] == got[1] == got[2]
     text = got[0].stdout.decode()
-    assert text.count("2023-11-14 22:13:20") == 8 and "uid=65534" in text and "HOME=/box" in text and "0022\n/box\n" in text
+    assert (
+        " 2023-11-14 22:13:20.000000000 +0000 docs" in text
+        and " 1970-" not in text
+        and "uid=65534" in text
+        and "HOME=/box" in text
+        and "0022\n/box\n" in text
+    )
 
 
 @needs_sandbox
@@ -123,24 +129,21 @@ def test_times_of_last_change_are_laid_out_and_do_not_come_back() -> None:
 @needs_sandbox
 def test_who_runs_it_makes_no_difference() -> None:
     commands = [
-        *("cat f > /dev/stdout", "sort f -o /dev/stdout", "sort f | tee /dev/stderr", "cat f | tee /dev/stdout | wc -l"),
-        *(
-            "echo x >> /dev/fd/1",
-            "cat /no/such > /proc/self/fd/2",
-            "id; ls -lnR --time-style=+%s",
-            "ls -ln /proc/self/fd | cut -d' ' -f1-4",
-        ),
-        *(
-            "stat -L -c '%u %g %a %F' /dev/stdout /dev/stderr",
-            "chmod 000 f; cat f",
-            "ulimit -a; ulimit -aH",
-            "cat /proc/self/uid_map | wc -l",
-        ),
+        "cat f > /dev/stdout",
+        "sort f -o /dev/stdout",
+        "sort f | tee /dev/stderr",
+        "cat f | tee /dev/stdout | wc -l",
+        "echo x >> /dev/fd/1",
+        "cat /no/such > /proc/self/fd/2",
+        "id; ls -lnR --time-style=+%s",
+        "ls -ln /proc/self/fd | cut -d' ' -f1-4",
+        "stat -L -c '%u %g %a %F' /dev/stdout /dev/stderr",
+        "chmod 000 f; cat f",
+        "ulimit -a; ulimit -aH",
     ]
     process = [sys.executable, "-c", EXECUTE_AS]
     got = [
-        subprocess.run([*process, who, *commands], cwd=ROOT, capture_output=True, text=True, timeout=120)
-        for who in ("as it is", "ordinary")
+        subprocess.run([*process, who, *commands], cwd=ROOT, capture_output=True, text=True, timeout=120) for who in ("this", "ordinary")
     ]
     assert [one.stderr for one in got] == ["", ""]
     assert got[0].stdout.splitlines() == got[1].stdout.splitlines()
@@ -203,7 +206,7 @@ def test_a_status_cannot_be_forged(status: str) -> None:
 
 @pytest.mark.parametrize("line", ["code 256", "code 1234", f"code {'1' * 5000}", "code -1", "code", "code x", "done"])
 def test_only_an_exit_status_is_one(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with_bwrap(tmp_path, monkeypatch, f"echo ready >&0; read -r go; echo '{line}' >&0; exec cat <&0")
+    with_bwrap(tmp_path, monkeypatch, f"echo ready >&0; read -r go; echo '{line}' >&0")
     got = execute("true", wall=5)
     assert (got.exit_code, got.ended) == (None, "killed")
 
@@ -349,7 +352,7 @@ def test_too_few_descriptors_are_no_failure_of_the_command(name: str, times: int
         return works(*arguments)
 
     monkeypatch.setattr(os, name, fails)
-    with pytest.raises(SandboxError, match="the sandbox cannot be started: .*Too many open files") as caught:
+    with pytest.raises(SandboxError, match=r"the sandbox cannot be started: .*Too many open files") as caught:
         execute("true")
     assert not caught.value.lasting
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -32,9 +32,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from envs.verify.sandbox import ARCHITECTURES, DENIED, MAX_STDERR, MAX_STDOUT, MAX_TREE, Entry, Execution, execute, unavailable
+from envs.verify.sandbox import ARCHITECTURES, DENIED, MAX_STDERR, MAX_STDOUT, MAX_TREE, READ_BACK, Entry, Execution, execute, unavailable
 
-SLACK = 10.0  # seconds beyond the wall clock
+SLACK = READ_BACK + 2  # seconds beyond the wall clock: a tree may be hard to read, and the machine busy
 MAX_LOSS = 2 << 30  # bytes of memory or disk that a greedy attack may take from the host for as long as it runs
 TRIES = 3  # a greedy attack is judged by its best try: the machine may be busy with something else
 PATIENCE = 1.0  # seconds until everything of an attack must be gone
@@ -142,6 +142,15 @@ def _small_or_no_tree(execution: Execution) -> str:
 
 STOPPED = ("timeout", "killed", "output")
 ANY = ("exited", *STOPPED)
+
+
+def _status(*allowed: int) -> Callable[[Execution], str]:
+    """The exit status must be one of these, or none."""
+    return lambda execution: "" if execution.exit_code in (None, *allowed) else f"exit status {execution.exit_code}"
+
+
+def _modes_or_no_tree(execution: Execution) -> str:
+    return "" if all(entry.mode == 0 for entry in (execution.tree or {}).values()) else "the modes did not come back"
 
 
 def attacks() -> list[Attack]:
@@ -291,6 +300,62 @@ def attacks() -> list[Attack]:
             never("echo 'code 0' > /proc/1/fd/0", "exec 9<>/proc/1/mem", "ls /proc/1/fd", "cat /proc/1/environ") + "\necho tried",
         ),
         Attack("the working directory replaced", never("mv /box /tmp/x", "rmdir /box", "ln -sfn / /box/../box2") + "\necho tried"),
+        Attack(
+            "thousands of unreadable files",
+            "echo tried; for i in {1..17000}; do :>$i; done; chmod 000 -- *",
+            ANY,
+            3,
+            check=_modes_or_no_tree,
+        ),
+        Attack(
+            "thousands of unreadable directories",
+            "echo tried; perl -e 'for(1..17000){mkdir $_} chmod 0, 1..17000'",
+            ANY,
+            3,
+            check=_modes_or_no_tree,
+        ),
+        Attack(
+            "unreadable directories in each other, beside thousands",
+            """echo tried; perl -e 'mkdir $_ for 1..16000; for (1..99) { mkdir q(d); chdir q(d) }
+            for (1..99) { chdir q(..); chmod 0, q(d) }'""",
+            ANY,
+            3,
+        ),
+        Attack(
+            "unreadable directories past the longest path",
+            """echo tried; perl -e 'for (1..99) { mkdir q(d) x 200; chdir q(d) x 200 }
+            for (1..99) { chdir q(..); chmod 0, q(d) x 200 }'""",
+            ANY,
+            3,
+            check=_modes_or_no_tree,
+        ),
+        # --- the exit status
+        Attack(
+            "forged status of thousands of digits",
+            "echo tried; printf '1%.0s' {1..5000} > /proc/$PPID/fd/1; echo > /proc/$PPID/fd/1; sleep 1",
+            ("exited", "killed"),
+            check=_status(0),
+        ),
+        Attack(
+            "forged status beyond all numbers",
+            "echo tried; echo 99999999999999999999999 > /proc/$PPID/fd/1; sleep 1",
+            ("exited", "killed"),
+            check=_status(0),
+        ),
+        Attack(
+            "forged status of success",
+            "echo tried; for said in 0 'code 0' done; do echo $said > /proc/$PPID/fd/1; done; sleep 1; exit 7",
+            ("exited", "killed"),
+            check=_status(7),
+        ),
+        Attack(
+            "forged end, and the waiting shell killed",
+            "echo tried; echo done > /proc/$PPID/fd/1; kill -9 $PPID; sleep 300.@TAG@",
+            ANY,
+            3,
+            check=_status(137),
+        ),
+        Attack("forged status without end", "echo tried; yes | tr -d '\\n' > /proc/$PPID/fd/1; sleep 300.@TAG@", ANY, 3, check=_status()),
         # --- the host's files
         Attack("read the planted file", never("cat @FILE@", "cat /proc/self/root@FILE@", "ls @FOLDER@") + "\necho tried"),
         Attack(
@@ -607,7 +672,10 @@ def run(attack: Attack, host: Host, executor: Executor = execute) -> Outcome:
                 for word, meaning in host.words(tag).items():
                     script = script.replace(word, meaning)
                 started = time.monotonic()
-                execution = executor(f"{script}\n# {tag}", wall=attack.wall)
+                try:
+                    execution = executor(f"{script}\n# {tag}", wall=attack.wall)
+                except Exception as error:  # whatever a command does is a result
+                    return Outcome(attack.name, False, f"it raised {type(error).__name__}: {str(error)[:200]}")
                 seconds = time.monotonic() - started
                 detail = breach(attack, execution, host, seconds)
                 if not detail and (left := outlived(tag)):

@@ -15,7 +15,7 @@ inside, and it does not start the command before it has heard from us: if we die
 from __future__ import annotations
 
 import contextlib
-import functools
+import math
 import os
 import platform
 import re
@@ -30,7 +30,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +41,10 @@ MAX_COMMAND = 128 * 1024 - 1  # bytes of one argument, by the kernel's own limit
 MAX_MEMORY = 1 << 30  # bytes of address space of all its processes together; each has 256 MiB
 MAX_FILES = 20_000  # in /box, /tmp and /dev/shm together: a memory file system limits bytes, but hardly the number of files
 WATCH = 0.05  # seconds between two looks at the last two
-SETUP = 30.0  # seconds that setting up, and sending the tree back, may take on a busy machine
+SETUP = 30.0  # seconds that setting up may take on a busy machine
+READ_BACK = 4.0  # seconds that sending the tree back may take
+NOBODY = 65534  # the user and the group of every command
+MTIME = 1_700_000_000  # seconds since 1970 when what is laid out was last changed, where nothing else is said
 
 
 Ended = Literal["exited", "timeout", "output", "killed"]
@@ -56,12 +59,14 @@ class Entry:
         mode: permission bits, such as 0o644.
         content: bytes of a file, target of a link.
         links: how many names of the tree are this same file; 1 where it is handed in.
+        mtime: seconds since 1970 when it was last changed, for what is handed in. It does not come back, and entries are equal without.
     """
 
     kind: Literal["file", "directory", "link", "other"]
     mode: int
     content: bytes = b""
     links: int = 1
+    mtime: int = field(default=MTIME, compare=False)
 
 
 Tree = Mapping[str, Entry]  # relative path -> entry; bytes of a path that are not UTF-8 as surrogate escapes
@@ -75,9 +80,10 @@ class Execution:
         exit_code: 128 + n where signal n ended it; None where it did not end by itself.
         stdout: at most MAX_STDOUT bytes.
         stderr: at most MAX_STDERR bytes.
-        tree: /box afterwards, without sockets; None where it could not be read: too big, or the command did not end by itself.
+        tree: /box afterwards, without sockets; None where it could not be read: too big, made unreadable too deep down for READ_BACK or
+            for the longest path, or the command did not end by itself.
         ended: `exited`, or what stopped it: the wall clock, too much output, or `killed` for too much memory or too many files, or
-            because it killed the shell that waited for it.
+            because it killed the shell that waited for it, or wrote to it.
         seconds: spent on it in all.
     """
 
@@ -90,11 +96,21 @@ class Execution:
 
 
 class SandboxError(RuntimeError):
-    """The sandbox could not be set up; one line that names the fix. It says nothing about the command."""
+    """The sandbox could not be set up; one line that names the fix. It says nothing about the command.
+
+    Attributes:
+        lasting: whether it is of no use to try again.
+    """
+
+    def __init__(self, message: str, lasting: bool = False):
+        super().__init__(message)
+        self.lasting = lasting
 
 
 # The command is a process group of its own (set -m), so that `kill 0` ends it alone, and process 1 ignores all signals but SIGCHLD.
 # A core limit of 1 byte, because one of 0 does not stop cores from being piped to a program where the host has it so.
+# The shell that waits for the command belongs to the same user, so the command can write to its pipe. The status is therefore that
+# shell's own, which the kernel reports; through the pipe comes only that it is ready to end, and then, as it closes, that it has ended.
 # Arguments: descriptor of the tree's archive, seconds after which it gives up by itself, the command. Standard input is the line to us.
 DRIVER = r"""
 umask 022
@@ -111,21 +127,35 @@ coproc {
     exec 4>&2 2>/dev/null
     prlimit --nproc=32 --as=268435456 --cpu=2 --fsize=16777216 --nofile=64 --core=1 --memlock=0 --msgqueue=0 --nice=0 --rtprio=0 \
         bash --noprofile --norc -c "$3" </dev/null >&3 2>&4 3>&- 4>&-
-    echo $?
+    code=$?
+    echo done
+    exit $code
 }
+waiting=$COPROC_PID
 exec 4<&"${COPROC[0]}" >/dev/null 2>&1 3>&-
 trap '' {1..16} {18..31}
 echo >&"${COPROC[1]}"
-read -r -t "$2" code <&4
+read -r -n 5 -t "$2" said <&4
+if [[ $said == done ]]; then
+    read -r -n 5 -t 5 <&4
+    ended=$?
+fi
 kill -9 -1
 while kill -0 -1; do :; done
+wait "$waiting"
+code=$?
+[[ $ended == 1 ]] || code=
 echo "code $code" >&0
 [[ -r /box && -w /box && -x /box ]] || chmod u+rwx /box
 tar --numeric-owner --format=gnu -cf - -C /box . >&0 && exit
-# What the command made unreadable is made readable, after saying which modes it had.
-find /box \( -type f ! -perm -400 -o -type d ! -perm -700 \) -printf '%m %P\0' -exec chmod u+rwX {} \; >&0
+# What the command made unreadable is made readable, after saying which modes it had: first the directories, which cannot be looked into
+# before it is their turn, so that each round comes one level deeper, and it ends with the first that nothing was kept from.
+for _ in {1..100}; do
+    find /box -type d ! -perm -700 -printf '%m %P\0' -exec chmod u+rwx {} + >&0 && break
+done
+find /box -type f ! -perm -400 -printf '%m %P\0' -exec chmod u+r {} + >&0
 printf '\0' >&0
-tar --numeric-owner --format=gnu -cf - -C /box . >&0
+tar --numeric-owner --format=gnu -cf - -C /box . >&0 || echo incomplete >&0
 """
 
 # Name -> number on x86_64 and on aarch64, None where there is none. All are refused with EPERM.
@@ -218,7 +248,7 @@ def system_call_filter(machine: str) -> bytes:
         SandboxError: the numbers of this machine's system calls are not known here.
     """
     if machine not in ARCHITECTURES:
-        raise SandboxError(f"no system-call filter for {machine}: use a machine with {' or '.join(ARCHITECTURES)}")
+        raise SandboxError(f"no system-call filter for {machine}: use a machine with {' or '.join(ARCHITECTURES)}", lasting=True)
     column = list(ARCHITECTURES).index(machine)
     load, equal, greater, any_bit, give = 0x20, 0x15, 0x25, 0x45, 0x06
     number, architecture, arguments = 0, 4, 16  # offsets in what the kernel hands to the filter; arguments have 8 bytes each
@@ -256,9 +286,9 @@ def system_call_filter(machine: str) -> bytes:
 def _arguments(bwrap: str, filter_fd: int, tree_fd: int, wall: float, command: bytes) -> list[bytes]:
     """The command line of the sandbox."""
     # As root, bubblewrap's --uid alone changes nothing for the host's files.
-    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--"] if os.geteuid() == 0 else []
+    drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--"] if os.geteuid() == 0 else []
     options = f"""
-        --unshare-user --uid 65534 --gid 65534 --disable-userns --seccomp {filter_fd}
+        --unshare-user --uid {NOBODY} --gid {NOBODY} --disable-userns --seccomp {filter_fd}
         --unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try --hostname sandbox
         --new-session --die-with-parent --as-pid-1 --cap-drop ALL --clearenv --setenv PATH /usr/bin:/bin
         --setenv HOME /box --setenv LC_ALL C.UTF-8 --setenv TZ UTC
@@ -281,7 +311,7 @@ def execute(command: str, tree: Tree = {}, *, wall: float = 5.0) -> Execution:  
 
     Args:
         command: the text as the model wrote it; control characters are handed on.
-        tree: files, directories and links. They belong to the user who runs the command and were last changed at second 0.
+        tree: files, directories and links. They belong to the user who runs the command.
         wall: seconds that the command may take, beside those for setting up.
 
     Raises:
@@ -301,7 +331,7 @@ def execute(command: str, tree: Tree = {}, *, wall: float = 5.0) -> Execution:  
         return Execution(126, b"", f"bash: {refusal}\n".encode(), dict(tree), "exited", time.monotonic() - started)
     bwrap = shutil.which("bwrap")
     if not bwrap:
-        raise SandboxError(NOT_INSTALLED)
+        raise SandboxError(NOT_INSTALLED, lasting=True)
     with _Run(bwrap, archive, text, wall) as run:
         result = run.result()
     return replace(result, seconds=time.monotonic() - started)
@@ -312,38 +342,39 @@ class _Run:
 
     def __init__(self, bwrap: str, archive: bytes, command: bytes, wall: float):
         self.wall = wall
-        self.line, theirs = socket.socketpair()
-        filter_fd, tree_fd = os.memfd_create("filter"), os.memfd_create("tree")
-        try:
-            for fd, content in ((filter_fd, system_call_filter(platform.machine())), (tree_fd, archive)):
-                with open(fd, "wb", closefd=False) as file:
-                    file.write(content)
-                os.lseek(fd, 0, os.SEEK_SET)
-            self.process = subprocess.Popen(
-                _arguments(bwrap, filter_fd, tree_fd, wall, command),
-                stdin=theirs.fileno(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(filter_fd, tree_fd),
-                env={"PATH": os.environ.get("PATH", os.defpath)},  # for setpriv; the command does not see it
-                cwd="/",
-                start_new_session=True,  # Ctrl-C is for us: we end it
-                bufsize=0,
-            )
-        except OSError as error:
-            self.line.close()
-            raise SandboxError(f"the sandbox cannot be started: {error}") from error
-        except BaseException:
-            self.line.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(filter_fd)
-            os.close(tree_fd)
-        assert self.process.stdout and self.process.stderr
         self.stdout, self.stderr, self.answer = bytearray(), bytearray(), bytearray()
-        self.open = {self.process.stdout.fileno(): self.stdout, self.process.stderr.fileno(): self.stderr, self.line.fileno(): self.answer}
         self.poll = select.poll()
+        self.open: dict[int, bytearray] = {}
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            try:
+                line, their_line = socket.socketpair()
+                self.line = ours.enter_context(line)
+                theirs.enter_context(their_line)
+                ends = []
+                for buffer in (self.stdout, self.stderr):
+                    reading, writing = os.pipe()
+                    ours.callback(os.close, reading)
+                    theirs.callback(os.close, writing)
+                    self.open[reading] = buffer
+                    ends.append(writing)
+                    if os.geteuid() == 0:  # for an ordinary user they are the command's own as well, so that it may open /dev/stdout
+                        os.fchown(writing, NOBODY, NOBODY)
+                filter_fd = _memory_file(theirs, system_call_filter(platform.machine()))
+                tree_fd = _memory_file(theirs, archive)
+                self.process = subprocess.Popen(
+                    _arguments(bwrap, filter_fd, tree_fd, wall, command),
+                    stdin=their_line.fileno(),
+                    stdout=ends[0],
+                    stderr=ends[1],
+                    pass_fds=(filter_fd, tree_fd),
+                    env={"PATH": os.environ.get("PATH", os.defpath)},  # for setpriv; the command does not see it
+                    cwd="/",
+                    start_new_session=True,  # Ctrl-C is for us: we end it
+                )
+            except OSError as error:
+                raise SandboxError(f"the sandbox cannot be started: {error}") from error
+            self.ours = ours.pop_all()
+        self.open[self.line.fileno()] = self.answer
         for fd in self.open:
             self.poll.register(fd, select.POLLIN)
 
@@ -353,9 +384,7 @@ class _Run:
     def __exit__(self, *_: object) -> None:
         self.process.kill()  # and with it process 1, and with that all others
         self.process.wait()
-        for file in (self.process.stdout, self.process.stderr, self.line):
-            if file:
-                file.close()
+        self.ours.close()
 
     def result(self) -> Execution:
         """Lets the command run and waits for its end. Its time is left for the caller to fill in.
@@ -365,7 +394,7 @@ class _Run:
         """
         if self._read(SETUP) != "line" or self.answer != b"ready\n":
             self.process.kill()
-            raise SandboxError(diagnosis(bytes(self.stderr)))
+            raise diagnosis(bytes(self.stderr))
         init = 0
         with contextlib.suppress(OSError, IndexError):  # it cannot be watched then
             init = _children(self.process.pid)[0]
@@ -374,11 +403,11 @@ class _Run:
         with contextlib.suppress(OSError):  # it is gone already: seen below
             self.line.send(b"go\n")
         stopped = self._read(self.wall, init)
-        match = re.match(rb"code (\d*)\n", self.answer)
+        match = re.match(rb"code (\d{0,3})\n", self.answer)
         tree = code = None
         if match:  # all processes of the command are dead, so the rest is the tree and what is left in the pipes
-            code = int(match[1]) if match[1] else None
-            stopped = self._read(SETUP, to_the_end=True)
+            code = int(match[1]) if match[1] and int(match[1]) <= 255 else None
+            stopped = self._read(READ_BACK, to_the_end=True)
             tree = unpack(bytes(self.answer[match.end() :])) if stopped == "end" else None
         self.process.kill()
         ended: Ended = "exited" if code is not None else "killed"
@@ -415,6 +444,16 @@ class _Run:
         return "end"
 
 
+def _memory_file(stack: contextlib.ExitStack, content: bytes) -> int:
+    """A file in memory, to be read from its beginning, that the stack closes."""
+    fd = os.memfd_create("sandbox")
+    stack.callback(os.close, fd)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 def _children(pid: int) -> list[int]:
     """The processes that a process with one thread has started and not lost."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -441,14 +480,14 @@ def _too_much(init: int) -> bool:
 
 
 def pack(tree: Tree) -> bytes:
-    """The tree as an archive, everything last changed at second 0.
+    """The tree as an archive.
 
     Raises:
         ValueError: a path is absolute, empty or holds `..` or a NUL, or an entry is of kind `other`.
     """
     kinds = {"file": tarfile.REGTYPE, "directory": tarfile.DIRTYPE, "link": tarfile.SYMTYPE}
     root = tarfile.TarInfo("./")
-    root.type, root.mode = tarfile.DIRTYPE, 0o755
+    root.type, root.mode, root.mtime = tarfile.DIRTYPE, 0o755, MTIME
     parts = [root.tobuf(tarfile.GNU_FORMAT)]
     for path, entry in tree.items():
         if not path or path.startswith("/") or "\0" in path or ".." in path.split("/"):
@@ -456,7 +495,7 @@ def pack(tree: Tree) -> bytes:
         if entry.kind not in kinds:
             raise ValueError(f"{path!r}: only files, directories and links can be laid out")
         info = tarfile.TarInfo(f"./{path}")
-        info.type, info.mode = kinds[entry.kind], entry.mode & 0o7777
+        info.type, info.mode, info.mtime = kinds[entry.kind], entry.mode & 0o7777, entry.mtime
         if entry.kind == "link":
             info.linkname = entry.content.decode("utf-8", "surrogateescape")
         content = entry.content if entry.kind == "file" else b""
@@ -468,7 +507,7 @@ def pack(tree: Tree) -> bytes:
 def unpack(answer: bytes) -> dict[str, Entry] | None:
     """What the driver sent: an archive, or one that could not be read in full, the modes that stood in the way, and a second one.
 
-    Nothing of it is trusted and nothing is written. None where it is broken.
+    Nothing of it is trusted and nothing is written. None where it is broken, or where more follows: the second one is not all either.
     """
     try:
         tree, end = _parse(answer)
@@ -480,7 +519,10 @@ def unpack(answer: bytes) -> dict[str, Entry] | None:
                 for mode, _, path in (line.partition(b" ") for line in answer[end:listing].split(b"\0"))
                 if path
             }
-            tree, _ = _parse(answer[listing + 2 :])
+            answer = answer[listing + 2 :]
+            tree, end = _parse(answer)
+            if len(answer) > end + -end % 10240:
+                return None
             tree = {path: replace(entry, mode=modes.get(path, entry.mode)) for path, entry in tree.items()}
     except (ValueError, IndexError, KeyError):
         return None
@@ -536,46 +578,67 @@ SWITCHES = {  # file below /proc/sys -> the value with which ordinary users may 
 }
 
 
-def diagnosis(stderr: bytes) -> str:
-    """One line with the fix, from what bubblewrap said when it failed."""
+PASSING = "temporarily unavailable|annot allocate memory|oo many open files|No space left|nterrupted"  # what may be otherwise next time
+
+
+def diagnosis(stderr: bytes) -> SandboxError:
+    """What bubblewrap said when it failed, with the fix."""
     said = " ".join(stderr.decode(errors="replace").split())[:300]
     if said.startswith("tar: "):
-        return f"the file tree cannot be laid out: make it smaller or rename its files ({said})"
+        return SandboxError(f"the file tree cannot be laid out: make it smaller or rename its files ({said})")
     if "nknown option" in said:
-        return f"bubblewrap is too old (0.8 or newer is needed): install a newer one ({said})"
+        return SandboxError(f"bubblewrap is too old (0.8 or newer is needed): install a newer one ({said})", lasting=True)
     for name, (blocked, open_) in SWITCHES.items():
         with contextlib.suppress(OSError):
             if Path("/proc/sys", name).read_text().strip() == blocked:
-                return f"user namespaces are blocked: sysctl -w {name.replace('/', '.')}={open_}"
+                return SandboxError(f"user namespaces are blocked: sysctl -w {name.replace('/', '.')}={open_}", lasting=True)
+    if re.search(PASSING, said):
+        return SandboxError(f"the sandbox cannot be started: give the machine less to do ({said})")
     if re.search("namespace|uid map|gid map|pivot_root|[Mm]ount|Operation not permitted|Permission denied", said):
-        return f"user namespaces are blocked: allow them, or in a container start it with --security-opt seccomp=unconfined ({said})"
-    return f"the sandbox cannot be set up: run bwrap by hand to see why ({said or 'no message'})"
+        fix = "allow them, or in a container start it with --security-opt seccomp=unconfined"
+        return SandboxError(f"user namespaces are blocked: {fix} ({said})", lasting=True)
+    return SandboxError(f"the sandbox cannot be set up: run bwrap by hand to see why ({said or 'no message'})")
 
 
 def unavailable() -> str:
-    """Empty where commands can be executed here, else one line that names what is missing and the fix. Probed once; never raises."""
+    """Empty where commands can be executed here, else one line that names what is missing and the fix. Never raises.
+
+    What is found out holds from then on, but for a failure that may pass, such as too many processes at that moment: that is looked at
+    again, after ten times as long as it took to find out.
+    """
     with _probing:
-        return _probe()
+        if time.monotonic() >= _found.until:
+            started = time.monotonic()
+            error = _probe()
+            ended = time.monotonic()
+            _found.missing = str(error or "")
+            _found.until = math.inf if error is None or error.lasting else ended + 10 * (ended - started)
+        return _found.missing
+
+
+class _Found:
+    """What the last probe found, and until when it holds."""
+
+    def __init__(self) -> None:
+        self.missing, self.until = "", -math.inf
 
 
 _probing = threading.Lock()
+_found = _Found()
 
 
-@functools.cache
-def _probe() -> str:
+def _probe() -> SandboxError | None:
     if sys.platform != "linux":
-        return "commands are executed on Linux only: use a Linux machine, a virtual one will do"
-    if not shutil.which("bwrap"):
-        return NOT_INSTALLED
-    if os.geteuid() == 0 and not shutil.which("setpriv"):
-        return "setpriv is not installed: apt-get install util-linux"
+        return SandboxError("commands are executed on Linux only: use a Linux machine, a virtual one will do", lasting=True)
+    if os.geteuid() == 0 and shutil.which("bwrap") and not shutil.which("setpriv"):
+        return SandboxError("setpriv is not installed: apt-get install util-linux", lasting=True)
     try:
         result = execute("cat probe", {"probe": Entry("file", 0o644, b"works")}, wall=SETUP)
     except SandboxError as error:
-        return str(error)
+        return error
     if result.stdout != b"works" or result.tree is None:
         return diagnosis(result.stderr)
-    return ""
+    return None
 
 
 def main(argv: Sequence[str]) -> int:
