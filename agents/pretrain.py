@@ -446,7 +446,7 @@ def main(config: Config) -> int:
 
 def measure(folder: Path, domain: str) -> dict[str, float]:
     """What a fair test bed must show, on 900 held-out tasks with 4 samples each at temperature 0.7."""
-    from agents.evaluation.heldout import ask, held_out_cases, read_back
+    from agents.evaluation.heldout import ask, held_out_cases, not_executed, read_back
     from agents.policy.model import load_policy, seed_of
     from agents.training.metrics import auc, best_of, kept, mean, pass_at_k, within_task_auc
     from agents.training.rollouts import forward_prompt
@@ -456,6 +456,8 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
     cases = held_out_cases(domain, 900)
     tasks = [case.task for case in cases]
     answers = ask(policy, cases, sampled=len(cases), samples=4, temperature=0.7, max_new_tokens=64)
+    if missing := not_executed([judged.verdict for answer in answers for judged in answer.commands]):
+        raise InputError(f"the card needs every command verified: {missing}")
     commands_P_G = [[sample.command for sample in answer.samples] for answer in answers]
     truths = [[sample.verdict.correct for sample in answer.samples] for answer in answers]
     measured: dict[str, float | None] = {

@@ -16,7 +16,7 @@ import shlex
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from envs.grammar import stream
 from envs.verify.sandbox import Entry, Execution, Tree, execute, unavailable
@@ -288,7 +288,8 @@ def make_tree(names: Names, number: int) -> Tree:
     for name in (*names.directories, "elsewhere"):
         for path, entry in _nested(name, (*names.suffixes, *names.words), rng).items():
             put(path, entry)
-    return tree
+    ages = rng.sample(range(len(tree)), len(tree))  # no two of an age
+    return {path: replace(entry, mtime=entry.mtime + 3600 * age) for (path, entry), age in zip(tree.items(), ages, strict=True)}
 
 
 def _content(name: str, words: Sequence[str], rng: random.Random) -> bytes:
