@@ -76,9 +76,6 @@ class Config:
 
 def main(config: Config) -> int:
     """Reads the runs, refuses those that cannot be compared, writes the comparison and prints it in short."""
-    from agents.reports.charts import check_charts
-
-    check_charts()
     records = read_runs(config.runs)
     check_comparable(records, config.strict)
     report = make_report(records)

@@ -57,13 +57,11 @@ class Config:
 
 def main(config: Config) -> int:
     """Runs what is missing, then writes the report of all that is there."""
-    from agents.reports.charts import check_charts
     from agents.reports.jobs import Terminated, run_jobs
     from agents.reports.plan import read_plan
     from agents.reports.study_report import answer, write_study
     from agents.reports.summary import summarize
 
-    check_charts()
     plan = read_plan(Path(config.file))
     folder = Path(OUTPUT) / plan.name if config.output in (None, OUTPUT) else Path(str(config.output))
     at_once = len(os.sched_getaffinity(0)) if config.jobs is None else config.jobs

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from envs.types import InputError
 
 COLOURS = ("#0b63c4", "#c2500a", "#0c8160", "#9333b0", "#8a6d00", "#b42318", "#4b5563", "#0e7490")
 DASHES = ("-", "--", "-.", ":")
@@ -34,12 +31,6 @@ STYLE: Any = {
     "figure.facecolor": "white",
 }
 SHOWN = {"better": GOOD, "worse": BAD}
-
-
-def check_charts() -> None:
-    """Raises InputError where charts cannot be drawn: before a study has run for an hour."""
-    if find_spec("matplotlib") is None:
-        raise InputError("charts need matplotlib, which is not installed: pip install matplotlib")
 
 
 @contextmanager
