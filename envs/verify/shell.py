@@ -24,6 +24,8 @@ from envs.verify.verdict import Verdict
 
 TREES = 3
 WALL = 3.0  # seconds a command may run
+PATIENCE = 15.0  # seconds where the machine is too busy for `true` to end within STALLED seconds, and for references
+STALLED = 0.25
 FILE = re.compile(r"[\w@%+~.-]*\w\.\w{1,8}")
 DIRECTORY_OPERANDS = {"find", "ls", "du", "cd", "tree", "rmdir"}  # their first operand is a directory
 LAST_IS_NEW = {"cp", "mv", "ln", "touch", "mkdir", "install"}  # their last operand need not exist
@@ -62,6 +64,7 @@ MISUSE = re.compile(
     r"invalid (trailing )?option|unrecognized option|unknown option|unknown predicate|invalid mode|missing operand|option requires an"
     r"|: command not found|awk: .*(syntax error|missing)|sed: -e expression"
 )
+NOT_THERE = "No such file or directory"
 SUDO = re.compile(r"\s*sudo\s+(?!-)")
 VERSIONS = "readlink -f $(command -v awk); for tool in bash sed grep find sort cp; do $tool --version | head -n 1; done"
 
@@ -98,7 +101,10 @@ def compare(reference: str, command: str, ordered: bool) -> Verdict:
 
 
 def _run(command: str, tree: Tree) -> Execution:
-    return execute(command, tree, wall=WALL)
+    done = execute(command, tree, wall=WALL)
+    if done.ended == "timeout" and execute("true").seconds > STALLED:  # it is the machine that is slow
+        done = execute(command, tree, wall=PATIENCE)
+    return done
 
 
 _locks = [threading.Lock() for _ in range(64)]
@@ -107,19 +113,25 @@ _locks = [threading.Lock() for _ in range(64)]
 def reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict:
     """What the reference does on each of its trees; a `not_executed` verdict where that is nothing to compare with."""
     with _locks[hash(reference) % len(_locks)]:  # several candidates of one task come at once, and the reference is run for one of them
-        return _reference_results(reference)
+        try:
+            return _reference_results(reference)
+        except TimeoutError as error:  # not remembered: another time it may end
+            return Verdict("not_executed", str(error))
 
 
 @functools.lru_cache(maxsize=4096)
 def _reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict:
     names = names_of(reference)
-    results = [(tree, _run(reference, tree)) for tree in (make_tree(names, number) for number in range(TREES))]
+    trees = [make_tree(names, number) for number in range(TREES)]
+    results = [(tree, execute(reference, tree, wall=PATIENCE)) for tree in trees]
     for tree, wanted in results:
+        if wanted.ended == "timeout":
+            raise TimeoutError(f"the reference does not end within {PATIENCE:g} s: {reference}")
         if wanted.ended != "exited" or wanted.tree is None or wanted.exit_code in (126, 127):
             return Verdict("not_executed", f"the reference does not run here: {_ending(wanted)}: {reference}")
         if wanted.exit_code and wanted.stderr:
             return Verdict("not_executed", f"the reference fails here: {_first_line(wanted.stderr)}: {reference}")
-        again = _run(reference, tree) if tree is results[0][0] else wanted
+        again = execute(reference, tree, wall=PATIENCE) if tree is trees[0] else wanted
         if _judge(tree, wanted, again, True, 1) is not None:
             return Verdict("not_executed", f"the reference does not do the same twice: {reference}")
     if all(not wanted.stdout and wanted.tree is not None and not _trees_differ(tree, tree, wanted.tree) for tree, wanted in results):
@@ -135,9 +147,11 @@ def _judge(tree: Tree, wanted: Execution, got: Execution, ordered: bool, number:
     if got.exit_code in (126, 127) and wanted.exit_code != got.exit_code:
         return Verdict("invalid", _first_line(got.stderr) or "cannot be run")
     differs = _difference(tree, wanted, got, ordered, where)
-    error = got.stderr.decode(errors="replace")
-    if differs and (FAILED_TO_PARSE.search(error) or MISUSE.search(error)) and not MISUSE.search(wanted.stderr.decode(errors="replace")):
+    error, usual = (execution.stderr.decode(errors="replace") for execution in (got, wanted))
+    if differs and (FAILED_TO_PARSE.search(error) or MISUSE.search(error)) and not MISUSE.search(usual):
         return Verdict("invalid", _first_line(got.stderr))
+    if not differs and NOT_THERE in error and NOT_THERE not in usual:  # where there were such a file, it would do something else
+        return Verdict("wrong", "names a file that is not there", where + _first_line(got.stderr))
     return differs
 
 
