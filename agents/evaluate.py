@@ -62,6 +62,8 @@ class Config:
     """In place of held-out tasks: a JSONL file with `task` and `reference` a line, and `ordered` where order counts."""
     samples: int = 4
     """Commands sampled for each: the K of pass@K."""
+    best_of: int | None = None
+    """In place of --samples: sample so many, let the reward choose one, and compare its choice with the greedy command."""
     temperature: float | None = None
     """Sampling temperature. By default the run's, else 0.7."""
     max_new_tokens: int | None = None
@@ -85,6 +87,8 @@ class Config:
         """Raises InputError for a value out of range, an unknown reward, a faulty domain or tasks file, or a subject that is not there."""
         from rewards import check_reward
 
+        if self.best_of is not None and self.best_of < 2:
+            raise InputError(f"--best-of {self.best_of}: must be 2 or more, for the reward to have a choice")
         for name in ("tasks", "samples", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -202,6 +206,7 @@ def main(config: Config) -> int:
     from agents.evaluation.page import write_page
     from agents.evaluation.report import make_report
 
+    config = replace(config, samples=config.best_of or config.samples)
     subjects = subjects_of(config)
     settings = resolved(config, subjects)
     cases = cases_of(config, settings["domain"])
@@ -300,6 +305,10 @@ def show(report: Mapping[str, Any]) -> None:
         if subject["not_executed"]:
             why = next((row["reason"] for row in subject["reasons"] if row["status"] == "not_executed"), "")
             print(f"{subject['not_executed']} commands were not executed and count neither way: {why}")
+        if row := subject["best_of_k"]:
+            p = "" if row["p"] is None else f", McNemar p = {row['p']:.3g}"
+            about = f"best of {k} by {report['settings']['reward']} against greedy"
+            print(f"{subject['name']}, {about}: {_with_interval(row, sign='+')}{p}: {row['verdict']}")
     for comparison in report["comparisons"]:
         for metric, row in comparison["all"].items():
             p = "" if row["p"] is None else f", {row['gained']} gained, {row['lost']} lost, McNemar p = {row['p']:.3g}"

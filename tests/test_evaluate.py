@@ -426,3 +426,17 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert "--tasks-file" in said and "Held-out tasks of each domain" in said
+
+
+def test_best_of_n_against_greedy(command: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    report = command("--model", "embedded", "--domain", "network", "--best-of", "3")
+    assert report["k"] == report["settings"]["samples"] == 3
+    (subject,) = report["subjects"]
+    gain = subject["all"]["best_of_k"]["value"] - subject["all"]["greedy"]["value"]
+    assert subject["best_of_k"]["value"] == pytest.approx(gain)
+    assert "best of 3 by likelihood against greedy: " in capsys.readouterr().out
+
+
+def test_best_of_one_is_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(Config, main, ["--model", "embedded", "--best-of", "1"], "evaluate") == 2
+    assert capsys.readouterr().err.startswith("error: --best-of 1: must be 2 or more")

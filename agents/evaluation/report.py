@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.heldout import Answer
-from agents.evaluation.paired import difference
+from agents.evaluation.paired import Difference, difference
 from agents.evaluation.statistics import bins, estimates, risk_coverage, table
 from envs.schema import EMBEDDED
 from envs.verify import Case, how_verified
@@ -52,6 +52,7 @@ def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
             for coverage, risk, score in risk_coverage(laid.truths_P_G, laid.scores_P_G)
         ],
         "calibration": [{"score": score, "right": right, "samples": size} for score, right, size in bins(laid.truths_P_G, laid.scores_P_G)],
+        "best_of_k": _plain(difference(laid.means_P["greedy"], laid.means_P["best_of_k"])) if laid.scores_P_G.shape[1] > 1 else None,
         "reasons": _reasons(answers),
         "not_executed": sum(judged.verdict.status == "not_executed" for answer in answers for judged in answer.commands),
         "exact_but": _against_exact(answers),
@@ -166,4 +167,8 @@ def _by_part(first: Sequence[Answer], second: Sequence[Answer], k: int, key: Any
 def _differences(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
     left, right = table(first, k).means_P, table(second, k).means_P
     found = {name: difference(left[name], right[name]) for name in ("greedy", "pass@1", f"pass@{k}", "inverse", "reward") if name in left}
-    return {name: {**asdict(value), "verdict": value.verdict} for name, value in found.items()}
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Difference) -> dict[str, Any]:
+    return {**asdict(value), "verdict": value.verdict}
