@@ -102,9 +102,14 @@ def compare(reference: str, command: str, ordered: bool) -> Verdict:
 
 def _run(command: str, tree: Tree) -> Execution:
     done = execute(command, tree, wall=WALL)
-    if done.ended == "timeout" and execute("true").seconds > STALLED:  # it is the machine that is slow
-        done = execute(command, tree, wall=PATIENCE)
+    if done.ended == "timeout":  # once more: the machine may be slow, and a sandbox was seen, if rarely, to miss the end of a command
+        done = execute(command, tree, wall=PATIENCE if execute("true").seconds > STALLED else WALL)
     return done
+
+
+def _run_reference(reference: str, tree: Tree) -> Execution:
+    done = execute(reference, tree, wall=WALL)
+    return execute(reference, tree, wall=PATIENCE) if done.ended == "timeout" else done
 
 
 _locks = [threading.Lock() for _ in range(64)]
@@ -123,7 +128,7 @@ def reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict:
 def _reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict:
     names = names_of(reference)
     trees = [make_tree(names, number) for number in range(TREES)]
-    results = [(tree, execute(reference, tree, wall=PATIENCE)) for tree in trees]
+    results = [(tree, _run_reference(reference, tree)) for tree in trees]
     for tree, wanted in results:
         if wanted.ended == "timeout":
             raise TimeoutError(f"the reference does not end within {PATIENCE:g} s: {reference}")
@@ -131,7 +136,7 @@ def _reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict
             return Verdict("not_executed", f"the reference does not run here: {_ending(wanted)}: {reference}")
         if wanted.exit_code and wanted.stderr:
             return Verdict("not_executed", f"the reference fails here: {_first_line(wanted.stderr)}: {reference}")
-        again = execute(reference, tree, wall=PATIENCE) if tree is trees[0] else wanted
+        again = _run_reference(reference, tree) if tree is trees[0] else wanted
         if _judge(tree, wanted, again, True, 1) is not None:
             return Verdict("not_executed", f"the reference does not do the same twice: {reference}")
     if all(not wanted.stdout and wanted.tree is not None and not _trees_differ(tree, tree, wanted.tree) for tree, wanted in results):
