@@ -207,7 +207,7 @@ def train(config: Config, session: Session) -> int:
             if not monitor.scores:
                 monitor.scored(before.groups)
             monitor.scored(after.groups)
-            health = {**policy_metrics(policy, after.rollouts), **text_metrics(after.rollouts), **keep(cycle)}
+            health = {**policy_metrics(policy, after.groups), **text_metrics(after.rollouts), **keep(cycle)}
             health["reward/current_minus_base"] = inverter_gap(session.reward, after.groups[:GAP_TASKS], seed_of(config.seed, cycle, "gap"))
             alarms, alarm_lines = monitor.observe({**health, **truth})
             watched_in = time.perf_counter() - watching
@@ -219,7 +219,7 @@ def train(config: Config, session: Session) -> int:
                 results["eval"]["end"] = whole_of(session, results["kept"], cycle)
             finished_in = time.perf_counter() - finishing
 
-            scored += len(before.rollouts) + len(after.rollouts)
+            scored += len(before.rollouts)  # the axis of all trainers: candidates to learn from; AFTER only measures
             entry = {"cycle": cycle, "before": summary(before, accepted), "after": summary(after, accepted_after), "eval": truth}
             entry["improvement"] = entry["after"]["mean_score"] - entry["before"]["mean_score"]  # type: ignore[index]
             results["cycles"].append(entry)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from envs.grammar import stream
 from envs.types import Reward, Score, Task
-from rewards.gates import LONGEST, with_inverter
+from rewards.gates import LONGEST, Wrapper
 
 EMPTY = Score(None, reason="empty command")
 
@@ -21,7 +21,7 @@ class Random:
         return [[Score(rng.random()) if command.strip() else EMPTY for command in commands] for _, commands in groups]
 
 
-class Shuffled:
+class Shuffled(Wrapper):
     """The scores of another reward, dealt out anew over all candidates of a call: its distribution without its information.
 
     Who abstains stays as it is. A call with one candidate has nothing to shuffle: it gives that candidate its own score.
@@ -29,16 +29,6 @@ class Shuffled:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-
-    @property
-    def inverter(self) -> str:
-        """That of the reward; AttributeError where it has none."""
-        which: str = self.reward.inverter  # type: ignore[attr-defined]
-        return which
-
-    @inverter.setter
-    def inverter(self, which: str) -> None:
-        self.reward = with_inverter(self.reward, which)
 
     def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
         """Scores [P][G]."""

@@ -163,16 +163,10 @@ def _parses_as_sql(command: str) -> bool:
     return bool(command.strip())
 
 
-class Gated:
-    """A reward behind the gates. A candidate that does not pass has the value 0; under an unbounded reward, where 0 may be good, None.
+class Wrapper:
+    """A reward around another one, whose inverter is that one's."""
 
-    Args:
-        reward: gets every command without comments and prose.
-        bounded: whether the reward's scale begins at 0.
-    """
-
-    def __init__(self, reward: Reward, *, bounded: bool = True) -> None:
-        self.reward, self.bounded = reward, bounded
+    reward: Reward
 
     @property
     def inverter(self) -> str:
@@ -183,6 +177,18 @@ class Gated:
     @inverter.setter
     def inverter(self, which: str) -> None:
         self.reward = with_inverter(self.reward, which)
+
+
+class Gated(Wrapper):
+    """A reward behind the gates. A candidate that does not pass has the value 0; under an unbounded reward, where 0 may be good, None.
+
+    Args:
+        reward: gets every command without comments and prose.
+        bounded: whether the reward's scale begins at 0.
+    """
+
+    def __init__(self, reward: Reward, *, bounded: bool = True) -> None:
+        self.reward, self.bounded = reward, bounded
 
     def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
         """Scores [P][G], with the gates' factors among their parts."""

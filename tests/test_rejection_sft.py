@@ -72,7 +72,7 @@ def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert all(row["accepted"] == (row["score"] is not None and row["score"] >= 0.5) for row in part)
     assert len({row["task"] for row in rows if row["cycle"] == 1 and row["phase"] == "before"}) == 6
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in metrics] == [0, 36, 72]
+    assert [line["step"] for line in metrics] == [0, 18, 36]  # what BEFORE scored: AFTER only measures
     wanted = {"reward/mean", "reward/cosine", "reward/abstained", "select/acceptance", "train/loss", "policy/kl", "policy/entropy"}
     assert wanted | {"policy/length", "policy/distinct", "eval/greedy"} <= set(metrics[-1])
     timings = [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]

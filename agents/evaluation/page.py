@@ -48,25 +48,28 @@ COVERAGES = (0.1, 0.25, 0.5, 0.75, 1.0)
 NOTHING: Estimate = {"value": None, "low": None, "high": None, "tasks": 0}
 
 
-def write_page(report: Mapping[str, Any], path: Path) -> None:
-    """Writes the report, plain values as in report.json, as HTML.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+def page_environment(folder: Path) -> Environment:
+    """Templates of a folder, in which all that is shown is escaped and made visible, with the filters for numbers."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"number": number, "signed": signed, "interval": interval, "p_value": p_value}
+    return environment
+
+
+def write_page(report: Mapping[str, Any], path: Path) -> None:
+    """Writes the report, plain values as in report.json, as HTML.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {
-        "number": number,
-        "signed": signed,
-        "interval": interval,
-        "p_value": p_value,
         "place": place,
         "marked": marked,
         "intent_order": weakest_first,

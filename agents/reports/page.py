@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from agents.evaluation.page import interval, number, p_value, signed, visible
+from agents.evaluation.page import page_environment
 
 
 def write_page(template: str, path: Path, filters: Mapping[str, Any], **values: Any) -> None:
@@ -22,19 +21,8 @@ def write_page(template: str, path: Path, filters: Mapping[str, Any], **values: 
     Raises:
         OSError: the file cannot be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {
-        "number": number,
-        "signed": signed,
-        "interval": interval,
-        "p_value": p_value,
         "thousands": lambda value: "–" if value is None else f"{value:,.0f}",
         "value": setting,
         **filters,

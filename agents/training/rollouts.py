@@ -86,14 +86,15 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     }
 
 
-def policy_metrics(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+def policy_metrics(policy: Policy, groups: Sequence[Sequence[Rollout]]) -> dict[str, float | None]:
     """`policy/entropy`, `policy/kl` to the base, `policy/length`, `policy/truncated`.
 
     Entropy and KL are those of the whole next-token distribution at temperature 1, in nats, averaged over the tokens of the
-    candidates; these were drawn at the sampling temperature.
+    first candidate of each task; these were drawn at the sampling temperature. The rest is over all candidates.
     """
-    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
-    entropy, divergence = policy.entropy_and_kl([(p, r.completion.token_ids) for p, r in zip(prompts, rollouts, strict=True)])
+    rollouts = [rollout for group in groups for rollout in group]
+    prompts = policy.prompt_ids([forward_prompt(group[0].task) for group in groups])
+    entropy, divergence = policy.entropy_and_kl([(p, group[0].completion.token_ids) for p, group in zip(prompts, groups, strict=True)])
     return {
         "policy/entropy": entropy,
         "policy/kl": divergence,

@@ -7,7 +7,7 @@
       timings.jsonl        the wall-clock values
       rollouts.jsonl       every candidate with its scores
       truth.jsonl          every held-out command with its verdict: written by the evaluation, read by no training code
-      tensorboard/         events; the x-axis is the number of candidates scored
+      tensorboard/         events; the x-axis is the number of candidates scored to learn from
       checkpoints/cycle-0003/   what `save` wrote, state.json, and COMPLETE: the sha256 sum of every file
 
 A checkpoint is written to a temporary folder, synced and renamed, so it is either whole or not there. It records how many lines
@@ -153,7 +153,7 @@ class Run:
         """Logs metrics: `time/*` to timings.jsonl, the others to metrics.jsonl, all to TensorBoard. None is left out.
 
         Args:
-            step: candidates scored so far, the x-axis.
+            step: candidates scored so far to learn from, the x-axis; what only measures is not counted.
 
         Raises:
             ValueError: a value is NaN or infinite; the message names the metric.
