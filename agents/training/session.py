@@ -42,7 +42,13 @@ class Evaluation(Protocol):
 
 @dataclass
 class Session:
-    """A run under way. `state`: what the last checkpoint kept, empty for a new run. `probes`: the tasks of `--keep best`."""
+    """A run under way.
+
+    Attributes:
+        state: what the last checkpoint kept, empty for a new run.
+        checkpoint: its folder.
+        probes: the tasks of `--keep best`.
+    """
 
     policy: Policy
     source: Source
@@ -50,6 +56,7 @@ class Session:
     evaluate: Evaluation
     run: Run
     state: Mapping[str, Any]
+    checkpoint: Path | None
     probes: list[Task]
 
 
@@ -124,4 +131,5 @@ def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
     for note in run.notes:
         print(note, flush=True)
     evaluation.attach(run)
-    return Session(policy, source, reward, evaluation, run, restored[0] if restored else {}, probes)
+    state, checkpoint = restored or ({}, None)
+    return Session(policy, source, reward, evaluation, run, state, checkpoint, probes)
