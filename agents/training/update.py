@@ -1,9 +1,11 @@
-"""Supervised fine-tuning on completions: the one gradient step that rejection sampling and its relatives share."""
+"""What updates share: supervised fine-tuning on completions, an optimizer that is resumed, and a guard against learning nothing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -11,7 +13,47 @@ from agents.policy.model import Policy, seeded
 from agents.training.config import TrainingError
 from envs.grammar import stream
 
+OPTIMIZER_FILE = "optimizer.pt"  # beside the adapter in a checkpoint
 Example = tuple[Sequence[int], Sequence[int]]  # prompt token ids, completion token ids with the end-of-sequence token
+
+
+@contextmanager
+def updating(policy: Policy, lr: float, *stream_parts: object) -> Iterator[None]:
+    """Around an update phase: the model in training mode, torch's randomness from (seed, cycle, purpose).
+
+    Raises:
+        TrainingError: the phase left the adapter as it was, byte for byte.
+    """
+    before = policy.adapter_hash()
+    policy.model.train()
+    try:
+        with seeded("dropout", *stream_parts):
+            yield
+    finally:
+        policy.model.zero_grad(set_to_none=True)
+        policy.model.eval()
+    if policy.adapter_hash() == before:
+        raise TrainingError(f"training left the adapter as it was: nothing was learnt (--lr {lr:g}?)")
+
+
+def finite(what: str, value: float, step: int) -> float:
+    """The value; TrainingError where it is NaN or infinite."""
+    if not math.isfinite(value):
+        raise TrainingError(f"the {what} is {value} at step {step}: lower --lr; the last checkpoint is intact")
+    return value
+
+
+def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, restored: Path | None) -> torch.optim.AdamW:
+    """AdamW without weight decay; with the moments of the checkpoint that a run goes on from."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    if restored is not None and (restored / OPTIMIZER_FILE).is_file():
+        optimizer.load_state_dict(torch.load(restored / OPTIMIZER_FILE, weights_only=True))
+    return optimizer
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Writes the moments into a checkpoint's folder."""
+    torch.save(optimizer.state_dict(), folder / OPTIMIZER_FILE)
 
 
 def fine_tune(
@@ -34,35 +76,24 @@ def fine_tune(
     """
     if not examples:
         raise ValueError("no examples to train on")
-    before = policy.adapter_hash()
-    optimizer = torch.optim.AdamW(policy.trainable(), lr=lr, weight_decay=0.0)
+    optimizer = adamw(policy.trainable(), lr, None)
     losses: list[float] = []  # summed over the tokens of a step
     norms: list[float] = []
     tokens = 0
-    policy.model.train()
-    try:
-        with seeded("dropout", *stream_parts):
-            for epoch in range(epochs):
-                order = list(range(len(examples)))
-                stream("order", epoch, *stream_parts).shuffle(order)
-                for start in range(0, len(order), batch_size):
-                    logprobs_B_T, mask_B_T = policy.token_logprobs([examples[row] for row in order[start : start + batch_size]])
-                    values = logprobs_B_T[mask_B_T]
-                    loss = -values.mean()
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    norms.append(float(torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)))
-                    losses.append(loss.item() * len(values))
-                    tokens += len(values)
-                    for name, value in (("loss", losses[-1]), ("gradient", norms[-1])):
-                        if not math.isfinite(value):
-                            raise TrainingError(f"the {name} is {value} at step {len(norms)}: lower --lr; the last checkpoint is intact")
-                    optimizer.step()
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-        policy.model.eval()
-    if policy.adapter_hash() == before:
-        raise TrainingError(f"{len(losses)} training steps left the adapter as it was: nothing was learnt (--lr {lr:g}?)")
+    with updating(policy, lr, *stream_parts):
+        for epoch in range(epochs):
+            order = list(range(len(examples)))
+            stream("order", epoch, *stream_parts).shuffle(order)
+            for start in range(0, len(order), batch_size):
+                logprobs_B_T, mask_B_T = policy.token_logprobs([examples[row] for row in order[start : start + batch_size]])
+                values = logprobs_B_T[mask_B_T]
+                loss = -values.mean()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                tokens += len(values)
+                losses.append(finite("loss", loss.item() * len(values), len(losses) + 1))
+                norms.append(finite("gradient", float(torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)), len(losses)))
+                optimizer.step()
     return {
         "train/loss": math.fsum(losses) / tokens,
         "train/grad_norm": math.fsum(norms) / len(norms),
