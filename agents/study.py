@@ -83,7 +83,7 @@ def main(config: Config) -> int:
                 given = f" --output {config.output}" if config.output not in (None, OUTPUT) else ""
                 print(f"interrupted: go on with python -m agents.study {config.file}{given}", file=sys.stderr)
                 return 130 if isinstance(stop, KeyboardInterrupt) else 143
-        study = summarize(plan, *found(plan, folder, failed))
+        study = summarize(plan, *found(plan, folder, failed)) | {"command": f"python -m agents.study {config.file}"}
         study["failed"] += [{"arm": name, "seed": None, "why": why} for name, why in failed.items() if name.startswith("evaluate ")]
         write_study(study, folder)
     if config.json:

@@ -209,9 +209,44 @@ def test_other_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert message in error and error.count("\n") == 1
 
 
-def test_the_studies_that_come_with_the_project_are_sound() -> None:
+def test_why_it_works_by_intent_and_over_models(three: Path) -> None:
+    def estimate(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "tasks": 20}
+
+    def theory(name: str, inverse: float) -> None:
+        intents = {
+            f"shell: {row}": {"inverse": estimate(inverse - 0.1 * row), "auc_within": estimate(0.9 - 0.1 * row), "greedy": estimate(0.5)}
+            for row in range(4)
+        }
+        whole = {key: estimate(inverse) for key in ("inverse", "auc", "auc_within", "greedy")}
+        report = {"subjects": [{"model": name, "all": whole, "intents": intents}], "settings": {"reward": "similarity"}}
+        folder = three / "out" / "theory" / name
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps(report))
+        (folder / "report.html").write_text("")
+
+    theory("similar", 0.9)
+    theory("upper", 0.6)
+    _, folder = study(three, THREE + "theory: [similar, upper]\n", "--jobs", "0")
+    found = json.loads((folder / "study.json").read_text())["theory"]
+    assert found["similar"]["correlation"]["value"] == pytest.approx(1.0) and found["similar"]["correlation"]["pairs"] == 4
+    assert found["upper"]["against_reference"]["value"] == pytest.approx(0.2)
+    table = (folder / "STUDY.md").read_text()
+    assert "| arm | reward | inverse accuracy | AUC | AUC within a task | gain | less the reference |" in table
+    row = next(line for line in table.splitlines() if line.startswith("| similar | similarity | 0.900 | 0.900 | 0.900 | +0.200"))
+    assert "+0.150" in row and row.rstrip(" |").endswith("+1.000 [+1.000, +1.000]")
+    for name in ("theory.png", "boundary.png"):
+        assert (folder / name).is_file() and f"]({name})" in table
+    assert 'id="theory"' in (folder / "index.html").read_text()
+
+
+def test_the_studies_that_come_with_the_project_are_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("noise-0.5", "noise-0.9", "noise-0.99", "shared-0.3", "shared-0.6", "shared-0.8"):
+        (tmp_path / "runs" / "models" / name).mkdir(parents=True)  # its file says how to make these
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
     paths = sorted((CONFIGS.parent / "studies").glob("*.yaml"))
-    assert {"embedded", "smoke"} <= {path.stem for path in paths}
+    assert {"boundary", "embedded", "smoke"} <= {path.stem for path in paths}
     plans = {path.stem: read_plan(path) for path in paths}
     arms = plans["embedded"].arms
     assert all(arms[name].resolved["cycles"] * arms[name].resolved["tasks"] * 3 == 1500 for name in ("likelihood", "similarity", "truth"))

@@ -172,19 +172,19 @@ def clouds(path: Path, points: Sequence[tuple[float, float, str]], across: str, 
         _legend(axes.figure, grid, 4)
 
 
-def boundary(path: Path, points: Sequence[tuple[str, float, Mapping[str, Any]]], across: str, up: str) -> None:
-    """(label, x, estimate): a value with its interval over x."""
-    with _figure(path, 7.2, 4.2) as grid:
-        axes = grid[0][0]
-        axes.axhline(0, color="#9aa4ae", linewidth=1)
-        for _, x, estimate in points:
-            colour = SHOWN.get(estimate["verdict"], GREY)
-            if estimate["low"] is not None:
-                axes.plot([x, x], [estimate["low"], estimate["high"]], color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
-            axes.plot(x, estimate["value"], "o", color=colour, markersize=5.5)
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
-        _labels(axes, [(x, estimate["value"], label) for label, x, estimate in points])
+def boundary(path: Path, panels: Sequence[tuple[str, Sequence[tuple[str, float, Mapping[str, Any]]]]], up: str) -> None:
+    """A panel for each (what is across, points); a point is (label, x, estimate), a value with its interval over x."""
+    with _figure(path, 5.4 * len(panels), 4.0, 1, len(panels)) as grid:
+        for axes, (across, points) in zip(grid[0], panels, strict=True):
+            axes.axhline(0, color="#9aa4ae", linewidth=1)
+            for _, x, estimate in points:
+                colour = SHOWN.get(estimate["verdict"], GREY)
+                if estimate["low"] is not None:
+                    axes.plot([x, x], [estimate["low"], estimate["high"]], color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
+                axes.plot(x, estimate["value"], "o", color=colour, markersize=5.5)
+            axes.set_xlabel(across)
+            axes.set_ylabel(up)
+            _labels(axes, [(x, estimate["value"], label) for label, x, estimate in points])
 
 
 def _labels(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:

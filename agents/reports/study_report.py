@@ -42,7 +42,16 @@ MAIN = (
     "own score",
 )
 HEALTH = ("arm", "distinct, first → last", "entropy", "length", "alarms", "candidates", "seconds")
-THEORY = ("arm", "reward", "inverse accuracy", "AUC", "AUC within a task", "gain", "rank correlation of inverse and AUC over intents")
+THEORY = (
+    "arm",
+    "reward",
+    "inverse accuracy",
+    "AUC",
+    "AUC within a task",
+    "gain",
+    "less the reference",
+    "rank correlation of inverse and AUC over intents",
+)
 
 
 def write_study(study: Mapping[str, Any], folder: Path) -> None:
@@ -56,7 +65,7 @@ def write_study(study: Mapping[str, Any], folder: Path) -> None:
         for path in folder.glob(pattern):
             path.unlink()
     draw(study, folder)
-    (folder / "STUDY.md").write_text(markdown(study), encoding="utf-8")
+    (folder / "STUDY.md").write_text(markdown(study, folder), encoding="utf-8")
     write_page(
         "study.html.jinja",
         folder / "index.html",
@@ -156,10 +165,14 @@ def label(name: str, arm: Mapping[str, Any]) -> str:
 # ---- Markdown ----
 
 
-def markdown(study: Mapping[str, Any]) -> str:
-    """The tables as Markdown."""
+def markdown(study: Mapping[str, Any], folder: Path) -> str:
+    """The tables as Markdown, with the charts that are in the folder."""
     arms = study["arms"]
-    lines = [f"# Study {study['study']}", "", *([study["about"], ""] if study["about"] else [])]
+
+    def picture(name: str, text: str) -> list[str]:
+        return [f"![{text}]({name})", ""] if (folder / name).is_file() else []
+
+    lines = [f"# Study {study['study']}", "", f"    {study['command']}", "", *([study["about"], ""] if study["about"] else [])]
     lines += [
         f"{len(arms)} arms, {study['finished']} of {study['runs']} runs finished, {minutes(study['seconds'])} of one core in their cycles.",
         "",
@@ -170,10 +183,15 @@ def markdown(study: Mapping[str, Any]) -> str:
         lines += ["Failed runs, which count nowhere:", ""]
         lines += [f"- {row['arm']}, seed {row['seed']}: {_cell(row['why'])}" for row in study["failed"]]
         lines += [""]
-    for group, names in study["groups"].items():
-        lines += [f"## {_first_up(group)}", "", *_head(MAIN)]
+    for place, (group, names) in enumerate(study["groups"].items(), 1):
+        lines += [f"## {_first_up(group)}", "", *picture(f"forest-{place}.png", "gain of each arm, with intervals"), *_head(MAIN)]
         lines += [_row(_main_cells(name, arms[name])) for name in names]
         lines += ["", *_head(HEALTH), *(_row(_health_cells(name, arms[name])) for name in names), ""]
+        lines += picture(f"curves-{place}.png", "held-out truth over candidates scored")
+    if own := [*picture("score.png", "change of its own score against gain"), *picture("reward.png", "own score and truth")]:
+        lines += ["## Own score against truth", "", *own]
+    if by_intent := picture("intents.png", "gain by intent"):
+        lines += ["## Gain by intent", "", *by_intent]
     if domains := _domains(study):
         lines += ["## Transfer between domains", "", *_head(("arm", "trained on", *domains))]
         for name, arm in arms.items():
@@ -182,14 +200,14 @@ def markdown(study: Mapping[str, Any]) -> str:
                 lines += [_row([label(name, arm), arm["domain"], *cells])]
         lines += [""]
     if study["theory"]:
-        lines += ["## Why it works, and when it stops", ""]
-        lines += _head(
-            "arm | reward | inverse accuracy | reward AUC | within a task | gain | rank correlation of inverse and AUC over intents"
-        )
+        lines += ["## Why it works, and when it stops", "", *picture("theory.png", "AUC by intent over accuracy of the inverse")]
+        lines += _head(THEORY)
         for name, row in study["theory"].items():
             cells = [number(row[key]["value"]) for key in ("inverse", "auc", "auc_within")]
-            lines += [_row([name, row["reward"], *cells, _estimate(row["gain"]), _told(row["correlation"])])]
-        lines += [""]
+            lines += [
+                _row([name, row["reward"], *cells, _estimate(row["gain"]), _estimate(row["against_reference"]), _told(row["correlation"])])
+            ]
+        lines += ["", *picture("boundary.png", "gain over accuracy of the inverse direction and over the AUC of the reward")]
     return "\n".join([*lines, "## How to read it", "", *(f"- {note}" for note in notes(study)), ""])
 
 
@@ -313,13 +331,17 @@ def _draw_theory(study: Mapping[str, Any], folder: Path) -> None:
     points = [(row["inverse"], row["auc"], name) for name, theory in study["theory"].items() for row in theory["intents"]]
     if points:
         charts.clouds(folder / "theory.png", points, "references of the intent read back rightly", "AUC of the reward within a task")
-    models = [
-        (name, row) for name, row in study["theory"].items() if row["gain"]["value"] is not None and row["inverse"]["value"] is not None
+    against = all(row["against_reference"]["value"] is not None for row in study["theory"].values())
+    models = [(name, row, row["against_reference" if against else "gain"]) for name, row in study["theory"].items()]
+    models = [(name, row, gain) for name, row, gain in models if gain["value"] is not None]
+    across = {
+        "inverse": "accuracy of the inverse direction before training",
+        "auc_within": "AUC of the reward within a task, before training",
+    }
+    panels = [
+        (text, [(name, row[key]["value"], gain) for name, row, gain in models if row[key]["value"] is not None])
+        for key, text in across.items()
     ]
-    if len(models) > 1:
-        charts.boundary(
-            folder / "boundary.png",
-            [(name, row["inverse"]["value"], row["gain"]) for name, row in models],
-            "accuracy of the inverse direction before training",
-            "gain in held-out greedy truth",
-        )
+    if all(len(points) > 1 for _, points in panels):
+        up = "gain in held-out greedy truth" + (", less that of the reference" if against else "")
+        charts.boundary(folder / "boundary.png", panels, up)

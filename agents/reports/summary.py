@@ -210,6 +210,7 @@ def theory_of(plan: Plan, reports: Mapping[str, Any], arms: Mapping[str, Mapping
             "auc_within": subject["all"]["auc_within"],
             "greedy": subject["all"]["greedy"],
             "gain": arms[name]["gain"],
+            "against_reference": arms[name]["against_reference"],
             "intents": intents,
             "correlation": rank_correlation([(row["inverse"], row["auc"]) for row in intents]),
         }
