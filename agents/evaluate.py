@@ -205,6 +205,7 @@ def main(config: Config) -> int:
     """Measures every subject, compares each with the first, writes the report and prints it in short."""
     from agents.evaluation.page import write_page
     from agents.evaluation.report import make_report
+    from rewards import reward_info
 
     config = replace(config, samples=config.best_of or config.samples)
     subjects = subjects_of(config)
@@ -220,7 +221,8 @@ def main(config: Config) -> int:
         ({"name": subject.name, "model": subject.model, "adapter": subject.adapter}, measure(subject, settings, config, cases))
         for subject in subjects
     ]
-    shown = {**settings, "samples": config.samples, "tasks_file": config.tasks_file}
+    labelled = reward_info(settings["reward"]).labelled
+    shown = {**settings, "labelled": labelled, "samples": config.samples, "tasks_file": config.tasks_file}
     report = make_report(shown, config.samples, measured)
     try:
         (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from envs.verify.verdict import Verdict
 RIGHT = Verdict("correct")
 WRONG = Verdict("wrong", "other output", "tree 1: 2 lines instead of 3")
 SKIPPED = Verdict("not_executed", "bubblewrap is missing: run `make setup`")
-SETTINGS = {"domain": "all", "reward": "likelihood", "temperature": 0.7}
+SETTINGS = {"domain": "all", "reward": "likelihood", "labelled": False, "temperature": 0.7}
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta"}
 
 
@@ -72,6 +72,13 @@ def page_of(report: dict[str, Any], folder: Path) -> str:
     page = path.read_text(encoding="utf-8")
     Balanced().feed(page)
     return page
+
+
+def test_a_reward_that_knows_the_truth_is_marked(one: dict[str, Any], tmp_path: Path) -> None:
+    assert "sees no label" in page_of(one, tmp_path)
+    settings = {**one["settings"], "reward": "truth", "labelled": True}
+    page = page_of({**one, "settings": settings}, tmp_path)
+    assert "is labelled" in page and "sees no label" not in page
 
 
 def words_of(page: str) -> str:

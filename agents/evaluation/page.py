@@ -83,9 +83,9 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         k=k,
         subjects=report["subjects"],
         comparisons=list(zip(report["comparisons"], report["subjects"][1:], strict=True)),
-        metrics=_labelled(METRICS, k),
-        reward_metrics=_labelled(REWARD_METRICS, k),
-        differences=[row for row in _labelled(METRICS + REWARD_METRICS, k) if row[0] in {f"pass@{k}", *DIFFERENCES}],
+        metrics=_with_k(METRICS, k),
+        reward_metrics=_with_k(REWARD_METRICS, k),
+        differences=[row for row in _with_k(METRICS + REWARD_METRICS, k) if row[0] in {f"pass@{k}", *DIFFERENCES}],
         groups=groups,
         estimate=lambda row, name: (row or {}).get(name) or NOTHING,
         style=lambda index: f"s{(index if len(report['subjects']) > 1 else 1) % STYLES}",
@@ -145,7 +145,7 @@ def place(value: float, low: float = 0.0, high: float = 1.0) -> str:
     return f"{100 * (min(max(value, low), high) - low) / (high - low):.4g}%"
 
 
-def _labelled(rows: Iterable[tuple[str, str, str]], k: int) -> list[tuple[str, str, str]]:
+def _with_k(rows: Iterable[tuple[str, str, str]], k: int) -> list[tuple[str, str, str]]:
     """(key in the report, label, meaning) with K filled in, each key once: with one sample, pass@K is pass@1."""
     found: dict[str, tuple[str, str, str]] = {}
     for key, label, meaning in rows:
