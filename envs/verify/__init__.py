@@ -158,8 +158,8 @@ def verify(tasks: Sequence[Task], commands: Sequence[str], cases: Sequence[Case]
         None if case is None else (case.task.domain, case.reference, case.ordered, command)
         for case, command in zip(found, commands, strict=True)
     ]
-    todo = list(dict.fromkeys(key for key in keys if key is not None))
-    verdicts = dict(zip(todo, _pool().map(_tried, todo), strict=True))
+    pending = list(dict.fromkeys(key for key in keys if key is not None))
+    verdicts = dict(zip(pending, _pool().map(_tried, pending), strict=True))
     nothing = Verdict("not_executed", "the task has no reference")
     return [nothing if key is None else verdicts[key] for key in keys]
 

@@ -461,13 +461,13 @@ def _children(pid: int) -> list[int]:
 
 def _too_much(init: int) -> bool:
     """Whether a sandbox's processes together have too much memory, or its file systems too many files."""
-    memory, todo = 0, [init]
-    while todo:
+    memory, pending = 0, [init]
+    while pending:
         with contextlib.suppress(OSError, IndexError, ValueError):  # it ended while we looked
-            pid = todo.pop()
+            pid = pending.pop()
             memory += int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
             for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - the watch must be cheap
-                todo += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+                pending += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
     files = 0
     for name in ("box", "tmp", "dev/shm"):
         with contextlib.suppress(OSError):
