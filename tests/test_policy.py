@@ -672,3 +672,24 @@ def test_save_model_is_not_uniform(tmp_path: Path, policy: Policy) -> None:
     assert save_model(tmp_path, policy.tokenizer).is_dir()
     values = [value for row in policy.logprobs(PROMPTS, PROMPTS) for value in row]
     assert np.std(values) > 1.0
+
+
+@pytest.mark.parametrize("which", ["pocket", "plain", "foreign_mistral"])
+def test_prompts_are_read_once_and_completions_are_the_same(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(str(request.getfixturevalue(which)))
+    stir(policy)
+    prompts = ["list all files", "count the lines of notes.txt and say how many there are", "ping db.test"]
+    widths: list[int] = []
+    read = policy._read
+    monkeypatch.setattr(policy, "_read", lambda inputs, mask, of_row: widths.append(len(inputs)) or read(inputs, mask, of_row))
+    once = policy.generate(prompts, 4, temperature=0.9, max_new_tokens=12, seed=3)
+    assert widths == [3]
+    policy._reads_ahead = False
+    each = policy.generate(prompts, 4, temperature=0.9, max_new_tokens=12, seed=3)
+    for row, other in zip(once, each, strict=True):
+        for one, two in zip(row, other, strict=True):
+            assert (one.text, one.token_ids, one.truncated) == (two.text, two.token_ids, two.truncated)
+            assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
+    assert len({completion.text for row in once for completion in row}) > 6

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import warnings
@@ -18,7 +19,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
 from envs.grammar import unit
@@ -79,6 +80,8 @@ class Policy:
         self._end_of_line = _EndOfLine(self._texts, self.device)
         eos = model.generation_config.eos_token_id
         self._eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        takes = inspect.signature(model.get_base_model().forward).parameters
+        self._reads_ahead = {"position_ids", "past_key_values", "logits_to_keep"} <= set(takes)
         # Many models bring a repetition penalty and the like, with which log-probabilities are not those of what is sampled.
         model.generation_config = GenerationConfig()  # type: ignore[assignment]
         model.eval()
@@ -133,11 +136,15 @@ class Policy:
 
     def _decode(self, rows: list[list[int]], temperature: float, max_new_tokens: int) -> list[Completion]:
         width = max(map(len, rows))
-        inputs = torch.full((len(rows), width), self.pad, device=self.device)
+        unique = {tuple(ids): at for at, ids in enumerate(dict.fromkeys(map(tuple, rows)))}
+        inputs = torch.full((len(unique), width), self.pad, device=self.device)
         mask = torch.zeros_like(inputs)
-        for row, ids in enumerate(rows):
-            inputs[row, width - len(ids) :] = torch.tensor(ids, device=self.device)
-            mask[row, width - len(ids) :] = 1
+        for ids, at in unique.items():
+            inputs[at, width - len(ids) :] = torch.tensor(ids, device=self.device)
+            mask[at, width - len(ids) :] = 1
+        of_row = torch.tensor([unique[tuple(ids)] for ids in rows], device=self.device)
+        read = self._read(inputs, mask, of_row) if len(unique) < len(rows) else {}
+        inputs, mask = inputs[of_row], mask[of_row]
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
         output: Any = self.model.generate(
             input_ids=inputs,
@@ -151,12 +158,32 @@ class Policy:
                 **sampling,
             ),
             stopping_criteria=StoppingCriteriaList([self._end_of_line.after(width)]),
+            **read,
         )
         tokens = output.sequences[:, width:]
         logprobs = torch.stack(
             [logits.log_softmax(-1).gather(1, tokens[:, step, None])[:, 0] for step, logits in enumerate(output.logits)], dim=1
         )
         return [self._completion(ids, values) for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+
+    def _read(self, inputs: Tensor, mask: Tensor, of_row: Tensor) -> dict[str, Any]:
+        """Reads each prompt once, however many completions it gets: `past_key_values` for `generate`, where the model can be read so.
+
+        Args:
+            inputs, mask: U different prompts, left-padded to W (U, W); all but the last token is read.
+            of_row: which of them each row begins with.
+        """
+        if not self._reads_ahead or inputs.shape[1] < 2:
+            return {}
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        with torch.no_grad():
+            cache = self.model(
+                input_ids=inputs[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True, logits_to_keep=1
+            ).past_key_values
+        if type(cache) is not DynamicCache:  # sliding windows and states have no rows to choose from
+            return {}
+        cache.batch_select_indices(of_row)
+        return {"past_key_values": cache}
 
     def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
         end, begun, truncated = len(ids), False, True
