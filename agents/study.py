@@ -5,8 +5,9 @@
     python -m agents.study configs/studies/embedded.yaml --jobs 0      # nothing is started: the report of what is there
 
 Every run is a child process of its trainer's own command, in OUTPUT/runs/ARM/sSEED. A study that is started again goes on: finished
-runs stay as they are, interrupted ones continue from their last cycle, failed ones are tried again. Writes study.json, STUDY.md,
-index.html (one page, everything inside) and charts. How a study's file looks: configs/studies/smoke.yaml.
+runs stay as they are, interrupted ones continue from their last cycle, failed ones are tried again. The exit status is 1 where
+something failed. Writes study.json, STUDY.md, index.html (one page, everything inside) and charts. How a study's file looks:
+configs/studies/smoke.yaml.
 """
 
 from __future__ import annotations
@@ -88,13 +89,13 @@ def main(config: Config) -> int:
         write_study(study, folder)
     if config.json:
         print(json.dumps(study, indent=1, ensure_ascii=False))
-        return 0
+        return 1 if study["failed"] else 0
     for line in answer(study):
         print(line)
     for row in study["failed"]:
         print(f"FAILED {row['arm']}" + ("" if row["seed"] is None else f", seed {row['seed']}") + f": {row['why']}")
     print(folder / "index.html")
-    return 0
+    return 1 if study["failed"] else 0
 
 
 def order(plan: Plan) -> list[tuple[Arm, int]]:
@@ -195,6 +196,8 @@ def theory_jobs(plan: Plan, folder: Path) -> list[Job]:
 
 def check_same(plan: Plan, folder: Path) -> None:
     """Raises InputError where an arm's runs were started with other settings than it has now; more cycles are no hindrance."""
+    from agents.reports.plan import SET_BY_STUDY
+
     for name, arm in plan.arms.items():
         for seed in arm.seeds:
             run = run_folder(folder, name, seed)
@@ -206,8 +209,11 @@ def check_same(plan: Plan, folder: Path) -> None:
                 raise InputError(f"{run / 'config.yaml'}: cannot be read: remove {run}, and its run is made again") from None
             if not isinstance(settings, dict):
                 raise InputError(f"{run / 'config.yaml'}: holds no settings: remove {run}, and its run is made again")
-            for key in arm.settings:
-                then, now = settings.get(key), arm.resolved[key]
+            for key, now in arm.resolved.items():
+                # A default of None stands for what the trainer makes of it: of these only `adapter` says what the run began with.
+                if key in SET_BY_STUDY or key not in settings or (now is None and key != "adapter"):
+                    continue
+                then = settings[key]
                 if _plain(then) != _plain(now) and not (key == "cycles" and isinstance(then, int) and then <= now):
                     raise InputError(
                         f"{name}: {key} was {then} when {run} was started and is {now} now: choose another --output, or remove {run.parent}"

@@ -102,9 +102,9 @@ def _weight(place: str, node: Any) -> float:
 
 
 class Blend:
-    """The weighted mean of several rewards, each logged under its own name; 0 where a gate is closed to one of them.
+    """The weighted mean of several rewards, each logged under its own name.
 
-    Abstains where a reward with a weight above 0 does.
+    It abstains where a reward with a weight above 0 does, and is 0 where a gate is closed to such a one.
     """
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
@@ -138,8 +138,11 @@ class Blend:
         values = {name: score.value for name, score in counted.items() if score.value is not None}
         if len(values) < len(counted):
             return Score(None, parts, text, next(score.reason for score in counted.values() if score.value is None))
-        if any(value == 0.0 for part, value in parts.items() if part.startswith("gate/")):
-            return Score(0.0, parts, text, next(score.reason for score in scores.values() if score.reason))
+        closed = [
+            score.reason for score in counted.values() for part, value in score.parts.items() if part.startswith("gate/") and not value
+        ]
+        if closed:
+            return Score(0.0, parts, text, closed[0])
         total = math.fsum(self.weights[name] for name in counted)
         mean = math.fsum(self.weights[name] * value for name, value in values.items()) / total
         return Score(mean, parts, text)

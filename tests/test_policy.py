@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_model, stir
+from peft import LoraConfig, get_peft_model
 
 from agents.policy import model as policy_module
 from agents.policy.model import Lora, Policy, load_policy, seed_of, seeded
@@ -693,3 +694,18 @@ def test_prompts_are_read_once_and_completions_are_the_same(
             assert (one.text, one.token_ids, one.truncated) == (two.text, two.token_ids, two.truncated)
             assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
     assert len({completion.text for row in once for completion in row}) > 6
+
+
+def test_a_model_with_states_reads_each_prompt_for_itself(pocket: Path) -> None:
+    from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(pocket)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Lfm2Config(
+        vocab_size=len(tokenizer), **sizes, layer_types=["conv", "full_attention"], bos_token_id=0, eos_token_id=1, pad_token_id=2
+    )
+    model = get_peft_model(Lfm2ForCausalLM(config), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    policy = Policy(model, tokenizer)
+    written = policy.generate(["list files", "count the lines of notes.txt"], 3, temperature=0.9, max_new_tokens=6, seed=1)
+    assert [len(row) for row in written] == [3, 3] and not policy._reads_ahead

@@ -575,6 +575,12 @@ def test_a_closed_gate_closes_the_whole_blend(tmp_path: Path) -> None:
     [[right, closed, long]] = reward([TASK], [[RIGHT, "echo a", "nmap " + "x" * 600]])
     assert value(right) > 0.4 and value(closed) == 0.0 and long.value is None
     assert closed.reason == "not a command of this domain" and closed.parts["random"] > 0
+    # A gate of a part that is only logged closes nothing.
+    [[alone]] = make_reward(written(tmp_path, "weights: {random: 1}"), Scripted(READ), POOL)([TASK], [["echo a"]])
+    [[logged]] = make_reward(written(tmp_path, "weights: {random: 1, likelihood: 0}"), Scripted({"echo a": "x"}), POOL)(
+        [TASK], [["echo a"]]
+    )
+    assert logged.value == alone.value and logged.parts["gate/valid"] == 0.0 and logged.reason == ""
 
 
 def test_a_blend_has_the_inverter_of_its_parts(tmp_path: Path) -> None:

@@ -121,6 +121,14 @@ def test_labelled_arms_are_marked_everywhere(three: Path, monkeypatch: pytest.Mo
     assert "Greatest gain without labels: similar" in (folder / "STUDY.md").read_text()
 
 
+def test_runs_of_other_defaults_are_refused(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = three / "out" / "runs" / "similar" / "s1" / "config.yaml"
+    path.write_text(path.read_text() + "temperature: 1.7\n")
+    code, _ = study(three, THREE, "--jobs", "0")
+    assert code == 2
+    assert "similar: temperature was 1.7 when" in capsys.readouterr().err
+
+
 def test_intervals() -> None:
     assert over_seeds([0.1])["verdict"] == "not measured" and over_seeds([0.1, 0.1])["low"] is None
     assert over_seeds([-0.2, -0.21, -0.22])["verdict"] == "worse"
@@ -264,7 +272,7 @@ def test_damaged_runs_are_reported_and_the_rest_counts(three: Path, capsys: pyte
     (three / "out" / "runs" / "random" / "s1" / "metrics.jsonl").write_text("{\n")
     code, folder = study(three, THREE, "--jobs", "0")
     found = json.loads((folder / "study.json").read_text())
-    assert code == 0 and found["arms"]["random"]["gain"]["seeds"] == 2 and found["arms"]["similar"]["against_reference"]["seeds"] == 2
+    assert code == 1 and found["arms"]["random"]["gain"]["seeds"] == 2 and found["arms"]["similar"]["against_reference"]["seeds"] == 2
     assert "FAILED random, seed 1" in capsys.readouterr().out
 
 
@@ -283,7 +291,7 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(tmp_path: Path,
     code, folder = study(tmp_path, TINY, "--jobs", "2", "--json")
     said = capsys.readouterr()
     found = json.loads(said.out)
-    assert code == 0 and found == json.loads((folder / "study.json").read_text())
+    assert code == 1 and found == json.loads((folder / "study.json").read_text())
     assert [(row["arm"], row["seed"]) for row in found["failed"]] == [("broken", 0)]
     assert re.fullmatch(r"--adapter nowhere: no adapter_model.safetensors there.*\(exit code 2\)", found["failed"][0]["why"])
     assert "FAILED: --adapter nowhere" in said.err

@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging
 
 from envs.grammar import unit
@@ -180,7 +181,9 @@ class Policy:
             cache = self.model(
                 input_ids=inputs[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True, logits_to_keep=1
             ).past_key_values
-        if type(cache) is not DynamicCache:  # sliding windows and states have no rows to choose from
+        plain = type(cache) is DynamicCache and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        if not plain:  # the states of linear attention and the like have no rows to choose from
+            self._reads_ahead = False
             return {}
         cache.batch_select_indices(of_row)
         return {"past_key_values": cache}

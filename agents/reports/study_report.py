@@ -181,7 +181,7 @@ def markdown(study: Mapping[str, Any], folder: Path) -> str:
     ]
     if study["failed"]:
         lines += ["Failed runs, which count nowhere:", ""]
-        lines += [f"- {row['arm']}, seed {row['seed']}: {_cell(row['why'])}" for row in study["failed"]]
+        lines += [f"- {_failure(row)}: {_cell(row['why'])}" for row in study["failed"]]
         lines += [""]
     for place, (group, names) in enumerate(study["groups"].items(), 1):
         lines += [f"## {_first_up(group)}", "", *picture(f"forest-{place}.png", "gain of each arm, with intervals"), *_head(MAIN)]
@@ -209,6 +209,11 @@ def markdown(study: Mapping[str, Any], folder: Path) -> str:
             ]
         lines += ["", *picture("boundary.png", "gain over accuracy of the inverse direction and over the AUC of the reward")]
     return "\n".join([*lines, "## How to read it", "", *(f"- {note}" for note in notes(study)), ""])
+
+
+def _failure(row: Mapping[str, Any]) -> str:
+    """What failed: a run, by its arm and seed, or an evaluation."""
+    return str(row["arm"]) if row["seed"] is None else f"{row['arm']}, seed {row['seed']}"
 
 
 def _main_cells(name: str, arm: Mapping[str, Any]) -> list[str]:
