@@ -28,7 +28,8 @@ NOTES = (
     "Bands in the curves reach from the lowest seed to the highest; the curves are of the smaller subset that is evaluated after every "
     "cycle.",
 )
-NO_INTERVAL = "No interval, for want of seeds or because all are equal, against"
+TOO_FEW = "Too few seeds to say against"
+ENOUGH = 4  # seeds for which "no difference shown" means more than that there are few
 MAIN = (
     "arm",
     "seeds",
@@ -110,16 +111,12 @@ def answer(study: Mapping[str, Any]) -> list[str]:
     if row["gap_closed"]["value"] is not None:
         of = f" {share_interval(row['gap_closed'])}" if row["gap_closed"]["low"] is not None else ""
         lines.append(f"That is {share(row['gap_closed'])}{of} of the gap from {reference} to {row['ceiling']}, which learns from labels.")
-    verdicts = {
-        "better": "Better than",
-        "worse": "Worse than",
-        "no difference shown": "No difference shown to",
-        "not measured": NO_INTERVAL,
-    }
-    for verdict, text in verdicts.items():
-        names = [name for name in ranked if arms[name]["against_reference"]["verdict"] == verdict]
-        if names:
-            lines.append(f"{text} {reference}: {', '.join(names)}.")
+    verdicts: dict[str, list[str]] = {"Better than": [], "Worse than": [], "No difference shown to": [], TOO_FEW: []}
+    for name in ranked:
+        row = arms[name]["against_reference"]
+        known = {"better": "Better than", "worse": "Worse than"}
+        verdicts[known.get(row["verdict"], TOO_FEW if row["seeds"] < ENOUGH else "No difference shown to")].append(name)
+    lines += [f"{text} {reference}: {', '.join(names)}." for text, names in verdicts.items() if names]
     failing = [name for name, arm in arms.items() if arm["gain"].get("verdict") == "worse"]
     if failing:
         lines.append(f"Made the model worse than it was: {', '.join(failing)}.")
