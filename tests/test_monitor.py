@@ -140,10 +140,10 @@ SMALL = ["--tasks", "6", "--eval-tasks", "9", "--eval-subset", "6", "--eval-samp
 
 
 def test_keep_best_ends_with_the_best_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from agents.training import monitor
+    from agents.training import loop
 
     scores = iter((0.1, 0.9, 0.5, 0.4, 0.3))
-    monkeypatch.setattr(monitor, "keep_score", lambda *_: next(scores))
+    monkeypatch.setattr(loop, "keep_score", lambda *_: next(scores))
     flags = [*SMALL, "--reward", "random", "--keep", "best", "--output", str(tmp_path), "--name", "a"]
     assert run_command(Config, main, ["--cycles", "4", *flags], "rejection_sft") == 0
     assert "kept: cycle 1 of 4" in capsys.readouterr().out
