@@ -162,15 +162,13 @@ def make_report(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 def describe(record: RunRecord, start: Sequence[HeldOutTask], end: Sequence[HeldOutTask]) -> dict[str, Any]:
     """One run: what it is, how far it is, and its truth before and after."""
-    from agents.reports.runs import is_labelled
-
     kept = record.results.get("kept")
     return {
         "name": record.name,
         "folder": str(record.folder),
         "trainer": record.trainer,
         "reward": str(record.settings.get("reward")),
-        "labelled": is_labelled(str(record.settings.get("reward"))),
+        "labelled": record.labelled,
         "state": "finished" if record.finished else f"cycle {record.cycles} of {record.settings.get('cycles')}",
         "kept": kept if record.settings.get("keep") == "best" else None,
         **{name: [record.whole("start", name), record.whole("end", name)] for name in ("greedy", "pass@1", "auc_within")},

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +66,13 @@ def main(config: Config) -> int:
 
     plan = read_plan(Path(config.file))
     folder = Path(OUTPUT) / plan.name if config.output in (None, OUTPUT) else Path(str(config.output))
-    at_once = len(os.sched_getaffinity(0)) if config.jobs is None else config.jobs
+    at_once = cores() if config.jobs is None else config.jobs
     out = sys.stderr if config.json else sys.stdout
     with _held(folder):
         check_same(plan, folder)
         jobs = [job for name in order(plan) for job in jobs_of(plan, *name, folder)] if at_once else []
         jobs += theory_jobs(plan, folder) if at_once else []
-        failed: dict[str, str] = {}
+        ledger = Ledger(folder, at_once)
         if jobs:
             print(
                 f"{plan.name}: {len(plan.arms)} arms, {sum(len(arm.seeds) for arm in plan.arms.values())} runs, {folder}",
@@ -79,12 +80,14 @@ def main(config: Config) -> int:
                 flush=True,
             )
             try:
-                failed = run_jobs(jobs, at_once, out)
+                run_jobs(jobs, at_once, out, ledger.ended)
             except (KeyboardInterrupt, Terminated) as stop:
                 given = f" --output {config.output}" if config.output not in (None, OUTPUT) else ""
                 print(f"interrupted: go on with python -m agents.study {config.file}{given}", file=sys.stderr)
                 return 130 if isinstance(stop, KeyboardInterrupt) else 143
+        failed = {name: why for name, why in ledger.failed.items() if name in names_of(plan)}
         study = summarize(plan, *found(plan, folder, failed)) | {"command": f"python -m agents.study {config.file}"}
+        study |= {"wall_seconds": ledger.seconds, "at_once": ledger.at_once}
         study["failed"] += [{"arm": name, "seed": None, "why": why} for name, why in failed.items() if name.startswith("evaluate ")]
         write_study(study, folder)
     if config.json:
@@ -98,10 +101,53 @@ def main(config: Config) -> int:
     return 1 if study["failed"] else 0
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Ledger:
+    """What a study remembers besides its runs, written at the end of each job: what failed last time, and the time that it has taken.
+
+    Attributes:
+        failed: name of a job -> why.
+        seconds: wall-clock time of all its sittings, each up to the last job that ended.
+        at_once: jobs at a time in the last sitting that had any.
+    """
+
+    def __init__(self, folder: Path, at_once: int) -> None:
+        self._path, self._now, self._clock = folder / "ledger.json", at_once, time.monotonic()
+        try:
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            self.failed, self.seconds, self.at_once = dict(kept["failed"]), float(kept["seconds"]), int(kept["at_once"])
+        except FileNotFoundError:
+            self.failed, self.seconds, self.at_once = dict[str, str](), 0.0, at_once
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{self._path}: cannot be read: remove it; only what failed and the time taken are forgotten") from None
+
+    def ended(self, name: str, why: str | None) -> None:
+        """Notes the end of a job; `why` it failed, or None."""
+        if why is None:
+            self.failed.pop(name, None)
+        else:
+            self.failed[name] = why
+        now = time.monotonic()
+        self.seconds, self._clock, self.at_once = self.seconds + now - self._clock, now, self._now
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"failed": self.failed, "seconds": self.seconds, "at_once": self.at_once}), encoding="utf-8")
+        temporary.replace(self._path)
+
+
 def order(plan: Plan) -> list[tuple[Arm, int]]:
     """All runs: the first seed of every arm, then the second of every arm, so that a study that is stopped has something of each."""
     longest = max(len(arm.seeds) for arm in plan.arms.values())
     return [(arm, arm.seeds[place]) for place in range(longest) for arm in plan.arms.values() if place < len(arm.seeds)]
+
+
+def names_of(plan: Plan) -> set[str]:
+    """The names of all jobs that a study may have."""
+    runs = {f"{arm.name} s{seed}" for arm, seed in order(plan)}
+    return runs | {f"evaluate {name}" for name in runs} | {f"evaluate {name} before training" for name in plan.theory}
 
 
 def run_folder(folder: Path, arm: str, seed: int) -> Path:
@@ -197,6 +243,7 @@ def theory_jobs(plan: Plan, folder: Path) -> list[Job]:
 def check_same(plan: Plan, folder: Path) -> None:
     """Raises InputError where an arm's runs were started with other settings than it has now; more cycles are no hindrance."""
     from agents.reports.plan import SET_BY_STUDY
+    from agents.reports.runs import trainer_of
 
     for name, arm in plan.arms.items():
         for seed in arm.seeds:
@@ -209,6 +256,8 @@ def check_same(plan: Plan, folder: Path) -> None:
                 raise InputError(f"{run / 'config.yaml'}: cannot be read: remove {run}, and its run is made again") from None
             if not isinstance(settings, dict):
                 raise InputError(f"{run / 'config.yaml'}: holds no settings: remove {run}, and its run is made again")
+            if (trainer := trainer_of(run)) not in (None, arm.trainer):
+                raise InputError(f"{name}: {run} is one of {trainer}, not {arm.trainer}: choose another --output, or remove {run.parent}")
             for key, now in arm.resolved.items():
                 # A default of None stands for what the trainer makes of it: of these only `adapter` says what the run began with.
                 if key in SET_BY_STUDY or key not in settings or (now is None and key != "adapter"):

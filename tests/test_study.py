@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -127,6 +128,25 @@ def test_runs_of_other_defaults_are_refused(three: Path, capsys: pytest.CaptureF
     code, _ = study(three, THREE, "--jobs", "0")
     assert code == 2
     assert "similar: temperature was 1.7 when" in capsys.readouterr().err
+
+
+def test_runs_of_another_trainer_are_refused(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = three / "out" / "runs" / "similar" / "s1" / "environment.json"
+    path.write_text(json.dumps({"command": "python -m agents.ppo --reward similarity"}))
+    assert study(three, THREE, "--jobs", "0")[0] == 2
+    assert f"similar: {path.parent} is one of ppo, not rejection_sft: choose another --output" in capsys.readouterr().err
+
+
+def test_candidates_to_a_rise(three: Path) -> None:
+    record = read_run(three / "out" / "runs" / "similar" / "s1")  # 300 candidates a cycle, 0.5 to 0.7 in four of them
+    assert [record.candidates_to(rise) for rise in (0.0, 0.05, 0.1, 0.11, 0.2, 0.3)] == [0, 300, 600, 900, 1200, None]
+
+
+def test_a_run_remembers_that_it_was_labelled(three: Path) -> None:
+    folder = three / "out" / "runs" / "similar" / "s1"
+    record = read_run(folder)
+    assert not record.labelled
+    assert dataclasses.replace(record, results={**record.results, "labelled": True}, settings={"reward": "gone.yaml"}).labelled
 
 
 def test_intervals() -> None:
@@ -298,6 +318,9 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(tmp_path: Path,
     assert found["arms"]["random"]["transfer"]["sql"]["seeds"] == 1
     page = (folder / "index.html").read_text()
     assert "1 run failed" in page and "Transfer between domains" in page
+    assert found["wall_seconds"] > 0 and found["at_once"] == 2 and ", 2 at a time" in page
+    assert study(tmp_path, TINY, "--jobs", "0")[0] == 1  # what failed is remembered
+    assert "FAILED broken, seed 0: --adapter nowhere: no adapter" in capsys.readouterr().out
     run = folder / "runs" / "random" / "s0"
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
 
@@ -306,6 +329,7 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(tmp_path: Path,
     code, _ = study(tmp_path, TINY.replace(", adapter: nowhere", ", domain: shell"), "--jobs", "1")
     said = capsys.readouterr()
     assert code == 0 and "1/1  broken s0  greedy truth" in said.out and "FAILED" not in said.out
+    assert json.loads((folder / "study.json").read_text())["failed"] == []
     assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
     assert read_run(folder / "runs" / "broken" / "s0").finished
     assert (folder / "runs/broken/s0/metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
@@ -362,8 +386,10 @@ def test_jobs_fail_one_by_one_and_others_follow(tmp_path: Path, capsys: pytest.C
         Job("bad", ["-c", "import sys; sys.exit('error: it is broken')"], tmp_path / "bad", then=[never]),
         Job("killed", ["-c", "import os; os.kill(os.getpid(), 9)"], tmp_path / "killed"),
     ]
-    failed = run_jobs(jobs, 2, sys.stdout)
-    assert failed == {"bad": "it is broken (exit code 1)", "killed": "it said nothing (ended by SIGKILL)"}
+    ended: dict[str, str | None] = {}
+    run_jobs(jobs, 2, sys.stdout, ended.__setitem__)
+    assert ended.pop("good") is None and ended.pop("after") is None
+    assert ended == {"bad": "it is broken (exit code 1)", "killed": "it said nothing (ended by SIGKILL)"}
     assert (tmp_path / "after.out").read_text() == "1\n" and not (tmp_path / "never.out").exists()
     lines = capsys.readouterr().out.splitlines()
     assert any("good  went well" in line for line in lines) and lines[-1].lstrip().startswith("5/5")

@@ -53,17 +53,18 @@ class _Child:
     started: float
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, out: TextIO) -> dict[str, str]:
-    """Runs all jobs -> name of each that failed: the last line that it wrote to stderr.
+def run_jobs(jobs: Sequence[Job], at_once: int, out: TextIO, ended: Callable[[str, str | None], None] = lambda name, why: None) -> None:
+    """Runs all jobs; one that fails does not stop the others.
 
     Args:
         at_once: how many may run at a time.
         out: where progress is shown.
+        ended: called with the name of each job that has ended, and with why it failed: the last line that it wrote to stderr; else None.
 
     Raises:
         KeyboardInterrupt, Terminated: after all children were ended.
     """
-    waiting, running, failed = list(jobs), list[_Child](), dict[str, str]()
+    waiting, running = list(jobs), list[_Child]()
     left = sum(map(_whole_weight, waiting))
     display, done, total = _Display(out, left), 0, sum(map(_whole_count, waiting))
     with display, _signals_noted() as noted:
@@ -80,20 +81,20 @@ def run_jobs(jobs: Sequence[Job], at_once: int, out: TextIO) -> dict[str, str]:
                     _end([child])  # what it may have left behind
                     seconds = time.monotonic() - child.started
                     left -= child.job.weight
-                    if child.process.returncode == 0:
+                    why = None if child.process.returncode == 0 else _last_line(child)
+                    ended(child.job.name, why)
+                    if why is None:
                         waiting[:0] = child.job.then
                         done += 1
                         text = f"{child.job.facts()} ({seconds:.0f} s)"
                     else:
                         left -= sum(map(_whole_weight, child.job.then))
                         done += _whole_count(child.job)
-                        failed[child.job.name] = _last_line(child)
-                        text = f"FAILED: {failed[child.job.name]}"
+                        text = f"FAILED: {why}"
                     display.line(f"{done:>4}/{total}  {child.job.name}  {text}  {display.left(left)}")
                 display.show([(child.job, child.job.share()) for child in running], left)
         finally:
             _end(running)
-    return failed
 
 
 def _whole_weight(job: Job) -> float:

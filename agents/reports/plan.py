@@ -204,7 +204,8 @@ def _checked(file: _File, where: tuple[str, ...], trainer: str, config_type: typ
             raise file.error(at(key), f"{key}: unknown{_nearest(key, [*known, *OF_ARM])}")
     model = str(settings.get("model", ""))
     if model.startswith(("/", ".", "runs/")) and not Path(model).exists():
-        raise file.error(at("model"), f"model: {model}: no such folder: give embedded, or the folder of a model")
+        how = "make it first as the head of this file says (python -m agents.pretrain), or give embedded"
+        raise file.error(at("model"), f"model: {model}: no such folder: {how}")
     keys = list(settings)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "arm.yaml"

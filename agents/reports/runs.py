@@ -20,6 +20,7 @@ SAME_TASKS = ("domain", "eval_tasks", "max_new_tokens")
 SAME_EVALUATION = (*SAME_TASKS, "eval_subset", "eval_samples", "temperature")
 # Scores of two rewards, of two readers or of two embedders are on different scales.
 SAME_SCALE = ("reward", "gates", "inverter", "inverse_temperature", "embedder")
+LEARNING = ("time/generate", "time/reward", "time/train")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class RunRecord:
         metrics: a row a logged step: `step` is the number of candidates scored, the rest metrics.
         results: its progress.json; empty where it has none yet.
         seconds: wall-clock time of its cycles.
+        learning: of these the seconds of writing, scoring and training, without evaluation and the measures of health.
     """
 
     name: str
@@ -40,15 +42,17 @@ class RunRecord:
     metrics: Sequence[Mapping[str, float]]
     results: Mapping[str, Any]
     seconds: float
+    learning: float
 
     @property
     def trainer(self) -> str:
         """The command that made it, as it recorded that itself; else the name of the folder above."""
-        try:
-            command = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))["command"]
-            return re.findall(r"agents[./](\w+)", command)[0]
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return self.folder.absolute().parent.name
+        return trainer_of(self.folder) or self.folder.absolute().parent.name
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its reward uses labels, as it recorded that itself; of an older run as `is_labelled` says."""
+        return bool(self.results.get("labelled", is_labelled(str(self.settings.get("reward")))))
 
     @property
     def cycles(self) -> int:
@@ -73,6 +77,11 @@ class RunRecord:
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(candidates scored, value) wherever the metric was logged."""
         return [(int(row["step"]), row[metric]) for row in self.metrics if metric in row]
+
+    def candidates_to(self, rise: float) -> int | None:
+        """Candidates to learn from after which the greedy truth, as evaluated each cycle, was first so far above its start; else None."""
+        curve = self.curve("eval/greedy")
+        return next((step for step, value in curve if value >= curve[0][1] + rise - 1e-9), None)
 
     def first_and_last(self, metric: str) -> tuple[float | None, float | None]:
         """The metric after the first cycle in which it was logged, and now."""
@@ -111,6 +120,15 @@ class HeldOutTask:
         return f"{domain}: {parts[1]}" if len(parts) == 3 else domain
 
 
+def trainer_of(folder: Path) -> str | None:
+    """The command that made a run, as it recorded that itself; None where that cannot be read."""
+    try:
+        command = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["command"]
+        return str(re.findall(r"agents[./](\w+)", command)[0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
 def read_run(folder: Path, name: str = "") -> RunRecord:
     """Reads a run.
 
@@ -132,8 +150,10 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
         if not isinstance(row.get("step"), (int, float)) or not all(_is_number(value) for value in row.values()):
             raise _damaged(folder / "metrics.jsonl", number, "it holds something other than numbers, or no step")
     timings = [row for _, row in _lines(folder / "timings.jsonl")]
-    seconds = math.fsum(value for row in timings for key, value in row.items() if key.startswith("time/") and _is_number(value))
-    return RunRecord(name or folder.absolute().name, folder, settings, metrics, _progress(folder), seconds)
+    times = [(key, value) for row in timings for key, value in row.items() if key.startswith("time/") and _is_number(value)]
+    learning = math.fsum(value for key, value in times if key in LEARNING)
+    seconds = math.fsum(value for _, value in times)
+    return RunRecord(name or folder.absolute().name, folder, settings, metrics, _progress(folder), seconds, learning)
 
 
 def _progress(folder: Path) -> Mapping[str, Any]:

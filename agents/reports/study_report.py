@@ -27,6 +27,9 @@ NOTES = (
     "truth can.",
     "Bands in the curves reach from the lowest seed to the highest; the curves are of the smaller subset that is evaluated after every "
     "cycle.",
+    "To +0.10: candidates to learn from after which this curve was first 0.10 above its start, mean of the runs that came so far.",
+    "Seconds are those of the cycles, of one core where a study has one for each run; learning is writing, scoring and training. "
+    "Rejection-sampling SFT writes and scores as many candidates again after each training phase, only to measure.",
 )
 TOO_FEW = "Too few seeds to say against"
 ENOUGH = 4  # seeds for which "no difference shown" means more than that there are few
@@ -42,7 +45,7 @@ MAIN = (
     "AUC within a task",
     "own score",
 )
-HEALTH = ("arm", "distinct, first → last", "entropy", "length", "alarms", "candidates", "seconds")
+HEALTH = ("arm", "distinct, first → last", "entropy", "length", "alarms", "candidates", "to +0.10", "seconds, of them learning")
 THEORY = (
     "arm",
     "reward",
@@ -70,7 +73,7 @@ def write_study(study: Mapping[str, Any], folder: Path) -> None:
     write_page(
         "study.html.jinja",
         folder / "index.html",
-        {"share": share, "share_interval": share_interval, "minutes": minutes, "capitalize_first": _first_up},
+        {"share": share, "share_interval": share_interval, "took": took, "capitalize_first": _first_up},
         study=study,
         answer=answer(study),
         notes=notes(study),
@@ -141,6 +144,12 @@ def share_interval(row: Mapping[str, Any]) -> str:
     return "" if row["low"] is None else f"[{row['low']:.0%}, {row['high']:.0%}]"
 
 
+def took(study: Mapping[str, Any]) -> str:
+    """The time of a study, as far as it is known."""
+    wall = f", {minutes(study['wall_seconds'])} in all, {study['at_once']} at a time" if study["wall_seconds"] else ""
+    return f"{minutes(study['seconds'])} of one core in their cycles{wall}"
+
+
 def minutes(seconds: float) -> str:
     """A time for reading."""
     return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
@@ -171,7 +180,7 @@ def markdown(study: Mapping[str, Any], folder: Path) -> str:
 
     lines = [f"# Study {study['study']}", "", f"    {study['command']}", "", *([study["about"], ""] if study["about"] else [])]
     lines += [
-        f"{len(arms)} arms, {study['finished']} of {study['runs']} runs finished, {minutes(study['seconds'])} of one core in their cycles.",
+        f"{len(arms)} arms, {study['finished']} of {study['runs']} runs finished, {took(study)}.",
         "",
         *answer(study),
         "",
@@ -233,7 +242,9 @@ def _main_cells(name: str, arm: Mapping[str, Any]) -> list[str]:
 def _health_cells(name: str, arm: Mapping[str, Any]) -> list[str]:
     alarms = ", ".join(f"{alarm.replace('_', ' ')} ({count})" for alarm, count in arm["alarms"].items())
     cells = [label(name, arm), *(_two(arm[key]) for key in ("distinct", "entropy", "length")), alarms or "–"]
-    return [*cells, *("–" if arm[key] is None else f"{arm[key]:,.0f}" for key in ("candidates", "seconds"))]
+    counts = ["–" if arm[key] is None else f"{arm[key]:,.0f}" for key in ("candidates", "candidates_to_rise", "seconds", "learning")]
+    candidates, risen, seconds, learning = counts
+    return [*cells, candidates, f"{risen} ({arm['risen']}/{len(arm['runs'])})", f"{seconds}, {learning}"]
 
 
 def _estimate(row: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from agents.reports.plan import Arm, Plan
 from agents.reports.runs import HeldOutTask, RunRecord, read_truth
 from agents.training.metrics import mean, t_interval
 
+RISE = 0.10  # of greedy truth: how many candidates that takes
 HEALTH = ("policy/distinct", "policy/entropy", "policy/length")
 NOTHING: dict[str, Any] = {"value": None, "low": None, "high": None, "seeds": 0}
 
@@ -73,7 +74,9 @@ def of_run(record: RunRecord) -> dict[str, Any]:
         **{name.removeprefix("policy/"): list(record.first_and_last(name)) for name in HEALTH},
         "alarms": record.alarms,
         "candidates": record.candidates,
+        "candidates_to_rise": record.candidates_to(RISE),
         "seconds": record.seconds,
+        "learning": record.learning,
     }
 
 
@@ -106,7 +109,10 @@ def of_arm(arm: Arm, runs: Mapping[str, Mapping[int, Mapping[str, Any]]], failed
         **{name.removeprefix("policy/"): _two(rows, name.removeprefix("policy/")) for name in HEALTH},
         "alarms": {alarm: raised.count(alarm) for alarm in sorted(set(raised))},
         "candidates": mean([row["candidates"] for row in rows.values()]),
+        "candidates_to_rise": mean(_known(row["candidates_to_rise"] for row in rows.values())),
+        "risen": sum(row["candidates_to_rise"] is not None for row in rows.values()),
         "seconds": mean([row["seconds"] for row in rows.values()]),
+        "learning": mean([row["learning"] for row in rows.values()]),
     }
 
 

@@ -25,6 +25,7 @@ from agents.training.monitor import Monitor, keep_score, text_metrics
 from agents.training.report import LAYOUT, end_metrics, sample_text
 from agents.training.rollouts import Batch, collect, inverter_gap, policy_metrics, records, reward_metrics
 from agents.training.session import Session, saved
+from rewards import reward_info
 
 GAP_TASKS = 15  # tasks whose candidates are scored under the base as well
 Values = dict[str, float | None]
@@ -43,7 +44,8 @@ class Loop:
     def __init__(self, config: TrainConfig, session: Session) -> None:
         self.config, self.session = config, session
         state = session.state
-        self.results: dict[str, Any] = {"cycles": [], **state.get("results", {}), "config": saved(config)}
+        labelled = reward_info(config.reward).labelled  # of a blend whose file may be gone when the run is read
+        self.results: dict[str, Any] = {"cycles": [], **state.get("results", {}), "labelled": labelled, "config": saved(config)}
         self.memory: dict[str, Any] = dict(state.get("memory", {}))
         self.save: Callable[[Path], None] = lambda folder: None
         self.restored = session.checkpoint
