@@ -164,9 +164,9 @@ def read_rollouts(path: Path) -> Iterator[Row]:
     Raises:
         InputError: the file or a line is damaged.
     """
-    from agents.reports.runs import _lines
+    from agents.reports.runs import read_lines
 
-    for number, row in _lines(path):
+    for number, row in read_lines(path):
         wrong = [name for name, kind in FIELDS.items() if not isinstance(row.get(name, path), kind)]
         if wrong:
             raise InputError(f"{path}:{number}: the line is damaged, at {wrong[0]}: restore the file, or leave the run out")

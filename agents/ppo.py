@@ -190,7 +190,7 @@ def forward(policy: Policy, head: torch.nn.Linear, episodes: Sequence[Episode], 
     half = torch.cuda.is_bf16_supported() if policy.device.type == "cuda" else policy.model.dtype == torch.bfloat16
     try:
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=half):
-            logits_N_V, tokens_N, mask_B_T = policy._token_logits([(episode.prompt, episode.completion) for episode in episodes])
+            logits_N_V, tokens_N, mask_B_T = policy.token_logits([(episode.prompt, episode.completion) for episode in episodes])
     finally:
         hook.remove()
     logprobs_N_V = (logits_N_V / temperature).log_softmax(-1)

@@ -2,7 +2,7 @@
 
     python -m agents.pretrain --output my-pocket          # some 25 minutes on one core
     python -m agents.rejection_sft --model my-pocket
-    python -m agents.pretrain --start-from embedded --inverse-noise 0.9 --examples 64000 --lr 0.005 --output noisy    # 4 minutes
+    python -m agents.pretrain --inverse-noise 0.9 --output noisy    # one that reads badly: configs/studies/boundary.yaml
 
 It is a test bed for self-improvement, so its text is noisy on purpose, as the web is, and it understands better than it writes:
 
@@ -104,8 +104,6 @@ class Config:
     """Share of the sentences with a word missing or replaced."""
     shared_mistakes: float = 0.0
     """Share of the inverse examples that make the forward half's own mistake: the sibling's command is read as the task."""
-    start_from: str | None = None
-    """Go on from this pocket model (`embedded` or a folder), with its tokenizer and size, instead of from random weights."""
     seed: int = 0
     """Seed of the corpus and of the weights."""
 
@@ -119,19 +117,6 @@ class Config:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be in [0, 1)")
         if self.vocabulary < 300 or self.hidden % 4:
             raise InputError("--vocabulary must be at least 300 and --hidden a multiple of 4")
-        if self.start_from is not None:
-            if not (model_folder(self.start_from) / "config.json").is_file():
-                raise InputError(f"--start-from {self.start_from}: no model is there: give embedded, or the folder of a pocket model")
-            for name in ("hidden", "layers", "vocabulary"):
-                if getattr(self, name) != getattr(Config, name):
-                    raise InputError(f"--{name} {getattr(self, name)}: --start-from keeps the size of its model: leave the flag out")
-
-
-def model_folder(name: str) -> Path:
-    """The folder of a model by name: `embedded`, or a path."""
-    from agents.policy.model import ALIASES
-
-    return Path(ALIASES.get(name, name))
 
 
 def invent(rng: random.Random) -> str:
@@ -366,23 +351,6 @@ def make_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
     return model
 
 
-def start(config: Config, corpus: Corpus) -> tuple[PreTrainedTokenizerFast, Any]:
-    """A new tokenizer and random weights."""
-    tokenizer = make_tokenizer(corpus, config.vocabulary)
-    return tokenizer, make_model(config, tokenizer)
-
-
-def load(config: Config) -> tuple[PreTrainedTokenizerFast, Any]:
-    """The tokenizer and the weights of `--start-from`."""
-    from transformers import MistralForCausalLM, PreTrainedTokenizerFast
-
-    folder = model_folder(str(config.start_from))
-    model = MistralForCausalLM.from_pretrained(folder)
-    model.set_attn_implementation("eager")
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
-    return tokenizer, model
-
-
 def batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, config: Config, digest: Any) -> Iterator[tuple[list[list[int]], list[int]]]:
     """(token ids of prompt + completion + eos, length of each prompt), sorted by length within a window of 16 batches to save padding."""
     window = config.batch_size * 16
@@ -424,7 +392,8 @@ def main(config: Config) -> int:
 
     corpus = Corpus(config)
     torch.set_num_threads(1)  # two threads are slower on matrices this small
-    tokenizer, model = load(config) if config.start_from else start(config, corpus)
+    tokenizer = make_tokenizer(corpus, config.vocabulary)
+    model = make_model(config, tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     steps = math.ceil(config.examples / config.batch_size)
     print(f"{parameters:,} parameters, {len(tokenizer)} tokens, {steps:,} steps", flush=True)

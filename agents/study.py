@@ -233,7 +233,9 @@ def theory_jobs(plan: Plan, folder: Path) -> list[Job]:
             continue
         words = ["--model", str(arm.resolved["model"]), "--domain", str(arm.resolved["domain"]), "--reward", str(arm.resolved["reward"])]
         words += ["--adapter", str(arm.resolved["adapter"])] if arm.resolved["adapter"] else []
-        words += ["--output", str(report), "--json"]
+        for key in ("inverter", "inverse_temperature", "embedder", "temperature", "max_new_tokens"):
+            words += [f"--{key.replace('_', '-')}", str(arm.resolved[key])] if arm.resolved[key] is not None else []
+        words += ["--gates" if arm.resolved["gates"] else "--no-gates", "--output", str(report), "--json"]
         jobs.append(
             Job(f"evaluate {name} before training", python_command("evaluate", *words), folder / "logs" / f"{name}-theory", 3 * EVALUATION)
         )

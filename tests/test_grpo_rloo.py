@@ -178,7 +178,7 @@ def test_a_rollout_holds_the_probabilities_of_what_was_written(learner: Any, age
         for rollout in group:
             [expected] = policy.logprobs_of_ids([(prompt, rollout.completion.token_ids)])
             assert np.allclose(rollout.completion.logprobs, expected, atol=1e-4)
-            assert rollout.completion.text == policy._completion(list(rollout.completion.token_ids), expected).text
+            assert rollout.completion.text == policy.completion(list(rollout.completion.token_ids), expected).text
 
 
 # --- TRL writes as the policy does
@@ -512,7 +512,7 @@ def test_an_engine_such_as_vllm_gets_the_weights_of_every_cycle(
     learning = learner(agent, trl=("use_vllm=true", "vllm_gpu_memory_utilization=0.4", "generation_kwargs={seed: 3}"))
     engine, weights = learning.trainer.vllm_generation, []
     assert engine.settings["gpu_memory_utilization"] == 0.4
-    assert engine.settings["generation_kwargs"] == {"seed": 3, "stop_token_ids": online.ends(policy)}
+    assert engine.settings["generation_kwargs"] == {"seed": 3, "stop_token_ids": policy.ends}
     for cycle in (1, 2, 3):
         weights.append(policy.adapter_hash())
         batch, trained = learning.learn(cycle)

@@ -227,7 +227,7 @@ def test_decoding_leaves_spaces_before_punctuation(policy: Policy, monkeypatch: 
     monkeypatch.setattr(policy.tokenizer, "clean_up_tokenization_spaces", True)
     monkeypatch.setattr(policy.tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", True)
     ids = ids_of(policy, "find . ! -name x")
-    assert policy._completion(ids, [0.0] * len(ids)).text == "find . ! -name x"
+    assert policy.completion(ids, [0.0] * len(ids)).text == "find . ! -name x"
 
 
 # Other tokenizers

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agents.pretrain import Config, Corpus, load
+from agents.pretrain import Config, Corpus
 from envs.types import InputError
 
 COUNT = 400
@@ -40,21 +39,9 @@ def test_inverse_noise_changes_what_is_said_and_not_what_is_asked() -> None:
     assert sum(a[1] != b[1] for a, b in zip(plain, noisy, strict=True)) > 0.3 * COUNT
 
 
-def test_going_on_from_a_model_keeps_its_weights_and_tokens(pocket: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    tokenizer, model = load(Config(start_from=str(pocket)))
-    saved = load_file(str(pocket / "model.safetensors"))
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
-    assert tokenizer("nmap")["input_ids"] and tokenizer.chat_template
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start_from": "nowhere"}, "--start-from nowhere: no model is there"),
-        ({"start_from": "embedded", "hidden": 64}, "--hidden 64: --start-from keeps the size of its model"),
         ({"shared_mistakes": 1.0}, "--shared-mistakes 1.0: must be in [0, 1)"),
     ],
 )

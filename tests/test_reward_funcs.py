@@ -85,7 +85,7 @@ def test_the_line_is_the_one_that_the_policy_reads(loaded: Any) -> None:
         [ids] = loaded.completion_ids([text])
         reward = Recorder()
         as_reward_func(reward)(completions=[text_of(loaded.tokenizer.decode(ids))], **columns(TASKS[:1]))
-        assert reward.calls[0][1] == [[loaded._completion(ids, [0.0] * len(ids)).text]]
+        assert reward.calls[0][1] == [[loaded.completion(ids, [0.0] * len(ids)).text]]
 
 
 def test_random_numbers_are_those_of_the_seed_and_the_step() -> None:

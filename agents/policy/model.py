@@ -165,7 +165,7 @@ class Policy:
         logprobs = torch.stack(
             [logits.log_softmax(-1).gather(1, tokens[:, step, None])[:, 0] for step, logits in enumerate(output.logits)], dim=1
         )
-        return [self._completion(ids, values) for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+        return [self.completion(ids, values) for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
 
     def _read(self, inputs: Tensor, mask: Tensor, of_row: Tensor) -> dict[str, Any]:
         """Reads each prompt once, however many completions it gets: `past_key_values` for `generate`, where the model can be read so.
@@ -188,7 +188,13 @@ class Policy:
         cache.batch_select_indices(of_row)
         return {"past_key_values": cache}
 
-    def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+    @property
+    def ends(self) -> list[int]:
+        """Token ids that end a completion written by others: the end-of-sequence tokens, and all with a line feed."""
+        return sorted(self._eos | {token for token, text in enumerate(self._texts) if "\n" in text})
+
+    def completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+        """Token ids as they were generated -> the completion, up to the end of its first line that holds something."""
         end, begun, truncated = len(ids), False, True
         for position, token in enumerate(ids):
             text = self._texts[token]
@@ -227,12 +233,12 @@ class Policy:
         Returns:
             logprobs_B_T and a Boolean mask_B_T, True at completion tokens; T is the longest sequence less one.
         """
-        logits, targets, mask = self._token_logits(pairs)
+        logits, targets, mask = self.token_logits(pairs)
         picked = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
         logprobs = torch.zeros(mask.shape, device=self.device)
         return logprobs.masked_scatter(mask, picked), mask
 
-    def _token_logits(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    def token_logits(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor]:
         """Float32 logits (N, vocabulary) of the N completion tokens of B sequences, these tokens (N,), and where they stand, mask_B_T."""
         width = max(len(prompt) + len(completion) for prompt, completion in pairs)
         inputs = torch.full((len(pairs), width), self.pad)
@@ -253,9 +259,9 @@ class Policy:
 
         def measure(batch: list[tuple[Sequence[int], Sequence[int]]], first: int) -> list[tuple[float, float, int]]:
             with self._evaluating(), torch.no_grad():
-                own = self._token_logits(batch)[0].log_softmax(-1)
+                own = self.token_logits(batch)[0].log_softmax(-1)
                 with self.adapter("off"):
-                    base = self._token_logits(batch)[0].log_softmax(-1)
+                    base = self.token_logits(batch)[0].log_softmax(-1)
             sums = (-(own.exp() * own).sum().item(), (own.exp() * (own - base)).sum().item(), len(own))
             return [sums] + [(0.0, 0.0, 0)] * (len(batch) - 1)  # a row for each sequence, as `_in_batches` counts them
 
@@ -273,7 +279,7 @@ class Policy:
 
         def measure(batch: list[int], first: int) -> list[tuple[float, float]]:
             with self._evaluating(), torch.no_grad():
-                logits_N_V, _, mask = self._token_logits([pairs[row] for row in batch])
+                logits_N_V, _, mask = self.token_logits([pairs[row] for row in batch])
                 logprobs_N_V = logits_N_V.log_softmax(-1)
             entropy_N = -(logprobs_N_V.exp() * logprobs_N_V).sum(-1)
             certainty_N = -math.log(logprobs_N_V.shape[-1]) - logprobs_N_V.mean(-1)

@@ -145,11 +145,11 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{folder / 'config.yaml'}: cannot be read ({_one_line(error)}): restore it, or leave the run out") from None
     metrics = []
-    for number, row in _lines(folder / "metrics.jsonl"):
+    for number, row in read_lines(folder / "metrics.jsonl"):
         metrics.append(row)
         if not isinstance(row.get("step"), (int, float)) or not all(_is_number(value) for value in row.values()):
             raise _damaged(folder / "metrics.jsonl", number, "it holds something other than numbers, or no step")
-    timings = [row for _, row in _lines(folder / "timings.jsonl")]
+    timings = [row for _, row in read_lines(folder / "timings.jsonl")]
     times = [(key, value) for row in timings for key, value in row.items() if key.startswith("time/") and _is_number(value)]
     learning = math.fsum(value for key, value in times if key in LEARNING)
     seconds = math.fsum(value for _, value in times)
@@ -187,7 +187,7 @@ def read_truth(record: RunRecord, when: str) -> list[HeldOutTask]:
     else:
         cycle, part = record.cycles, "subset"
     found: dict[str, HeldOutTask] = {}
-    for number, row in _lines(path, f'"part": "{part}"'):
+    for number, row in read_lines(path, f'"part": "{part}"'):
         try:
             if row["cycle"] == cycle and row["part"] == part:
                 samples = [value for value in map(_truth, row["samples"]) if value is not None]
@@ -217,7 +217,7 @@ def difference_of(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) ->
     return ""
 
 
-def _lines(path: Path, holding: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(path: Path, holding: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, record) of a log, of the lines that hold a text; none where there is no file."""
     try:
         with path.open(encoding="utf-8", errors="strict") as file:

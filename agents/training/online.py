@@ -229,11 +229,11 @@ class Online:
         # TRL would tell the hub that it runs.
         silent = type(trainer_type.__name__, (trainer_type,), {"_send_telemetry": lambda self: None})
         if arguments.use_vllm:  # what vLLM writes ends where what transformers writes ends
-            arguments.generation_kwargs = {"stop_token_ids": ends(policy), **(arguments.generation_kwargs or {})}
+            arguments.generation_kwargs = {"stop_token_ids": policy.ends, **(arguments.generation_kwargs or {})}
         values = [parameter.data for parameter in policy.trainable()]
         try:
             with contained(policy):
-                policy.model.generation_config.eos_token_id = ends(policy)
+                policy.model.generation_config.eos_token_id = policy.ends
                 self.trainer = silent(
                     policy.model,
                     reward_funcs=self._score,
@@ -291,7 +291,7 @@ class Online:
         started = time.perf_counter()
         policy, group = self.session.policy, self.config.candidates
         asked = policy.prompt_ids([forward_prompt(task) for task in self._tasks])
-        bare = [policy._completion(list(ids), [0.0] * len(ids)) for ids in completion_ids]
+        bare = [policy.completion(list(ids), [0.0] * len(ids)) for ids in completion_ids]
         pairs = [(asked[row // group], completion.token_ids) for row, completion in enumerate(bare)]
         written = [
             replace(completion, logprobs=tuple(logprobs)) for completion, logprobs in zip(bare, policy.logprobs_of_ids(pairs), strict=True)
@@ -315,11 +315,6 @@ def informative(batch: Batch) -> bool:
         if len({rollout.score.value for rollout in scored}) > 1 and not all(rollout.completion.truncated for rollout in scored):
             return True
     return False
-
-
-def ends(policy: Policy) -> list[int]:
-    """Token ids that end a completion: the end-of-sequence tokens, and all with a line feed."""
-    return sorted(policy._eos | {token for token, text in enumerate(policy._texts) if "\n" in text})
 
 
 def means(history: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
