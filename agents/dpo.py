@@ -54,7 +54,7 @@ class Config(TrainConfig):
 
     beta: float = 0.1
     """How strongly the policy is held to the reference: the loss sees beta times the log-ratios of the two."""
-    margin: float = 0.1
+    margin: float = 0.02
     """Least difference of score between the two commands of a pair; equal scores never make one."""
     reference: Literal["cycle", "base"] = "cycle"
     """What the policy is held to: itself at the start of the cycle, or its base, the adapter off."""
@@ -64,7 +64,7 @@ class Config(TrainConfig):
     """Weight of the negative log-likelihood of the chosen commands, per token, in the loss; 0 is DPO alone."""
     batch_size: int = 4
     """Pairs in a training step."""
-    epochs: int = 1
+    epochs: int = 2
     """Passes over the pairs of a cycle."""
     lora_dropout: float = 0.0
     """Dropout of the LoRA adapter; in [0, 1). It would make policy and reference differ at random, so there is none by default."""

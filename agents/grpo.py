@@ -38,7 +38,7 @@ class Config(TrainConfig):
     """Weight of the KL to the base in the loss; 0 leaves it out."""
     clip: float = 0.2
     """How far the ratio of new to old probability may move a token's loss."""
-    batch_size: int = 30
+    batch_size: int = 10
     """Candidates in a training step; of the divisors of tasks x candidates the nearest is taken."""
     micro_batch: int | None = None
     """Candidates in one forward pass; gradients are summed up to the step. By default the whole step: less saves memory."""

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.training.command import run_command
 from envs.domain import domain_names, load_domain
+from envs.schema import EMBEDDED
 from envs.types import InputError, Reward, Task
 
 if TYPE_CHECKING:
     from agents.policy.model import Policy
 
-# From this score of the best of 4 on, 5 % of the choices were wrong on 900 held-out tasks of the pocket model. For another model, reward or
-# kind of task measure it: the report of python -m agents.evaluate has the risk-coverage curve.
-TRUST = {"likelihood": 0.64}
+# From this score of the best of 8 on, 5 % of the choices were wrong on 900 held-out tasks of the pocket model. For another model, reward or
+# kind of task measure it: the report of python -m agents.evaluate --best-of 8 has the risk-coverage curve.
+TRUST = {"likelihood": 0.53}
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Config:
     max_new_tokens: int = 64
     """Longest command, in tokens."""
     trust: float | None = None
-    """Warn where the best score is below this. By default measured on the pocket model for likelihood; no other reward has one."""
+    """Warn where the best score is below this. By default as measured, which is for the embedded model, untrained, and likelihood alone."""
     seed: int = 0
     """Of the samples."""
     json: bool = False
@@ -152,7 +153,7 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
     ]
     rows.sort(key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True)  # equal scores: the first one written
     best = rows[0] if rows[0]["score"] is not None else None
-    trust = config.trust if config.trust is not None else TRUST.get(config.reward)
+    trust = config.trust if config.trust is not None else known_trust(config)
     return {
         "task": task.text,
         "choice": best["command"] if best else None,
@@ -161,6 +162,12 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
         "trust": trust,
         "candidates": rows,
     }
+
+
+def known_trust(config: Config) -> float | None:
+    """From which score on to trust a choice, where that was measured: with these settings, but for the number of candidates."""
+    as_measured = config.model in (None, "embedded") and config.adapter is None and config.gates and config.domain in EMBEDDED
+    return TRUST.get(config.reward) if as_measured else None
 
 
 def show(answer: dict[str, Any]) -> None:

@@ -124,7 +124,7 @@ def mean(values: Sequence[float]) -> float:
 
 def whole(**settings: Any) -> Config:
     """All pairs in one step."""
-    return Config(**{"batch_size": 3, "beta": 0.3, "sft": 0.5, "lr": 1e-3, **settings})
+    return Config(**{"batch_size": 3, "epochs": 1, "beta": 0.3, "sft": 0.5, "lr": 1e-3, **settings})
 
 
 @pytest.mark.parametrize("reference", ["cycle", "base"])
@@ -333,7 +333,7 @@ def test_a_run_and_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         assert (line["train/pairs"], line["select/pairs"]) == (len(pairs), len(pairs) / 8) and pairs
         assert line["train/score_margin"] == pytest.approx(mean([part[x]["score"] - part[y]["score"] for x, y in pairs]))
         assert [row["accepted"] for row in part] == [position in {x for x, _ in pairs} for position in range(24)]
-        assert line["train/steps"] == math.ceil(len(pairs) / 4)
+        assert line["train/steps"] == 2 * math.ceil(len(pairs) / 4)  # of two epochs
         wanted = {"loss", "grad_norm", "margin", "pair_accuracy", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob"}
         assert {f"train/{name}" for name in wanted} <= set(line)
     assert {row["phase"] for row in rows} == {"before"}

@@ -59,13 +59,15 @@ def test_the_best_scored_is_the_choice_and_equal_commands_are_one() -> None:
 
 
 def test_doubt_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    low = answer({"a": 0.63}, "a", ["a"])
+    low = answer({"a": 0.52}, "a", ["a"])
     assert low["trusted"] is False
     show(low)
-    assert "WARNING: do not trust it: its score 0.630 is below 0.64" in capsys.readouterr().out
-    assert answer({"a": 0.63}, "a", ["a"], trust=0.6)["trusted"] is True
-    unknown = answer({"a": 0.63}, "a", ["a"], reward="similarity")
+    assert "WARNING: do not trust it: its score 0.520 is below 0.53" in capsys.readouterr().out
+    assert answer({"a": 0.52}, "a", ["a"], trust=0.5)["trusted"] is True
+    unknown = answer({"a": 0.52}, "a", ["a"], reward="similarity")
     assert unknown["trusted"] is None
+    for other in ({"model": "mistral-7b"}, {"adapter": "runs/x"}, {"domain": "mine.yaml"}, {"gates": False}):
+        assert answer({"a": 0.9}, "a", ["a"], **other)["trusted"] is None
     show(unknown)
     assert "is not known" in capsys.readouterr().out
 
