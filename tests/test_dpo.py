@@ -375,7 +375,8 @@ def test_it_goes_on_from_another_trainer_and_another_from_it(tmp_path: Path) -> 
         return tmp_path / name / "checkpoints" / "cycle-0001"
 
     def dpo(name: str, *flags: str) -> Path:
-        return run(tmp_path, name, "--cycles", "1", "--reward", "random", *flags) / "checkpoints" / "cycle-0001"
+        varied = ("--temperature", "1.5")  # so that a task has different commands, whichever way training went
+        return run(tmp_path, name, "--cycles", "1", "--reward", "random", *varied, *flags) / "checkpoints" / "cycle-0001"
 
     folder = sft("first")
     for name, command in (("second", dpo), ("third", dpo), ("fourth", sft)):

@@ -21,7 +21,7 @@ from scipy import stats
 from agents.reports.jobs import Job, run_jobs
 from agents.reports.plan import read_plan, trainers
 from agents.reports.runs import read_run
-from agents.reports.summary import gap_closed, over_seeds, rank_correlation
+from agents.reports.summary import candidates_to, gap_closed, over_seeds, rank_correlation
 from agents.study import Config, main
 from agents.training.command import run_command
 from envs.schema import CONFIGS
@@ -138,8 +138,10 @@ def test_runs_of_another_trainer_are_refused(three: Path, capsys: pytest.Capture
 
 
 def test_candidates_to_a_rise(three: Path) -> None:
-    record = read_run(three / "out" / "runs" / "similar" / "s1")  # 300 candidates a cycle, 0.5 to 0.7 in four of them
-    assert [record.candidates_to(rise) for rise in (0.0, 0.05, 0.1, 0.11, 0.2, 0.3)] == [0, 300, 600, 900, 1200, None]
+    _, folder = study(three, THREE, "--jobs", "0")
+    found = json.loads((folder / "study.json").read_text())["arms"]  # 300 candidates a cycle, four cycles from 0.5 to 0.7 on average
+    assert [candidates_to(rise, found["similar"]["curve"]) for rise in (0.0, 0.05, 0.11, 0.2, 0.3)] == [0, 300, 900, 1200, None]
+    assert (found["similar"]["candidates_to_rise"], found["random"]["candidates_to_rise"]) == (600, None)
 
 
 def test_a_run_remembers_that_it_was_labelled(three: Path) -> None:

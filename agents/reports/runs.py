@@ -78,11 +78,6 @@ class RunRecord:
         """(candidates scored, value) wherever the metric was logged."""
         return [(int(row["step"]), row[metric]) for row in self.metrics if metric in row]
 
-    def candidates_to(self, rise: float) -> int | None:
-        """Candidates to learn from after which the greedy truth, as evaluated each cycle, was first so far above its start; else None."""
-        curve = self.curve("eval/greedy")
-        return next((step for step, value in curve if value >= curve[0][1] + rise - 1e-9), None)
-
     def first_and_last(self, metric: str) -> tuple[float | None, float | None]:
         """The metric after the first cycle in which it was logged, and now."""
         values = [row[metric] for row in self.metrics if metric in row and row.get("cycle", 1) > 0]

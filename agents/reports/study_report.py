@@ -27,7 +27,7 @@ NOTES = (
     "truth can.",
     "Bands in the curves reach from the lowest seed to the highest; the curves are of the smaller subset that is evaluated after every "
     "cycle.",
-    "To +0.10: candidates to learn from after which this curve was first 0.10 above its start, mean of the runs that came so far.",
+    "To +0.10: candidates to learn from after which this curve, its mean over the seeds, was first 0.10 above its start.",
     "Seconds are those of the cycles, of one core where a study has one for each run; learning is writing, scoring and training. "
     "Rejection-sampling SFT writes and scores as many candidates again after each training phase, only to measure.",
 )
@@ -243,8 +243,7 @@ def _health_cells(name: str, arm: Mapping[str, Any]) -> list[str]:
     alarms = ", ".join(f"{alarm.replace('_', ' ')} ({count})" for alarm, count in arm["alarms"].items())
     cells = [label(name, arm), *(_two(arm[key]) for key in ("distinct", "entropy", "length")), alarms or "–"]
     counts = ["–" if arm[key] is None else f"{arm[key]:,.0f}" for key in ("candidates", "candidates_to_rise", "seconds", "learning")]
-    candidates, risen, seconds, learning = counts
-    return [*cells, candidates, f"{risen} ({arm['risen']}/{len(arm['runs'])})", f"{seconds}, {learning}"]
+    return [*cells, *counts[:2], f"{counts[2]}, {counts[3]}"]
 
 
 def _estimate(row: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ def summarize(
         arms[name]["transfer"] = transfer_of(transfer.get(name, {}))
         arms[name]["intents"] = intents_of(runs.get(name, {}).values())
         arms[name]["curve"] = curve_of(runs.get(name, {}).values(), "eval/greedy")
+        arms[name]["candidates_to_rise"] = candidates_to(RISE, arms[name]["curve"])
         arms[name]["score_curve"] = curve_of(runs.get(name, {}).values(), "reward/mean")
     return {
         "study": plan.name,
@@ -74,7 +75,6 @@ def of_run(record: RunRecord) -> dict[str, Any]:
         **{name.removeprefix("policy/"): list(record.first_and_last(name)) for name in HEALTH},
         "alarms": record.alarms,
         "candidates": record.candidates,
-        "candidates_to_rise": record.candidates_to(RISE),
         "seconds": record.seconds,
         "learning": record.learning,
     }
@@ -109,8 +109,6 @@ def of_arm(arm: Arm, runs: Mapping[str, Mapping[int, Mapping[str, Any]]], failed
         **{name.removeprefix("policy/"): _two(rows, name.removeprefix("policy/")) for name in HEALTH},
         "alarms": {alarm: raised.count(alarm) for alarm in sorted(set(raised))},
         "candidates": mean([row["candidates"] for row in rows.values()]),
-        "candidates_to_rise": mean(_known(row["candidates_to_rise"] for row in rows.values())),
-        "risen": sum(row["candidates_to_rise"] is not None for row in rows.values()),
         "seconds": mean([row["seconds"] for row in rows.values()]),
         "learning": mean([row["learning"] for row in rows.values()]),
     }
@@ -162,6 +160,11 @@ def curve_of(records: Iterable[RunRecord], metric: str) -> list[dict[str, float]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     points = [(step, [curve[step] for curve in curves]) for step in steps]
     return [{"step": step, "mean": math.fsum(row) / len(row), "low": min(row), "high": max(row)} for step, row in points]
+
+
+def candidates_to(rise: float, curve: Sequence[Mapping[str, float]]) -> int | None:
+    """Candidates to learn from after which a mean curve is first so far above its start; None where it never is."""
+    return next((int(point["step"]) for point in curve if point["mean"] >= curve[0]["mean"] + rise - 1e-9), None)
 
 
 def intents_of(records: Iterable[RunRecord]) -> dict[str, dict[str, float]]:
