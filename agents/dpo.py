@@ -58,8 +58,6 @@ class Config(TrainConfig):
     """Least difference of score between the two commands of a pair; equal scores never make one."""
     reference: Literal["cycle", "base"] = "cycle"
     """What the policy is held to: itself at the start of the cycle, or its base, the adapter off."""
-    loss: Literal["sigmoid", "hinge", "ipo", "sigmoid_norm"] = "sigmoid"
-    """sigmoid is DPO; hinge as in SLiC; ipo and sigmoid_norm take log-ratios per token, IPO with a squared loss."""
     sft: float = 1.0
     """Weight of the negative log-likelihood of the chosen commands, per token, in the loss; 0 is DPO alone."""
     batch_size: int = 4
@@ -180,7 +178,7 @@ def prefer(
         arguments = DPOConfig(
             output_dir=str(folder),
             beta=config.beta,
-            loss_type=[config.loss, "sft"],
+            loss_type=["sigmoid", "sft"],
             loss_weights=[1.0, config.sft],
             learning_rate=config.lr,
             lr_scheduler_type="constant",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from envs.domain import Domain
 
 OUTPUT = "runs/export"
+MARGIN = 0.02
 MODEL = Path(__file__).parent / "policy" / "embedded"  # the files of the embedded one
 Row = Mapping[str, Any]  # a line of rollouts.jsonl
 
@@ -50,10 +51,11 @@ class Config:
     """sft: `prompt` and `completion`. dpo: `prompt`, `chosen` and `rejected`, the best and the worst candidate of a task of a cycle."""
     select: Literal["accepted", "threshold", "best"] = "accepted"
     """With sft: what the run itself accepted, scores from --threshold on, or the best candidate of each task of a cycle."""
-    threshold: float = 0.5
-    """With --select threshold: the least score."""
-    margin: float = 0.1
-    """With dpo: least difference of score between the two commands of a pair; equal scores never make one."""
+    threshold: float | None = None
+    """With --select threshold: the least score. By default 0.5."""
+    margin: float | None = None
+    """With dpo: least difference of score between the two commands of a pair; equal scores never make one. By default the run's own, else
+    0.02."""
     style: Literal["auto", "messages", "text"] = "auto"
     """Messages, for a model with a chat template, or plain text. By default what the model of the runs needs, as far as it is here."""
     output: str | None = None
@@ -67,10 +69,14 @@ class Config:
         if len(set(places)) < len(places):
             twice = next(run for run, place in zip(self.runs, places, strict=True) if places.count(place) > 1)
             raise InputError(f"{twice}: is given twice: leave one out")
-        if not 0 <= self.margin < float("inf"):
+        if self.margin is not None and not 0 <= self.margin < float("inf"):
             raise InputError(f"--margin {self.margin}: must be 0 or more")
-        if not abs(self.threshold) < float("inf"):
+        if self.threshold is not None and not abs(self.threshold) < float("inf"):
             raise InputError(f"--threshold {self.threshold}: must be a number")
+        if self.margin is not None and self.format != "dpo":
+            raise InputError(f"--margin {self.margin}: is for --format dpo: leave it out")
+        if self.threshold is not None and self.select != "threshold":
+            raise InputError(f"--threshold {self.threshold}: is for --format sft --select threshold: leave it out")
         if self.format == "dpo" and self.select != "accepted":
             raise InputError(f"--select {self.select}: is for --format sft: pairs are the best and the worst of a task, by --margin")
 
@@ -125,7 +131,8 @@ def examples_of(record: RunRecord, config: Config, messages: bool) -> Iterator[d
     rows = [row for group in groups for row in group]
     values = [[None if row["truncated"] else row["score"] for row in group] for group in groups]
     if config.format == "dpo":
-        for chosen, rejected in pairs_of(values, [[row["command"] for row in group] for group in groups], config.margin):
+        margin = float(record.settings.get("margin", MARGIN)) if config.margin is None else config.margin
+        for chosen, rejected in pairs_of(values, [[row["command"] for row in group] for group in groups], margin):
             yield _example(record, rows[chosen], {"chosen": rows[chosen], "rejected": rows[rejected]}, messages)
         return
     if config.select == "accepted":
@@ -133,7 +140,7 @@ def examples_of(record: RunRecord, config: Config, messages: bool) -> Iterator[d
         if rows and not positions:
             raise InputError(f"{record.folder}: nothing in it was accepted: give --select best or --select threshold")
     else:
-        positions = select(values, config.select, config.threshold, 1.0)
+        positions = select(values, config.select, 0.5 if config.threshold is None else config.threshold, 1.0)
     for position in positions:
         yield _example(record, rows[position], {"completion": rows[position]}, messages)
 

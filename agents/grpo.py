@@ -9,7 +9,7 @@ candidates score on average is the baseline of each of them. With r_i the score 
     advantage   A_i = (r_i - mean of the task's r) / (their standard deviation + 1e-4)
     policy      L_it = -min(ratio_it A_i, clip(ratio_it, 1 - c, 1 + c) A_i), with ratio = p(y_it) now / p(y_it) when it was written
     KL          K_it = ref/p - log(ref/p) - 1 at y_it, to the base (Schulman's k3, not below 0)
-    loss        mean over the step's tokens of L_it + beta K_it
+    loss        sum over the step's tokens of L_it + beta K_it, over the mean number of tokens of the cycle's steps
 
 with TRL's default `loss_type=dapo` (Yu et al. 2025, arXiv:2503.14476): every token weighs the same, however long its command. Each cycle
 writes and scores tasks x candidates once, and takes --epochs passes over them in steps of --batch-size. The optimizer and its moments last

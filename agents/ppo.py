@@ -7,8 +7,8 @@ A completion is an episode, a token (the end of sequence included) an action. Pe
 that wrote (old), the one that trains (new) and the base with the adapter off (ref), and with values V of the head:
 
     reward      r_t = -coefficient (log old_t - log ref_t), and at the last token the score besides
-    advantage   A_t = sum over k of lambda^k (r_{t+k} + V_{t+k+1} - V_{t+k}), whitened over the batch's tokens; there is no discount
-    policy      mean over tokens of max(-A ratio, -A clip(ratio, 1 - c, 1 + c)), with ratio = new / old
+    advantage   A_t = sum over k of lambda^k (r_{t+k} + V_{t+k+1} - V_{t+k}); there is no discount
+    policy      mean over tokens of max(-W ratio, -W clip(ratio, 1 - c, 1 + c)), with ratio = new / old, W = A whitened over the batch
     value       half the mean of max((V - G)^2, (clip(V, old V - c, old V + c) - G)^2), with the return G = A + old V
     loss        policy + value_coef value - entropy_coef entropy
 
@@ -18,8 +18,10 @@ penalty and its controller); Huang et al. 2024, arXiv:2403.17031 (what matters i
 - Log-probabilities, old, new and ref, are those of the sampling temperature's policy: it is the one that wrote. All of them, and the
   values, come from one function, and the old ones from the minibatches of the first epoch, so the first ratio is exactly 1.
 - Dropout is off in all forward passes. Otherwise old and new would differ before anything was learnt.
-- The end of a line counts as the end-of-sequence token. A command that was cut has no end: it gets a fixed low score.
-- The value head is one linear layer on the last hidden state, under the same LoRA backbone; it starts at the mean of the first scores.
+- The end of a line counts as the end-of-sequence token, even where the model ended it by a line feed: for that last token old is not what
+  wrote. A command that was cut has no end: it gets a fixed low score, which `train/reward` counts and `reward/mean` does not.
+- The value head is one linear layer on the last hidden state, under the same LoRA backbone; unless rewards are scaled, it starts at the
+  mean of the first scores.
 - The optimizer and its moments last for the whole run; the learning rate is constant, so that a run can be extended.
 """
 
@@ -55,6 +57,8 @@ class Config(TrainConfig):
     """Candidates in a minibatch, for which one step is taken."""
     micro_batch: int | None = None
     """Candidates in one forward pass; gradients are summed up to the minibatch. By default the whole minibatch: less saves memory."""
+    lora_dropout: float = 0.0
+    """Dropout of the LoRA adapter, for trainers that go on from this run: PPO itself trains without any."""
     epochs: int = 4
     """Passes over the candidates of a cycle."""
     gae_lambda: float = 0.95
@@ -72,13 +76,14 @@ class Config(TrainConfig):
     kl_target: float | None = 6.0
     """KL to the base, in nats a command, that the coefficient is adapted to; None keeps the coefficient."""
     kl_rate: float = 0.1
-    """How fast it is adapted: in a cycle by a fifth of this at most."""
+    """How fast it is adapted: in a cycle by a fifth of this at most, so that ten cycles change it by a fifth."""
     stop_kl: float = 0.05
     """Ends a cycle's steps when a minibatch's approximate KL of the new to the old policy, in nats a token, is above this."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     reward_scaling: Literal["none", "scores", "whiten"] = "none"
-    """none; scores: less the mean and over the deviation of the cycle's scores; whiten: over the deviation of all tokens' rewards."""
+    """none; scores: less the mean and over the deviation of the cycle's scores; whiten: of all tokens' rewards the distance from
+    their mean, over their deviation."""
     cut_score: float | None = 0.0
     """Score of a command that was cut before its end, or the cycle's lowest score where that is less. None leaves such commands out."""
 
@@ -287,9 +292,10 @@ def update(
         stream_parts: (seed, cycle, purpose), from which the order of the episodes derives.
 
     Returns:
-        Of the batch, before the first step: `reward`, the mean score that is learnt from; `kl` to the base, in nats a command; `kl_coef`,
-        `explained_variance`, `examples`. Of the steps: their mean `loss`, `policy_loss`, `value_loss`, `entropy`, `clip_fraction`,
-        `value_clip_fraction` and `grad_norm`; `steps`; `approx_kl` of the last minibatch that was looked at, in nats a token.
+        Of the batch, before the first step: `reward`, the mean score that is learnt from; `kl` to the base, in nats a token, and
+        `kl_command`, in nats a command; `kl_coef`, `explained_variance`, `examples`. Of the steps: their mean `loss`, `policy_loss`,
+        `value_loss`, `entropy`, `clip_fraction`, `value_clip_fraction` and `grad_norm`; `steps`; `approx_kl` of the last minibatch that
+        was looked at, in nats a token.
 
     Raises:
         TrainingError: a loss or a gradient that is NaN or infinite, or weights that did not change.
@@ -308,7 +314,10 @@ def update(
     first_epoch = minibatches[: len(minibatches) // config.epochs]
 
     with updating(policy, config.lr, *stream_parts):
-        policy.model.eval()  # no dropout
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in policy.model.modules())
+        for module in policy.model.modules():  # no dropout; gradient checkpointing works in training mode alone
+            if not checkpointing or isinstance(module, torch.nn.Dropout):
+                module.training = False
         old = estimate(policy, head, episodes, [rows for minibatch in first_epoch for rows in minibatch], config, coefficient)
         parameters = [*policy.trainable(), *head.parameters()]
         steps: list[dict[str, float]] = []
@@ -345,7 +354,8 @@ def update(
 
     of_batch = {
         "reward": math.fsum(episode.score for episode in episodes) / len(episodes),
-        "kl": old.kl,
+        "kl": old.kl * len(episodes) / sum(len(episode.completion) for episode in episodes),
+        "kl_command": old.kl,
         "kl_coef": coefficient,
         "explained_variance": explained_variance(torch.cat(old.values), torch.cat(old.returns)),
         "approx_kl": approx_kl,
@@ -396,10 +406,10 @@ def train(config: Config, session: Session) -> int:
             trained: dict[str, float | None] = {"train/examples": 0.0}
             with loop.training():
                 if episodes:
-                    if cycle == 1:
+                    if "kl_coef" not in loop.memory and config.reward_scaling == "none":  # the first update
                         torch.nn.init.constant_(head.bias, math.fsum(episode.score for episode in episodes) / len(episodes))
                     trained = update(policy, head, optimizer, episodes, config, coefficient, config.seed, cycle, "train")
-                    loop.memory["kl_coef"] = adapted(coefficient, trained["train/kl"] or 0.0, config.kl_target, config.kl_rate)
+                    loop.memory["kl_coef"] = adapted(coefficient, trained["train/kl_command"] or 0.0, config.kl_target, config.kl_rate)
                 else:
                     loop.line("no candidate had a score, so nothing was trained")
             loop.finish(batch, trained)

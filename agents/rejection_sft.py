@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 class Config(TrainConfig):
     """Rejection-sampling SFT: the model trains on those of its own commands that it can read back."""
 
+    tasks: int = 50
+    """Tasks in a cycle, before training, and as many again after it, which only measure."""
+    threshold: float = 0.5
+    """With --select threshold: candidates with at least this score are accepted; in [0, 1]."""
+    epochs: int = 1
+    """Passes over the accepted candidates in a cycle."""
     select: Literal["threshold", "best", "quantile"] | None = None
     """What is accepted: all from --threshold on, the best of each task, or the top --keep-share. By default what the reward calls for."""
     keep_share: float | None = None
@@ -39,6 +45,7 @@ class Config(TrainConfig):
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
+        self._require("threshold", 0 <= self.threshold <= 1, "must be in [0, 1]")
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
 
 

@@ -66,7 +66,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_the_documented_defaults_hold() -> None:
     config = TrainConfig()
-    assert (config.cycles, config.tasks, config.candidates, config.threshold, config.temperature) == (10, 50, 3, 0.5, 0.7)
+    assert (config.cycles, config.tasks, config.candidates, config.temperature) == (10, 50, 3, 0.7)
     assert (config.lr, config.batch_size, config.epochs) == (2e-4, 4, 1)
     assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
     config.check()
@@ -151,7 +151,7 @@ def test_torch_is_not_asked_before_the_rest_is_right(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(command, "_gpu", fail)
     with pytest.raises(InputError):
-        ok("--threshold", "7")
+        ok("--lora-dropout", "7")
     assert ok("--model", "gpt2").model == "gpt2"
 
 
@@ -174,7 +174,7 @@ def test_torch_is_not_asked_before_the_rest_is_right(monkeypatch: pytest.MonkeyP
         ("--inverter bse", "--inverter bse: must be one of current, base, ema: did you mean base?"),
         ("3", "unexpected 3: see --help"),
         ("--load-in-4bit True", "unexpected True: see --help"),
-        ("--threshold 7", "--threshold 7.0: must be in [0, 1]"),
+        ("--lora-dropout 7", "--lora-dropout 7.0: must be in [0, 1)"),
         ("--lr nan", "--lr nan: must be above 0"),
         ("--temperature 0", "--temperature 0.0: must be above 0"),
         ("--cycles 0", "--cycles 0: must be 1 or more"),
@@ -205,7 +205,7 @@ def test_wrong_flags_get_one_line(capsys: pytest.CaptureFixture[str], argv: str,
         ("load_in_4bit: 1\n", "my.yaml:1: load_in_4bit: 1: must be true or false"),
         ("name: 7\n", "my.yaml:1: name: 7: must be text: put it in quotes"),
         ("inverter: curent\n", "my.yaml:1: inverter: curent: must be one of current, base, ema: did you mean current?"),
-        ("seed: 1\nthreshold: 7\n", "my.yaml:2: --threshold 7.0: must be in [0, 1]"),
+        ("seed: 1\nlora_dropout: 7\n", "my.yaml:2: --lora-dropout 7.0: must be in [0, 1)"),
         ("seed: 1\nseed: 2\n", "my.yaml:2: seed is set twice, first in my.yaml:1: remove one"),
         ("resume: runs/x\n", "my.yaml:1: resume cannot be set in a file: give it as --resume"),
         ("- 1\n", "my.yaml:1: must hold settings, one `key: value` a line"),

@@ -22,9 +22,10 @@ from agents.policy.model import Lora, Policy, load_policy
 from agents.training.command import parse, run_command
 from agents.training.config import TrainingError
 from agents.training.rollouts import Batch, Rollout, collect, forward_prompt
+from agents.training.session import open_session
 from envs.domain import load_domain
 from envs.source import Templates
-from envs.types import Completion, Score, Task
+from envs.types import Completion, InputError, Score, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--tasks", "8", "--eval-tasks", "9", "--eval-subset", "6", "--eval-samples", "2", "--max-new-tokens", "32"]
@@ -427,7 +428,6 @@ def test_help_needs_neither_torch_nor_trl() -> None:
         (["--margin", "-0.1"], "--margin -0.1: must be 0 or more"),
         (["--sft", "-1"], "--sft -1.0: must be 0 or more"),
         (["--reference", "bsae"], "--reference bsae: must be one of cycle, base: did you mean base?"),
-        (["--loss", "dpo"], "--loss dpo: must be one of sigmoid, hinge, ipo, sigmoid_norm"),
         (["--adapter", "nowhere"], "--adapter nowhere: no adapter_model.safetensors there"),
     ],
 )
@@ -438,6 +438,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: " + message) and error.count("\n") == 1
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_run_of_another_trainer_is_not_resumed(tmp_path: Path) -> None:
+    flags = ["--resume", str(run(tmp_path, "a", "--cycles", "1", "--reward", "random")), "--cycles", "2"]
+    with pytest.raises(InputError, match=r"is a run of agents\.dpo, not of agents\.grpo: go on with it by that command"):
+        open_session("grpo", parse(Config, flags, "dpo")[0])
+    open_session("dpo", parse(Config, flags, "dpo")[0]).run.close()  # the refusal has let go of it
 
 
 def test_the_settings_that_are_its_own() -> None:

@@ -539,6 +539,8 @@ def test_every_option_that_is_ours_is_known_to_trl() -> None:
         ("grpo", ["--trl", "save_strategy=steps"], "--trl save_strategy=steps: is set by this command: leave it out"),
         ("grpo", ["--trl", "top_k=1", "top_k=2"], "--trl top_k=2: top_k is given twice"),
         ("grpo", ["--trl", "top_k=[1"], "--trl top_k=[1: [1 is not YAML"),
+        ("grpo", ["--trl", "adam_beta1=0.5"], "--trl adam_beta1=0.5: is set by this command: leave it out"),
+        ("rloo", ["--trl", "log_completions=true"], "--trl log_completions=true: is set by this command: leave it out"),
         ("grpo", ["--trl", "use_vllm=true"], "--trl use_vllm: vLLM is not installed: pip install 'trl[vllm]'"),
         ("rloo", ["--trl", "auto_find_batch_size=true"], "--trl: TRL says: auto_find_batch_size is not supported by RLOO"),
         ("grpo", ["--candidates", "1"], "--candidates 1: must be 2 or more: candidates of a task are compared"),

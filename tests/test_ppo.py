@@ -418,10 +418,10 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Mo
     assert written(aborted) == whole
 
     first, second = metrics(aborted)
-    assert first["train/kl_coef"] == 0.05 and first["train/kl"] == 0.0  # a new adapter is the base: less than the target
+    assert first["train/kl_coef"] == 0.05 and first["train/kl_command"] == 0.0  # a new adapter is the base: less than the target
     assert second["train/kl_coef"] == adapted(0.05, 0.0, 1e-3, 0.1)
     for folder in (tmp_path / "whole" / "a", tmp_path / "extended" / "a", aborted):
-        assert memory(folder) == {"kl_coef": adapted(second["train/kl_coef"], second["train/kl"], 1e-3, 0.1)}
+        assert memory(folder) == {"kl_coef": adapted(second["train/kl_coef"], second["train/kl_command"], 1e-3, 0.1)}
 
 
 def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

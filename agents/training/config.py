@@ -19,11 +19,9 @@ class TrainConfig:
     cycles: int = 10
     """How many cycles of scoring and training."""
     tasks: int = 50
-    """Tasks in a cycle, before training and again after it."""
+    """Tasks in a cycle."""
     candidates: int = 3
     """Commands written for each task."""
-    threshold: float = 0.5
-    """With --select threshold: candidates with at least this score are accepted; in [0, 1]."""
     temperature: float = 0.7
     """Sampling temperature of the commands."""
     model: str | None = None
@@ -41,7 +39,7 @@ class TrainConfig:
     batch_size: int = 4
     """Examples in a training step."""
     epochs: int = 1
-    """Passes over the accepted candidates in a cycle."""
+    """Passes over a cycle's examples."""
     lora_r: int = 16
     """Rank of the LoRA adapter."""
     lora_alpha: int = 32
@@ -90,7 +88,6 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 1, "must be 1 or more")
         for name in ("temperature", "lr"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "must be above 0")
-        self._require("threshold", 0 <= self.threshold <= 1, "must be in [0, 1]")
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1): 0.05 is the default")
         self._require("inverse_temperature", 0 <= self.inverse_temperature < float("inf"), "must be 0 (greedy) or more")
         self._require("seed", self.seed >= 0, "must be 0 or more")

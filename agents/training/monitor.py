@@ -64,7 +64,9 @@ def text_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
 class Monitor:
     """Watches the cycles of a run. `state` is what a checkpoint keeps of it."""
 
-    scores: list[list[float]] = field(default_factory=list)  # a row an evaluation, from the start on: mean score of each task
+    # A row for each batch that the policy wrote, from the untrained one on: mean score of each task. Of a trainer that writes nothing after
+    # its update, the effect of that is seen a cycle later, in these rows and in all measures of text.
+    scores: list[list[float]] = field(default_factory=list)
     first: dict[str, float] = field(default_factory=dict)
     raised: list[str] = field(default_factory=list)
     kept: dict[str, float] = field(default_factory=dict)  # cycle -> the score by which the best is chosen

@@ -7,8 +7,8 @@ changes on the model besides the adapter is undone. TRL's own logs, checkpoints,
 - TRL writes at --temperature with nothing cut off (top_p 1, top_k 0), in the template that evaluation uses. A completion ends with a token
   that has a line feed in it, or with the end-of-sequence token; this last token is trained, as it was written. So a model that begins
   with an empty line has written an empty command, where our own generation would wait for the next line.
-- A candidate that was cut counts among the scores of its task, and none of its tokens is trained. One on which the reward abstained
-  counts nowhere.
+- A candidate that was cut counts among the scores of its task, and none of its tokens is trained, nor held to the base. One on which the
+  reward abstained counts nowhere.
 - The reference of the KL penalty is the base, the adapter turned off, whatever adapter the run began with.
 - Every cycle begins with torch's randomness reseeded and with the optimizer's moments restored, so a resumed run gives the same bytes.
   What some options of TRL keep besides (`use_adaptive_entropy`) is not in the checkpoint, and vLLM draws random numbers of its own.
@@ -96,7 +96,26 @@ DEFAULTS: dict[str, Any] = {
     "top_p": 1.0,
     "top_k": 0,
 }
-NOTHING = "no task has whole candidates that scored differently, so nothing was learnt: raise --temperature or --max-new-tokens"
+# Of TRL's too, but the run's own optimizer, model and folder leave nothing for these to do.
+USELESS = [
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim_args",
+    "lr_scheduler_kwargs",
+    "model_init_kwargs",
+    "resume_from_checkpoint",
+    "eval_on_start",
+    "num_generations_eval",
+    "load_best_model_at_end",
+    "log_completions",
+    "push_to_hub",
+    "run_name",
+    "do_train",
+    "do_eval",
+    "do_predict",
+]
+NOTHING = "no task has whole candidates that scored differently, so no score taught anything: raise --temperature or --max-new-tokens"
 LOGGERS = ("trl", "transformers", "accelerate", "peft")
 
 
@@ -144,7 +163,7 @@ def trl_arguments(name: str, config: TrainConfig, micro_batch: int | None, optio
         **own,
     }
     known = [field.name for field in fields(config_type) if field.init]
-    extra = read_options(options, known, {**dict.fromkeys([*values, *FIXED, "max_steps", "steps_per_generation"], ""), **FLAGS})
+    extra = read_options(options, known, {**dict.fromkeys([*values, *FIXED, *USELESS, "max_steps", "steps_per_generation"], ""), **FLAGS})
     if extra.get("use_vllm") and find_spec("vllm") is None:
         raise InputError("--trl use_vllm: vLLM is not installed: pip install 'trl[vllm]', or leave it out")
     try:
@@ -271,7 +290,7 @@ class Online:
         try:
             with updating(policy, config.lr, config.seed, cycle, "train"), contained(policy):
                 self.trainer._last_loaded_step = -1  # steps count from 0 each cycle, so TRL would take vLLM's weights for the newest
-                self.trainer.train()
+                self._train()
                 trained = means(self.trainer.state.log_history)
         except TrainingError:
             if self._batch is None or informative(self._batch) or not trained:
@@ -279,6 +298,15 @@ class Online:
         if self._batch is None:
             raise TrainingError("TRL trained on candidates of an earlier cycle: is this version of TRL one that pyproject.toml allows?")
         return self._batch, trained
+
+    def _train(self) -> None:
+        """TRL's own, which looks at some options only now."""
+        try:
+            self.trainer.train()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if not self.config.trl:  # type: ignore[attr-defined]
+                raise
+            raise InputError(f"--trl {' '.join(self.config.trl)}: TRL says: {type(error).__name__}: {_one_line(error)}") from error  # type: ignore[attr-defined]
 
     def _score(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
@@ -292,6 +320,8 @@ class Online:
         policy, group = self.session.policy, self.config.candidates
         asked = policy.prompt_ids([forward_prompt(task) for task in self._tasks])
         bare = [policy.completion(list(ids), [0.0] * len(ids)) for ids in completion_ids]
+        last = set(policy.ends)  # what ended for TRL has ended, an empty line included
+        bare = [replace(completion, truncated=not ids or ids[-1] not in last) for completion, ids in zip(bare, completion_ids, strict=True)]
         pairs = [(asked[row // group], completion.token_ids) for row, completion in enumerate(bare)]
         written = [
             replace(completion, logprobs=tuple(logprobs)) for completion, logprobs in zip(bare, policy.logprobs_of_ids(pairs), strict=True)
@@ -347,6 +377,11 @@ def contained(policy: Policy) -> Iterator[None]:
     model, special = policy.model, ("pad_token_id", "bos_token_id", "eos_token_id")
     before = {name: getattr(model.config, name, None) for name in special}
     python, numpy = random.getstate(), np.random.get_state()
+
+    def checkpointing() -> bool:
+        return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+    checkpointed = checkpointing()
     try:
         with quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
@@ -356,6 +391,8 @@ def contained(policy: Policy) -> Iterator[None]:
         if "ref" in model.peft_config:
             model.delete_adapter("ref")
             model.set_adapter("default")
+        if checkpointing() and not checkpointed:
+            model.gradient_checkpointing_disable()
         model.generation_config = GenerationConfig()  # type: ignore[assignment]
         for name, value in before.items():
             setattr(model.config, name, value)

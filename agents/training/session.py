@@ -45,11 +45,13 @@ class Session:
     """A run under way.
 
     Attributes:
+        agent: the trainer's name.
         state: what the last checkpoint kept, empty for a new run.
         checkpoint: its folder.
         probes: the tasks of `--keep best`.
     """
 
+    agent: str
     policy: Policy
     source: Source
     reward: Reward
@@ -79,7 +81,7 @@ def open_session(agent: str, config: TrainConfig) -> Session:
         name = config.name or new_name(config.domain, reward, config.seed)
         run = Run.create(Path(config.output or f"runs/{agent}") / name, saved(config))
     try:
-        return _load(config, evaluation, run)
+        return _load(agent, config, evaluation, run)
     except InputError:
         run.close()
         if not config.resume:
@@ -100,8 +102,10 @@ def saved(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
+def _load(agent: str, config: TrainConfig, evaluation: Any, run: Run) -> Session:
     restored = run.restore() if config.resume else None
+    if restored and (began := restored[0].get("agent", agent)) != agent:
+        raise InputError(f"--resume {run.folder}: is a run of agents.{began}, not of agents.{agent}: go on with it by that command")
     if restored and config.cycles < restored[0]["cycle"]:
         raise InputError(f"--cycles {config.cycles}: the run has done {restored[0]['cycle']} already: ask for that many or more")
     if config.resume:
@@ -132,4 +136,4 @@ def _load(config: TrainConfig, evaluation: Any, run: Run) -> Session:
         print(note, flush=True)
     evaluation.attach(run)
     state, checkpoint = restored or ({}, None)
-    return Session(policy, source, reward, evaluation, run, state, checkpoint, probes)
+    return Session(agent, policy, source, reward, evaluation, run, state, checkpoint, probes)

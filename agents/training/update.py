@@ -47,7 +47,7 @@ def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, restored: Path | 
     """AdamW without weight decay; with the moments of the checkpoint that a run goes on from."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     if restored is not None and (restored / OPTIMIZER_FILE).is_file():
-        optimizer.load_state_dict(torch.load(restored / OPTIMIZER_FILE, weights_only=True))
+        optimizer.load_state_dict(torch.load(restored / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
     return optimizer
 
 
