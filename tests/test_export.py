@@ -133,7 +133,7 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (process.returncode, process.stderr) == (0, "")
-    assert process.stdout.endswith("set()\n") and len(lines(out)) == 1
+    assert process.stdout.endswith("set()\n") and len(lines(out)) == 2
 
 
 # ---- TRL takes the files ----
