@@ -454,9 +454,10 @@ def test_nothing_scored_trains_nothing_and_says_so(tmp_path: Path, monkeypatch: 
     assert "train/loss" not in metrics(folder)[0]
 
 
-def test_it_goes_on_from_the_adapter_of_another_trainer(tmp_path: Path) -> None:
+def test_it_goes_on_from_the_adapter_of_another_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from agents import rejection_sft
 
+    monkeypatch.setitem(sys.modules, "trl", None)  # neither needs TRL
     argv = ["--model", "embedded", *SMALL, "--reward", "random", "--cycles", "1", "--output", str(tmp_path), "--name", "sft"]
     assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
     adapter = tmp_path / "sft" / "checkpoints" / "cycle-0001"
@@ -467,6 +468,30 @@ def test_it_goes_on_from_the_adapter_of_another_trainer(tmp_path: Path) -> None:
     again = run(tmp_path, "again", "--cycles", "1", "--adapter", str(files[2].parent))  # its own, with a value head beside it
     heads = [(path / "checkpoints" / "cycle-0000" / "value_head.safetensors").read_bytes() for path in (folder, again)]
     assert heads[0] == heads[1]  # a new run, a new head
+
+
+def test_a_command_that_was_cut_is_learnt_from_with_a_low_score(tmp_path: Path) -> None:
+    folder = run(tmp_path, "a", "--cycles", "1", "--max-new-tokens", "16", "--cut-score", "-0.5")
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    cut = [row["truncated"] for row in rows]
+    assert any(cut) and not all(cut)
+    scores = [-0.5 if row["truncated"] else row["score"] for row in rows]
+    assert metrics(folder)[-1]["train/reward"] == pytest.approx(sum(scores) / len(scores))
+    assert metrics(folder)[-1]["reward/mean"] == pytest.approx(sum(row["score"] for row in rows) / len(rows))
+
+
+def test_the_value_head_starts_at_the_mean_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    honest = ppo.update
+
+    def update(policy: Any, head: Any, *rest: Any) -> Any:
+        seen.append(float(head.bias.detach()))
+        return honest(policy, head, *rest)
+
+    monkeypatch.setattr(ppo, "update", update)
+    folder = run(tmp_path, "a", "--cycles", "1")
+    run(tmp_path, "b", "--cycles", "1", "--reward-scaling", "scores")
+    assert seen == [pytest.approx(metrics(folder)[-1]["train/reward"]), 0.0]
 
 
 @pytest.mark.parametrize(
