@@ -11,9 +11,10 @@ the task's other G - 1 candidates got on average, which leaves the gradient unbi
     advantage   A_i = r_i - mean of the other candidates' r
     loss        mean over the step's candidates of -min(ratio_i A_i, clip(ratio_i, 1 - c, 1 + c) A_i), with ratio = p(y_i) now / p(y_i) then
 
-The advantage is in units of the score: unlike GRPO's it is small where a task's candidates score nearly alike. Each cycle writes and scores
-tasks x candidates once, and takes --epochs passes over them in steps of --batch-size. The optimizer and its moments last for the whole run,
-at a constant learning rate. What TRL does and what it does not: agents/training/online.py.
+A candidate that was cut is not trained and has no penalty, but counts in the others' baseline. `train/clip_fraction` counts commands
+here, not tokens. The advantage is in units of the score: unlike GRPO's it is small where a task's candidates score nearly alike. Each
+cycle writes and scores tasks x candidates once, and takes --epochs passes over them in steps of --batch-size. The optimizer and its
+moments last for the whole run, at a constant learning rate. What TRL does and what it does not: agents/training/online.py.
 """
 
 from __future__ import annotations

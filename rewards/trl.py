@@ -32,7 +32,7 @@ def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
     """A reward for TRL's `reward_funcs`.
 
     Of a completion, a text or messages, it scores the first line that is not blank. A score of None is passed on: TRL leaves such a
-    candidate out. Each generation has random numbers of its own, from `seed` and the trainer's step.
+    candidate out. Random numbers come from `seed` and the trainer's step.
 
     Args:
         reward: called once for each batch that TRL generated.
