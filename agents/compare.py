@@ -43,7 +43,7 @@ NOTES = (
     '"Better" and "worse" are said only where the interval leaves 0 out and McNemar\'s exact test does not contradict it.',
     "Truth before the first cycle and after the last is of all held-out tasks; the curves are of the subset that is evaluated after every "
     "cycle. A run that has no end yet is compared on that subset.",
-    "The x-axis is the number of candidates scored, the same for every trainer.",
+    "The x-axis is the number of candidates to learn from, the same for every trainer.",
 )
 
 

@@ -7,8 +7,8 @@
 
 A subject is the folder of a run (its last or kept adapter), a checkpoint in one, or a model. Several are compared task by task; "better"
 is said only where a 95 % paired-bootstrap interval lies above 0. Held-out tasks have a paraphrase or slot values that no training
-text has. Writes report.html and report.json, and prints the same in short. This is the only command, beside pre-training, that
-knows what is right.
+text has. Writes report.html and report.json, and prints the same in short. This is the only command that knows what is right, beside
+pre-training and a run with the labelled reward `truth`.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ NOTES = (
     "{comparisons} comparisons without any effect one in twenty would.",
     "Share of the gap closed: (gain - reference) / (ceiling - reference), with Fieller's interval for a ratio of paired means; no interval "
     "where the ceiling itself is not shown to be above the reference.",
-    "An arm that is labelled learns from the truth: an upper bound and no competitor.",
+    "An arm that is labelled learns from the truth: no competitor, and no limit to what can be learnt.",
     "Reward AUC: how often the reward puts a right sample above a wrong one, 0.5 being chance; over all tasks, and among the samples of "
-    "one task.",
+    "one task; the first 100 held-out tasks, by their samples.",
     "pass@1, AUC and the score are of samples at the arm's own temperature, so that they cannot be compared between temperatures; greedy "
     "truth can.",
     "Bands in the curves reach from the lowest seed to the highest; the curves are of the smaller subset that is evaluated after every "

@@ -47,17 +47,17 @@ class TrainConfig:
     lora_dropout: float = 0.05
     """Dropout of the LoRA adapter; in [0, 1)."""
     max_new_tokens: int = 64
-    """Longest command, in tokens."""
+    """Longest command, in tokens. The embedded model has its own default, 48."""
     domain: str = "all"
     """An embedded domain (network, shell, sql), all of them, or paths of YAML files; several with commas between."""
     reward: str = "similarity"
-    """How a command is scored, a name or a blend's FILE.yaml: docs/REWARDS.md. Only truth, an upper bound, uses labels."""
+    """How a command is scored, a name or a blend's FILE.yaml: docs/REWARDS.md. Only truth uses labels."""
     gates: bool = True
     """Score nothing for commands that are none, or that smuggle their task past the reading back."""
     inverter: Literal["current", "base", "ema"] = "current"
     """Who reads commands back: the model as it trains, its base with the adapter off, or the average of its adapter over the cycles."""
     inverse_temperature: float = 0.3
-    """Sampling temperature of the reading back; 0 is greedy."""
+    """Sampling temperature of the reading back; 0 is greedy, and the default of the embedded model."""
     embedder: str = "all-MiniLM-L6-v2"
     """Sentence-embedding model that compares a task with what was read back."""
     task_source: str = "templates"
