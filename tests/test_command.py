@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,15 @@ def test_model_files_hold_known_keys_of_the_right_type(name: str) -> None:
     defaults = asdict(TrainConfig())
     assert set(values) <= set(defaults)
     assert all(defaults[key] is None or isinstance(value, type(defaults[key])) for key, value in values.items())
+
+
+def test_a_model_of_pretraining_has_the_defaults_of_the_embedded_one(tmp_path: Path) -> None:
+    other = parse(TrainConfig, ["--model", str(tmp_path)])[0]
+    (tmp_path / "pretrain.json").write_text("{}")
+    config, line = parse(TrainConfig, ["--model", str(tmp_path)])
+    embedded = parse(TrainConfig, ["--model", "embedded"])[0]
+    assert replace(config, model="embedded") == embedded != replace(other, model="embedded")
+    assert "configs/embedded.yaml" in line and config.model == str(tmp_path)
 
 
 def test_a_command_without_the_fields_of_a_model_file_ignores_them() -> None:

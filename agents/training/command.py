@@ -326,12 +326,13 @@ def model_defaults(model: str, hints: Mapping[str, Any]) -> tuple[dict[str, Any]
     """The settings that suit a model -> (values, the file's name; empty for a model that has none).
 
     `model` is among the values: a file may give the full name of a short one. A command need not have every field that the
-    file sets: an evaluation has no learning rate.
+    file sets: an evaluation has no learning rate. A model that `agents.pretrain` made has those of the embedded one.
     """
-    if model not in MODEL_FILES:
+    file = MODEL_FILES.get(model) or (MODEL_FILES["embedded"] if (Path(model) / "pretrain.json").is_file() else "")
+    if not file:
         return {"model": model}, ""
-    name = f"configs/{MODEL_FILES[model]}"
-    values, _ = _read_yaml(CONFIGS / MODEL_FILES[model], hints, shown=name, skip_unknown=True)
+    name = f"configs/{file}"
+    values, _ = _read_yaml(CONFIGS / file, hints, shown=name, skip_unknown=True)
     return {"model": model, **values}, name
 
 
