@@ -189,7 +189,7 @@ def boundary(path: Path, panels: Sequence[tuple[str, Sequence[tuple[str, float, 
 
 def _labels(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
     """Names beside the points, moved up where they would lie on one another."""
-    axes.margins(x=0.16, y=0.08)
+    axes.margins(x=0.2, y=0.08)
     axes.figure.draw_without_rendering()
     taken: list[tuple[float, float, float]] = []
     for x, y, label in sorted(points, key=lambda point: (point[1], point[0])):
