@@ -449,4 +449,4 @@ def test_a_run_of_another_trainer_is_not_resumed(tmp_path: Path) -> None:
 
 def test_the_settings_that_are_its_own() -> None:
     config, _ = parse(Config, ["--model", "embedded"], "dpo")
-    assert (config.reference, config.loss, config.lora_dropout) == ("cycle", "sigmoid", 0.0)
+    assert (config.reference, config.margin, config.epochs, config.lora_dropout, config.lr) == ("cycle", 0.02, 2, 0.0, 1e-3)
