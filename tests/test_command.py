@@ -344,3 +344,12 @@ finally:
     assert "python -m agents.sft" in done.stdout
     for field in fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in done.stdout
+
+
+def test_output_that_nobody_reads_is_no_traceback() -> None:
+    words = [sys.executable, "-m", "agents.rejection_sft", "--help"]
+    with subprocess.Popen(words, cwd=CONFIGS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -15,6 +15,7 @@ import io
 import itertools
 import os
 import re
+import select
 import shlex
 import sys
 import time
@@ -22,7 +23,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TextIO, TypeVar, Union
 
 import yaml
 
@@ -49,7 +50,8 @@ def run_command(config_type: type[Config], main: Main[Config], argv: Sequence[st
         agent: the command's name, by default that of the file that runs.
 
     Returns:
-        What `main` returned; 2 for wrong input, which is said in one line on stderr; 130 when interrupted.
+        What `main` returned; 2 for wrong input, which is said in one line on stderr; 130 when interrupted; 141 when nobody reads its
+        output any more.
     """
     agent = agent or Path(sys.argv[0]).stem
     started = time.time()
@@ -69,6 +71,21 @@ def run_command(config_type: type[Config], main: Main[Config], argv: Sequence[st
     except KeyboardInterrupt:
         print(_how_to_go_on(read, agent, started), file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _abandoned(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _abandoned(stream: TextIO) -> bool:
+    """Whether the other end of a pipe has been closed, as `head` does when it has seen enough."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except OSError:  # it is no file at all
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def parse(config_type: type[Config], argv: Sequence[str] | None = None, agent: str = "command") -> tuple[Config, str]:
