@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from envs.domain import Domain
 
 OUTPUT = "runs/export"
-MARGIN = 0.02
 MODEL = Path(__file__).parent / "policy" / "embedded"  # the files of the embedded one
 Row = Mapping[str, Any]  # a line of rollouts.jsonl
 
@@ -124,15 +123,14 @@ def examples_of(record: RunRecord, config: Config, messages: bool) -> Iterator[d
     Raises:
         InputError: a line of rollouts.jsonl is damaged, a domain is not there, or the run accepted nothing where that is asked for.
     """
-    from agents.dpo import pairs_of
-    from agents.rejection_sft import select
+    from agents import dpo, rejection_sft
 
     groups = groups_of(record)
     rows = [row for group in groups for row in group]
     values = [[None if row["truncated"] else row["score"] for row in group] for group in groups]
     if config.format == "dpo":
-        margin = float(record.settings.get("margin", MARGIN)) if config.margin is None else config.margin
-        for chosen, rejected in pairs_of(values, [[row["command"] for row in group] for group in groups], margin):
+        margin = float(record.settings.get("margin", dpo.Config.margin)) if config.margin is None else config.margin
+        for chosen, rejected in dpo.pairs_of(values, [[row["command"] for row in group] for group in groups], margin):
             yield _example(record, rows[chosen], {"chosen": rows[chosen], "rejected": rows[rejected]}, messages)
         return
     if config.select == "accepted":
@@ -140,7 +138,8 @@ def examples_of(record: RunRecord, config: Config, messages: bool) -> Iterator[d
         if rows and not positions:
             raise InputError(f"{record.folder}: nothing in it was accepted: give --select best or --select threshold")
     else:
-        positions = select(values, config.select, 0.5 if config.threshold is None else config.threshold, 1.0)
+        threshold = rejection_sft.Config.threshold if config.threshold is None else config.threshold
+        positions = rejection_sft.select(values, config.select, threshold, 1.0)
     for position in positions:
         yield _example(record, rows[position], {"completion": rows[position]}, messages)
 

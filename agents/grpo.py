@@ -18,16 +18,12 @@ for the whole run, at a constant learning rate. What TRL does and what it does n
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agents.training.command import run_command
 from agents.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from agents.training.session import Session
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def arguments(config: Config) -> Any:
 
 def main(config: Config) -> int:
     """Runs the cycles, or goes on with them, and prints the table of cycles and the run's folder."""
-    from agents.training.online import step_line
+    from agents.training.online import step_line, train
     from rewards import shown
 
     settings = arguments(config)
@@ -79,31 +75,9 @@ def main(config: Config) -> int:
     print(f"reward: {shown(config.reward)}, {step_line(config, config.epochs)}, KL weight {config.beta:g}", flush=True)
     session = open_session("grpo", config)
     try:
-        return train(config, session, settings)
+        return train("GRPOTrainer", config, session, settings)
     finally:
         session.run.close()
-
-
-def train(config: Config, session: Session, settings: Any) -> int:
-    """The loop itself."""
-    from trl import GRPOTrainer
-
-    from agents.training.loop import Loop
-    from agents.training.online import NOTHING, Online, informative
-    from agents.training.update import adamw, save_optimizer
-
-    with Loop(config, session) as loop:
-        optimizer = adamw(session.policy.trainable(), config.lr, loop.restored)
-        loop.save = functools.partial(save_optimizer, optimizer)
-        online = Online(GRPOTrainer, settings, config, session, optimizer)
-        for cycle in loop.cycles():
-            with loop.training():
-                batch, trained = online.learn(cycle)
-            loop.spent({**batch.seconds, "train": -math.fsum(batch.seconds.values())})
-            if not informative(batch):
-                loop.line(NOTHING)
-            loop.finish(batch, trained)
-    return loop.end()
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def update(
     first_epoch = minibatches[: len(minibatches) // config.epochs]
 
     with updating(policy, config.lr, *stream_parts):
-        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in policy.model.modules())
+        checkpointing = policy.checkpointing
         for module in policy.model.modules():  # no dropout; gradient checkpointing works in training mode alone
             if not checkpointing or isinstance(module, torch.nn.Dropout):
                 module.training = False

@@ -85,7 +85,8 @@ def main(config: Config) -> int:
                 given = f" --output {config.output}" if config.output not in (None, OUTPUT) else ""
                 print(f"interrupted: go on with python -m agents.study {config.file}{given}", file=sys.stderr)
                 return 130 if isinstance(stop, KeyboardInterrupt) else 143
-        failed = {name: why for name, why in ledger.failed.items() if name in names_of(plan)}
+        names = names_of(plan)
+        failed = {name: why for name, why in ledger.failed.items() if name in names}
         study = summarize(plan, *found(plan, folder, failed)) | {"command": f"python -m agents.study {config.file}"}
         study |= {"wall_seconds": ledger.seconds, "at_once": ledger.at_once}
         study["failed"] += [{"arm": name, "seed": None, "why": why} for name, why in failed.items() if name.startswith("evaluate ")]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,17 @@ def save_model(folder: Path, tokenizer: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def kill_after_the_first_of_three(argv: Sequence[str]) -> None:
+    """Runs `python ARGV`, a run of three cycles, and ends it by SIGKILL as soon as it says that the first is done."""
+    with subprocess.Popen([sys.executable, *argv], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("cycle   1/3"):
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
 
 
 def stir(policy: Any, seed: int = 0) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import stir
+from conftest import kill_after_the_first_of_three, stir
 
 from agents import rejection_sft
 from agents.dpo import Config, as_it_was, main, pairs_of, pairs_of_batch, prefer
@@ -352,14 +351,8 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     flags = ["--cycles", "3", "--reward", "random"]
     whole = run(tmp_path / "whole", "a", *flags)
-    argv = [sys.executable, "-m", "agents.dpo", "--model", "embedded", *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
-    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("cycle   1/3"):
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
+    argv = ["-m", "agents.dpo", "--model", "embedded", *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
+    kill_after_the_first_of_three(argv)
     killed = tmp_path / "killed" / "a"
     assert not (killed / "self_improvement_results.json").exists()
     assert run_command(Config, main, ["--resume", str(killed)], "dpo") == 0

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from conftest import kill_after_the_first_of_three
 
 from agents.rejection_sft import Config, main, select
 from agents.training.command import parse, run_command
@@ -95,15 +93,9 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, reward: str, replay: str, inverter: str) -> None:
     flags = ["--cycles", "3", "--reward", reward, "--replay", replay, "--inverter", inverter]
     whole = run(tmp_path / "whole", "a", *flags)
-    argv = [sys.executable, "-m", "agents.rejection_sft", "--model", "embedded", *SMALL]
+    argv = ["-m", "agents.rejection_sft", "--model", "embedded", *SMALL]
     argv += ["--output", str(tmp_path / "killed"), "--name", "a", *flags]
-    with subprocess.Popen(argv, cwd=CONFIGS.parent.parent, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("cycle   1/3"):
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
+    kill_after_the_first_of_three(argv)
     killed = tmp_path / "killed" / "a"
     assert not (killed / "self_improvement_results.json").exists()
     assert run_command(Config, main, ["--resume", str(killed)], "rejection_sft") == 0

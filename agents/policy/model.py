@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -188,10 +189,15 @@ class Policy:
         cache.batch_select_indices(of_row)
         return {"past_key_values": cache}
 
-    @property
-    def ends(self) -> list[int]:
+    @functools.cached_property
+    def ends(self) -> frozenset[int]:
         """Token ids that end a completion written by others: the end-of-sequence tokens, and all with a line feed."""
-        return sorted(self._eos | {token for token, text in enumerate(self._texts) if "\n" in text})
+        return frozenset(self._eos | {token for token, text in enumerate(self._texts) if "\n" in text})
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass, to save memory."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
 
     def completion(self, ids: list[int], logprobs: list[float]) -> Completion:
         """Token ids as they were generated -> the completion, up to the end of its first line that holds something."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import logging
 import math
@@ -223,6 +224,25 @@ def step_line(config: TrainConfig, epochs: int) -> str:
     return f"{epochs * total // size} steps a cycle, {size} candidates in each{other}"
 
 
+def train(name: str, config: TrainConfig, session: Session, arguments: Any) -> int:
+    """The cycles of a run with one of TRL's online trainers, by its name, and with what `trl_arguments` gave."""
+    from agents.training.loop import Loop
+    from agents.training.update import adamw, save_optimizer
+
+    with Loop(config, session) as loop:
+        optimizer = adamw(session.policy.trainable(), config.lr, loop.restored)
+        loop.save = functools.partial(save_optimizer, optimizer)
+        online = Online(import_trl(name), arguments, config, session, optimizer)
+        for cycle in loop.cycles():
+            with loop.training():
+                batch, trained = online.learn(cycle)
+            loop.spent({**batch.seconds, "train": -math.fsum(batch.seconds.values())})
+            if not informative(batch):
+                loop.line(NOTHING)
+            loop.finish(batch, trained)
+    return loop.end()
+
+
 class Online:
     """TRL's trainer on a session's policy; `learn` does one cycle.
 
@@ -248,11 +268,11 @@ class Online:
         # TRL would tell the hub that it runs.
         silent = type(trainer_type.__name__, (trainer_type,), {"_send_telemetry": lambda self: None})
         if arguments.use_vllm:  # what vLLM writes ends where what transformers writes ends
-            arguments.generation_kwargs = {"stop_token_ids": policy.ends, **(arguments.generation_kwargs or {})}
+            arguments.generation_kwargs = {"stop_token_ids": sorted(policy.ends), **(arguments.generation_kwargs or {})}
         values = [parameter.data for parameter in policy.trainable()]
         try:
             with contained(policy):
-                policy.model.generation_config.eos_token_id = policy.ends
+                policy.model.generation_config.eos_token_id = sorted(policy.ends)
                 self.trainer = silent(
                     policy.model,
                     reward_funcs=self._score,
@@ -320,11 +340,10 @@ class Online:
         policy, group = self.session.policy, self.config.candidates
         asked = policy.prompt_ids([forward_prompt(task) for task in self._tasks])
         bare = [policy.completion(list(ids), [0.0] * len(ids)) for ids in completion_ids]
-        last = set(policy.ends)  # what ended for TRL has ended, an empty line included
-        bare = [replace(completion, truncated=not ids or ids[-1] not in last) for completion, ids in zip(bare, completion_ids, strict=True)]
         pairs = [(asked[row // group], completion.token_ids) for row, completion in enumerate(bare)]
-        written = [
-            replace(completion, logprobs=tuple(logprobs)) for completion, logprobs in zip(bare, policy.logprobs_of_ids(pairs), strict=True)
+        written = [  # what ended for TRL has ended, an empty line included
+            replace(completion, logprobs=tuple(logprobs), truncated=not ids or ids[-1] not in policy.ends)
+            for completion, ids, logprobs in zip(bare, completion_ids, policy.logprobs_of_ids(pairs), strict=True)
         ]
         seed = seed_of(self.config.seed, self._cycle, "before", "reward")
         scores = score_rows(self.session.reward, [completion.text for completion in written], columns, seed)
@@ -377,11 +396,7 @@ def contained(policy: Policy) -> Iterator[None]:
     model, special = policy.model, ("pad_token_id", "bos_token_id", "eos_token_id")
     before = {name: getattr(model.config, name, None) for name in special}
     python, numpy = random.getstate(), np.random.get_state()
-
-    def checkpointing() -> bool:
-        return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-
-    checkpointed = checkpointing()
+    checkpointed = policy.checkpointing
     try:
         with quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
@@ -391,7 +406,7 @@ def contained(policy: Policy) -> Iterator[None]:
         if "ref" in model.peft_config:
             model.delete_adapter("ref")
             model.set_adapter("default")
-        if checkpointing() and not checkpointed:
+        if policy.checkpointing and not checkpointed:
             model.gradient_checkpointing_disable()
         model.generation_config = GenerationConfig()  # type: ignore[assignment]
         for name, value in before.items():
