@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from envs.types import InputError
 
 
@@ -60,7 +60,7 @@ def measure_env(config: EnvConfig) -> dict[str, Any]:
     import gymnasium
     import torch
 
-    from agents.policy.environment import shared_policy
+    from agents.policy.gym_factory import shared_policy
     from agents.training.rollouts import forward_prompt
     from envs.types import Task
 
@@ -72,7 +72,9 @@ def measure_env(config: EnvConfig) -> dict[str, Any]:
         # A seed has the same tasks in both environments, so that one can plan for the other.
         texts, infos = batched.reset(seed=seed)
         rows = zip(infos["task_id"], infos["domain"], texts, infos["tool"], strict=True)
-        written = shared_policy("embedded").generate([forward_prompt(Task(*row)) for row in rows], temperature=0.0)
+        written = shared_policy("embedded").generate(
+            [forward_prompt(Task(*row)) for row in rows], temperature=0.0
+        )
         return [row[0].text for row in written]
 
     def play_single(actions: Sequence[str]) -> None:
@@ -115,7 +117,9 @@ def env(config: EnvConfig) -> int:
         return 0
     for side, about in (("single", "one after another"), ("batched", f"{config.num_envs} at once")):
         values = result["repetitions_episodes_per_second"][side]
-        print(f"{side:<8} {result['episodes_per_second'][side]:9.1f} episodes/s ({min(values):.1f} to {max(values):.1f}), {about}")
+        print(
+            f"{side:<8} {result['episodes_per_second'][side]:9.1f} episodes/s ({min(values):.1f} to {max(values):.1f}), {about}"
+        )
     print(f"ratio    {result['ratio']:9.1f} times, medians of {config.repetitions} on {result['device']}")
     return 0
 
@@ -188,7 +192,9 @@ def measure_sandbox(config: SandboxConfig) -> dict[str, Any]:
             return execute(command, tree).exit_code
 
         def bare(command: str) -> int | None:
-            return subprocess.run(["bash", "--noprofile", "--norc", "-c", command], cwd=plain, capture_output=True).returncode
+            return subprocess.run(
+                ["bash", "--noprofile", "--norc", "-c", command], cwd=plain, capture_output=True
+            ).returncode
 
         times: dict[str, list[float]] = {"sandbox": [], "bash": []}
         warm_up = len(COMMANDS)
@@ -206,7 +212,9 @@ def measure_sandbox(config: SandboxConfig) -> dict[str, Any]:
         "benchmark": "sandbox",
         **asdict(config),
         "median_ms": {side: median(values) for side, values in times.items()},
-        "p95_ms": {side: quantiles(values * 2, n=20)[-1] for side, values in times.items()},  # twice: one value alone has no quantiles
+        "p95_ms": {
+            side: quantiles(values * 2, n=20)[-1] for side, values in times.items()
+        },  # twice: one value alone has no quantiles
         "commands_per_second": rate,
         "device": f"{len(os.sched_getaffinity(0))} CPUs",
     }
@@ -219,12 +227,19 @@ def sandbox(config: SandboxConfig) -> int:
         print(json.dumps({name: value for name, value in result.items() if name != "json"}))
         return 0
     for side in ("sandbox", "bash"):
-        print(f"{side:<8} {result['median_ms'][side]:7.1f} ms a command at the median, 95 % within {result['p95_ms'][side]:.1f} ms")
-    print(f"sandbox  {result['commands_per_second']:7.1f} commands/s with {config.threads} threads on {result['device']}")
+        print(
+            f"{side:<8} {result['median_ms'][side]:7.1f} ms a command at the median, 95 % within {result['p95_ms'][side]:.1f} ms"
+        )
+    print(
+        f"sandbox  {result['commands_per_second']:7.1f} commands/s with {config.threads} threads on {result['device']}"
+    )
     return 0
 
 
-BENCHMARKS: dict[str, tuple[type, Callable[[Any], int]]] = {"env": (EnvConfig, env), "sandbox": (SandboxConfig, sandbox)}
+BENCHMARKS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "env": (EnvConfig, env),
+    "sandbox": (SandboxConfig, sandbox),
+}
 
 
 def main(argv: Sequence[str]) -> int:

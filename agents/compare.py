@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from envs.types import InputError
 
 if TYPE_CHECKING:
-    from agents.reports.runs import HeldOutTask, RunRecord
+    from agents.studies.runs import HeldOutTask, RunRecord
 
 OUTPUT = "runs/compare"
 PANELS = (
@@ -87,7 +87,9 @@ def main(config: Config) -> int:
         output.mkdir(parents=True, exist_ok=True)
         write(report, records, output)
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be written ({error.strerror}): choose another folder") from None
+        raise InputError(
+            f"--output {output}: cannot be written ({error.strerror}): choose another folder"
+        ) from None
     if config.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
         return 0
@@ -102,7 +104,7 @@ def read_runs(folders: Sequence[str]) -> list[RunRecord]:
     Raises:
         InputError: one is not there, damaged, or has not finished a cycle.
     """
-    from agents.reports.runs import read_run
+    from agents.studies.runs import read_run
 
     records = [read_run(Path(folder)) for folder in folders]
     for record in records:
@@ -112,12 +114,15 @@ def read_runs(folders: Sequence[str]) -> list[RunRecord]:
         return records
     places = [record.folder.resolve() for record in records]
     above = os.path.commonpath(places)
-    return [replace(record, name=str(place.relative_to(above))) for record, place in zip(records, places, strict=True)]
+    return [
+        replace(record, name=str(place.relative_to(above)))
+        for record, place in zip(records, places, strict=True)
+    ]
 
 
 def check_comparable(records: Sequence[RunRecord], strict: bool) -> None:
     """Raises InputError, with the reason, where the runs' truth, or with `strict` their scores, are not the same measure."""
-    from agents.reports.runs import SAME_EVALUATION, SAME_SCALE, difference_of, read_truth
+    from agents.studies.runs import SAME_EVALUATION, SAME_SCALE, difference_of, read_truth
 
     first = records[0]
     tasks = {task.task_id: task.text for task in read_truth(first, "start")}
@@ -132,7 +137,9 @@ def check_comparable(records: Sequence[RunRecord], strict: bool) -> None:
                 f"{pair}: their held-out tasks are not the same, as if a domain's file had changed between them: leave one out"
             )
         if strict and (why := difference_of(both, SAME_SCALE)):
-            raise InputError(f"{pair}: their rewards are on different scales, {why}: leave one out, or leave out --strict")
+            raise InputError(
+                f"{pair}: their rewards are on different scales, {why}: leave one out, or leave out --strict"
+            )
 
 
 # ---- the report ----
@@ -140,13 +147,16 @@ def check_comparable(records: Sequence[RunRecord], strict: bool) -> None:
 
 def make_report(records: Sequence[RunRecord]) -> dict[str, Any]:
     """Everything as plain values: what compare.json holds."""
-    from agents.reports.runs import SAME_EVALUATION, read_truth
+    from agents.studies.runs import SAME_EVALUATION, read_truth
 
     ends = [read_truth(record, "end") for record in records]
     return {
         "evaluation": {key: records[0].settings.get(key) for key in SAME_EVALUATION},
         "scales": list(short_scales(records).values()),
-        "runs": [describe(record, read_truth(record, "start"), end) for record, end in zip(records, ends, strict=True)],
+        "runs": [
+            describe(record, read_truth(record, "start"), end)
+            for record, end in zip(records, ends, strict=True)
+        ],
         "comparisons": [
             {
                 "first": records[0].name,
@@ -169,9 +179,14 @@ def describe(record: RunRecord, start: Sequence[HeldOutTask], end: Sequence[Held
         "trainer": record.trainer,
         "reward": str(record.settings.get("reward")),
         "labelled": record.labelled,
-        "state": "finished" if record.finished else f"cycle {record.cycles} of {record.settings.get('cycles')}",
+        "state": "finished"
+        if record.finished
+        else f"cycle {record.cycles} of {record.settings.get('cycles')}",
         "kept": kept if record.settings.get("keep") == "best" else None,
-        **{name: [record.whole("start", name), record.whole("end", name)] for name in ("greedy", "pass@1", "auc_within")},
+        **{
+            name: [record.whole("start", name), record.whole("end", name)]
+            for name in ("greedy", "pass@1", "auc_within")
+        },
         "gain": paired(start, end, "greedy"),
         "score_change": record.score_change,
         "candidates": record.candidates,
@@ -187,15 +202,22 @@ def paired(first: Sequence[HeldOutTask], second: Sequence[HeldOutTask], metric: 
     from agents.evaluation.paired import difference
 
     known = {task.task_id: task for task in first}
-    pairs = [(getattr(known[task.task_id], metric), getattr(task, metric)) for task in second if task.task_id in known]
-    before, after = (np.array([math.nan if pair[side] is None else pair[side] for pair in pairs], dtype=float) for side in (0, 1))
+    pairs = [
+        (getattr(known[task.task_id], metric), getattr(task, metric))
+        for task in second
+        if task.task_id in known
+    ]
+    before, after = (
+        np.array([math.nan if pair[side] is None else pair[side] for pair in pairs], dtype=float)
+        for side in (0, 1)
+    )
     found = difference(before, after)
     return {**asdict(found), "verdict": found.verdict}
 
 
 def scale(record: RunRecord) -> str:
     """The scale of a run's own score, in words: scores of one scale alone are comparable."""
-    from agents.reports.runs import SAME_SCALE
+    from agents.studies.runs import SAME_SCALE
 
     return ", ".join(f"{key} {record.settings.get(key)}" for key in SAME_SCALE)
 
@@ -203,13 +225,20 @@ def scale(record: RunRecord) -> str:
 def short_scales(records: Sequence[RunRecord]) -> dict[str, str]:
     """Scale -> how it is called in charts and tags: the reward's name where that tells them apart."""
     rewards = {scale(record): str(record.settings.get("reward")) for record in records}
-    return {text: reward if list(rewards.values()).count(reward) == 1 else text for text, reward in rewards.items()}
+    return {
+        text: reward if list(rewards.values()).count(reward) == 1 else text
+        for text, reward in rewards.items()
+    }
 
 
 def _differing(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
     """The settings that are not the same in all runs."""
     keys = dict.fromkeys(key for record in records for key in record.settings)
-    found = {key: [record.settings.get(key) for record in records] for key in keys if key not in ("name", "output", "config", "resume")}
+    found = {
+        key: [record.settings.get(key) for record in records]
+        for key in keys
+        if key not in ("name", "output", "config", "resume")
+    }
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 
@@ -218,9 +247,9 @@ def _differing(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
 
 def write(report: Mapping[str, Any], records: Sequence[RunRecord], output: Path) -> None:
     """Writes the page, its numbers, its chart and the merged TensorBoard folder."""
-    from agents.reports.charts import overlay
-    from agents.reports.events import write_events
-    from agents.reports.page import write_page
+    from agents.studies.charts import overlay
+    from agents.studies.events import write_events
+    from agents.studies.html import write_page
 
     names = short_scales(records)
     panels = []
@@ -230,7 +259,12 @@ def write(report: Mapping[str, Any], records: Sequence[RunRecord], output: Path)
         for whole, short in parts:
             lines = {record.name: record.curve(metric) for record in records if whole in ("", scale(record))}
             if any(lines.values()):
-                panels.append((f"{title}: {short}" if short else title, {name: points for name, points in lines.items() if points}))
+                panels.append(
+                    (
+                        f"{title}: {short}" if short else title,
+                        {name: points for name, points in lines.items() if points},
+                    )
+                )
     overlay(output / "curves.png", panels, [record.name for record in records])
 
     def tag(record: RunRecord, metric: str) -> str:
@@ -241,12 +275,21 @@ def write(report: Mapping[str, Any], records: Sequence[RunRecord], output: Path)
     layout = {
         "truth": {"held-out truth, greedy": ["eval/greedy"], "held-out truth, sampled": ["eval/pass@1"]},
         "reward": {name: [name] for name in scores},
-        "reward against truth": {"own score and truth": [*scores, "eval/greedy"], "AUC within a task": ["eval/auc_within"]},
-        "health": {name: [name] for name in ("policy/entropy", "policy/kl", "policy/distinct", "policy/length")},
+        "reward against truth": {
+            "own score and truth": [*scores, "eval/greedy"],
+            "AUC within a task": ["eval/auc_within"],
+        },
+        "health": {
+            name: [name] for name in ("policy/entropy", "policy/kl", "policy/distinct", "policy/length")
+        },
     }
     write_events(output / "tensorboard", records, tag, layout)
-    (output / "compare.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    write_page("compare.html.jinja", output / "index.html", {}, report=report, answer=answer(report), notes=NOTES)
+    (output / "compare.json").write_text(
+        json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    write_page(
+        "compare.html.jinja", output / "index.html", {}, report=report, answer=answer(report), notes=NOTES
+    )
 
 
 def answer(report: Mapping[str, Any]) -> list[str]:
@@ -255,24 +298,36 @@ def answer(report: Mapping[str, Any]) -> list[str]:
     for row in report["comparisons"]:
         found = row["greedy"]
         if found["value"] is None:
-            lines.append(f"{row['second']} and {row['first']} have no held-out task that was executed for both.")
+            lines.append(
+                f"{row['second']} and {row['first']} have no held-out task that was executed for both."
+            )
             continue
-        said = {"better": "is better than", "worse": "is worse than"}.get(found["verdict"], "shows no difference to")
+        said = {"better": "is better than", "worse": "is worse than"}.get(
+            found["verdict"], "shows no difference to"
+        )
         ends = f" [{found['low']:+.3f}, {found['high']:+.3f}]" if found["low"] is not None else ""
-        counts = f"; {found['gained']} tasks gained, {found['lost']} lost" if found["gained"] is not None else ""
-        lines.append(f"{row['second']} {said} {row['first']}: greedy truth {found['value']:+.3f}{ends}{counts}.")
+        counts = (
+            f"; {found['gained']} tasks gained, {found['lost']} lost" if found["gained"] is not None else ""
+        )
+        lines.append(
+            f"{row['second']} {said} {row['first']}: greedy truth {found['value']:+.3f}{ends}{counts}."
+        )
     if not lines:
         run = report["runs"][0]
         said = {"better": "is better than its start", "worse": "is worse than its start"}.get(
             run["gain"]["verdict"], "shows no difference to its start"
         )
-        lines = [f"{run['name']} {said}." if run["gain"]["value"] is not None else f"{run['name']}: nothing was executed."]
+        lines = [
+            f"{run['name']} {said}."
+            if run["gain"]["value"] is not None
+            else f"{run['name']}: nothing was executed."
+        ]
     return lines
 
 
 def show(report: Mapping[str, Any]) -> None:
     """Prints the comparison in short."""
-    from agents.training.display import number, show_table
+    from agents.cli.display import number, show_table
 
     header = ("run", "reward", "state", "greedy", "gain", "pass@1", "alarms", "candidates", "seconds")
     rows = []

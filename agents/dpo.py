@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from agents.training.config import TrainConfig
 from envs.types import InputError
 
 if TYPE_CHECKING:
-    from agents.policy.model import Policy
+    from agents.policy.policy import Policy
     from agents.training.rollouts import Batch
     from agents.training.session import Session
 
@@ -76,7 +76,9 @@ class Config(TrainConfig):
             self._require(name, 0 <= getattr(self, name) < math.inf, "must be 0 or more")
 
 
-def pairs_of(values_P_G: Sequence[Sequence[float | None]], texts_P_G: Sequence[Sequence[str]], margin: float) -> list[tuple[int, int]]:
+def pairs_of(
+    values_P_G: Sequence[Sequence[float | None]], texts_P_G: Sequence[Sequence[str]], margin: float
+) -> list[tuple[int, int]]:
     """Positions of (best, worst) of each task that makes a pair, counted task after task; of equals the first one written.
 
     Args:
@@ -88,7 +90,10 @@ def pairs_of(values_P_G: Sequence[Sequence[float | None]], texts_P_G: Sequence[S
     for values, texts in zip(values_P_G, texts_P_G, strict=True):
         scored = [(value, row) for row, value in enumerate(values) if value is not None]
         if scored:
-            (best, chosen), (worst, rejected) = max(scored, key=lambda pair: pair[0]), min(scored, key=lambda pair: pair[0])
+            (best, chosen), (worst, rejected) = (
+                max(scored, key=lambda pair: pair[0]),
+                min(scored, key=lambda pair: pair[0]),
+            )
             if best > worst and best - worst >= margin and texts[chosen] != texts[rejected]:
                 pairs.append((start + chosen, start + rejected))
         start += len(values)
@@ -97,8 +102,13 @@ def pairs_of(values_P_G: Sequence[Sequence[float | None]], texts_P_G: Sequence[S
 
 def pairs_of_batch(batch: Batch, margin: float) -> list[tuple[int, int]]:
     """The same for a batch; a command that was cut has no end to learn, whatever its score."""
-    values = [[None if rollout.completion.truncated else rollout.score.value for rollout in group] for group in batch.groups]
-    return pairs_of(values, [[rollout.completion.text for rollout in group] for group in batch.groups], margin)
+    values = [
+        [None if rollout.completion.truncated else rollout.score.value for rollout in group]
+        for group in batch.groups
+    ]
+    return pairs_of(
+        values, [[rollout.completion.text for rollout in group] for group in batch.groups], margin
+    )
 
 
 def main(config: Config) -> int:
@@ -106,12 +116,17 @@ def main(config: Config) -> int:
     try:
         from trl import DPOTrainer  # noqa: F401
     except ImportError as error:
-        raise InputError(f"online DPO trains with TRL, which cannot be imported ({error}): pip install '.[trl]'") from None
+        raise InputError(
+            f"online DPO trains with TRL, which cannot be imported ({error}): pip install '.[trl]'"
+        ) from None
     from agents.training.session import open_session
     from rewards import shown
 
     held = "itself at the start of the cycle" if config.reference == "cycle" else "its base"
-    print(f"reward: {shown(config.reward)}, pairs of scores {config.margin:g} apart or more, the policy held to {held}", flush=True)
+    print(
+        f"reward: {shown(config.reward)}, pairs of scores {config.margin:g} apart or more, the policy held to {held}",
+        flush=True,
+    )
     session = open_session("dpo", config)
     try:
         return train(config, session)
@@ -127,18 +142,35 @@ def train(config: Config, session: Session) -> int:
         for cycle in loop.cycles():
             batch = loop.collect("before")
             pairs = pairs_of_batch(batch, config.margin)
-            trained: dict[str, float | None] = {"train/pairs": float(len(pairs)), "select/pairs": len(pairs) / len(batch.groups)}
+            trained: dict[str, float | None] = {
+                "train/pairs": float(len(pairs)),
+                "select/pairs": len(pairs) / len(batch.groups),
+            }
             with loop.training():
                 if pairs:
-                    trained |= prefer(session.policy, batch, pairs, config, (config.seed, cycle, "train"), session.run.folder)
+                    trained |= prefer(
+                        session.policy,
+                        batch,
+                        pairs,
+                        config,
+                        (config.seed, cycle, "train"),
+                        session.run.folder,
+                    )
                 else:
-                    loop.line("no task has two commands far enough apart, so nothing was trained: lower --margin, or raise --candidates")
+                    loop.line(
+                        "no task has two commands far enough apart, so nothing was trained: lower --margin, or raise --candidates"
+                    )
             loop.finish(batch, trained, [chosen for chosen, _ in pairs])
     return loop.end()
 
 
 def prefer(
-    policy: Policy, batch: Batch, pairs: Sequence[tuple[int, int]], config: Config, stream_parts: tuple[object, ...], folder: Path
+    policy: Policy,
+    batch: Batch,
+    pairs: Sequence[tuple[int, int]],
+    config: Config,
+    stream_parts: tuple[object, ...],
+    folder: Path,
 ) -> dict[str, float | None]:
     """Trains the adapter on pairs of a batch with TRL's `DPOTrainer`; what else TRL changes on the model is undone.
 
@@ -158,7 +190,7 @@ def prefer(
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
-    from agents.policy.model import seed_of
+    from agents.policy.seeds import seed_of
     from agents.rejection_sft import examples_of
     from agents.training.update import adamw, finite, updating
 
@@ -173,7 +205,10 @@ def prefer(
 
     rollouts = batch.rollouts
     chosen, rejected = (examples_of(policy, [rollouts[pair[side]] for pair in pairs]) for side in (0, 1))
-    rows = [{"prompt_ids": x, "chosen_ids": y, "rejected_ids": z} for (x, y), (_, z) in zip(chosen, rejected, strict=True)]
+    rows = [
+        {"prompt_ids": x, "chosen_ids": y, "rejected_ids": z}
+        for (x, y), (_, z) in zip(chosen, rejected, strict=True)
+    ]
     with updating(policy, config.lr, *stream_parts), as_it_was(policy):
         arguments = DPOConfig(
             output_dir=str(folder),
@@ -209,9 +244,13 @@ def prefer(
             optimizers=(adamw(parameters, config.lr, None), None),
         )
         for parameter, value in zip(parameters, values, strict=True):
-            parameter.data = value  # TRL makes the adapter of a 4-bit model bfloat16, in which small steps are lost
+            parameter.data = (
+                value  # TRL makes the adapter of a 4-bit model bfloat16, in which small steps are lost
+            )
         if config.reference == "base":
-            policy.model.delete_adapter("ref")  # without this copy of the adapter TRL turns the adapter off for the reference
+            policy.model.delete_adapter(
+                "ref"
+            )  # without this copy of the adapter TRL turns the adapter off for the reference
             policy.model.set_adapter("default")
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -219,14 +258,22 @@ def prefer(
     for number, row in enumerate(steps, 1):
         finite("loss", row["loss"], number)
         finite("gradient", row["grad_norm"], number)
-    sizes = [min(config.batch_size, len(rows) - start) for _ in range(config.epochs) for start in range(0, len(rows), config.batch_size)]
-    means = {ours: math.fsum(n * row[its] for n, row in zip(sizes, steps, strict=True)) / sum(sizes) for its, ours in METRICS.items()}
+    sizes = [
+        min(config.batch_size, len(rows) - start)
+        for _ in range(config.epochs)
+        for start in range(0, len(rows), config.batch_size)
+    ]
+    means = {
+        ours: math.fsum(n * row[its] for n, row in zip(sizes, steps, strict=True)) / sum(sizes)
+        for its, ours in METRICS.items()
+    }
     scores = [(rollouts[x].score.value, rollouts[y].score.value) for x, y in pairs]
     return {
         **means,
         "train/grad_norm": math.fsum(row["grad_norm"] for row in steps) / len(steps),
         "train/steps": float(len(steps)),
-        "train/score_margin": math.fsum((best or 0.0) - (worst or 0.0) for best, worst in scores) / len(scores),
+        "train/score_margin": math.fsum((best or 0.0) - (worst or 0.0) for best, worst in scores)
+        / len(scores),
     }
 
 

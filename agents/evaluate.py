@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 import yaml
 from tyro.conf import Positional
 
-from agents.training.command import MODEL_FILES, model_defaults, run_command
+from agents.cli.command import MODEL_FILES, model_defaults, run_command
 from envs.domain import domain_names, load_domain
 from envs.types import InputError
-from envs.verify import Case, read_cases
+from envs.verify.truth import Case, read_cases
 
 if TYPE_CHECKING:
     from agents.evaluation.heldout import Answer
@@ -107,7 +107,9 @@ class Config:
             if not Path(subject).exists() and subject.startswith(("runs/", ".", "/", "~")):
                 raise InputError(f"{subject}: no such folder: give a run, one of its checkpoints, or a model")
         if self.tasks_file is not None and self.domain is not None and len(domain_names(self.domain)) != 1:
-            raise InputError(f"--tasks-file {self.tasks_file}: needs --domain with the one domain that its tasks belong to")
+            raise InputError(
+                f"--tasks-file {self.tasks_file}: needs --domain with the one domain that its tasks belong to"
+            )
         if self.domain is not None:
             for name in domain_names(self.domain):
                 load_domain(name)
@@ -132,9 +134,18 @@ def subjects_of(config: Config) -> list[Subject]:
         return [Subject(name, model, config.adapter, _suited(model), config.load_in_4bit)]
     if len(config.subjects) == 1 and (Path(config.subjects[0]) / "config.yaml").is_file():
         end = _subject(config.subjects[0], config)
-        started = Subject(f"{end.name}, start", end.model, end.settings.get("adapter"), end.settings, end.load_in_4bit)
-        last = "end" if (Path(config.subjects[0]) / "self_improvement_results.json").is_file() else Path(str(end.adapter)).name
-        return [started, Subject(f"{end.name}, {last}", end.model, end.adapter, end.settings, end.load_in_4bit)]
+        started = Subject(
+            f"{end.name}, start", end.model, end.settings.get("adapter"), end.settings, end.load_in_4bit
+        )
+        last = (
+            "end"
+            if (Path(config.subjects[0]) / "self_improvement_results.json").is_file()
+            else Path(str(end.adapter)).name
+        )
+        return [
+            started,
+            Subject(f"{end.name}, {last}", end.model, end.adapter, end.settings, end.load_in_4bit),
+        ]
     found = [_subject(subject, config) for subject in config.subjects]
     if len({subject.name for subject in found}) < len(found):  # runs of the same name in different folders
         found = [replace(subject, name=where) for subject, where in zip(found, config.subjects, strict=True)]
@@ -144,20 +155,32 @@ def subjects_of(config: Config) -> list[Subject]:
 def _subject(where: str, config: Config) -> Subject:
     folder = Path(where)
     above = folder.resolve().parent
-    run = folder if (folder / "config.yaml").is_file() else above.parent if above.name == "checkpoints" else None
+    run = (
+        folder
+        if (folder / "config.yaml").is_file()
+        else above.parent
+        if above.name == "checkpoints"
+        else None
+    )
     if run is None or not (run / "config.yaml").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise InputError(f"{where}: an adapter that is in no run: give its base as --model and the folder as --adapter")
+            raise InputError(
+                f"{where}: an adapter that is in no run: give its base as --model and the folder as --adapter"
+            )
         suited = _suited(where)
         return Subject(where, where, None, suited, config.load_in_4bit or bool(suited.get("load_in_4bit")))
     try:
         settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         model = settings["model"]
         for name, default in {"model": "embedded", **FALLBACK}.items():
-            if not isinstance(settings.get(name, default), (int, float) if isinstance(default, float) else type(default)):
+            if not isinstance(
+                settings.get(name, default), (int, float) if isinstance(default, float) else type(default)
+            ):
                 raise TypeError(name)
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        raise InputError(f"{run / 'config.yaml'}: cannot be read: restore the file, or give another run") from None
+        raise InputError(
+            f"{run / 'config.yaml'}: cannot be read: restore the file, or give another run"
+        ) from None
     adapter = folder if folder != run else _last_checkpoint(run)
     name = folder.absolute().name if folder == run else f"{run.name}, {folder.absolute().name}"
     return Subject(name, model, str(adapter), settings, bool(settings.get("load_in_4bit")))
@@ -190,20 +213,30 @@ def resolved(config: Config, subjects: Sequence[Subject]) -> dict[str, Any]:
     """
     from rewards import reward_info
 
-    last = next((subject.settings for subject in reversed(subjects) if "domain" in subject.settings), subjects[-1].settings)
+    last = next(
+        (subject.settings for subject in reversed(subjects) if "domain" in subject.settings),
+        subjects[-1].settings,
+    )
     settings = {name: getattr(config, name) for name in FALLBACK}
     domains = {subject.settings["domain"] for subject in subjects if "domain" in subject.settings}
     if settings["domain"] is None and len(domains) > 1:
-        raise InputError(f"--domain: the runs were made on different ones ({'; '.join(sorted(domains))}): say which is meant")
-    found = {name: value if value is not None else last.get(name, FALLBACK[name]) for name, value in settings.items()}
+        raise InputError(
+            f"--domain: the runs were made on different ones ({'; '.join(sorted(domains))}): say which is meant"
+        )
+    found = {
+        name: value if value is not None else last.get(name, FALLBACK[name])
+        for name, value in settings.items()
+    }
     if reward_info(found["reward"]).needs_group and config.samples < 2:
-        raise InputError(f"--samples {config.samples}: must be 2 or more, since the reward {found['reward']} compares candidates")
+        raise InputError(
+            f"--samples {config.samples}: must be 2 or more, since the reward {found['reward']} compares candidates"
+        )
     return {**found, "gates": config.gates and bool(last.get("gates", True))}
 
 
 def main(config: Config) -> int:
     """Measures every subject, compares each with the first, writes the report and prints it in short."""
-    from agents.evaluation.page import write_page
+    from agents.evaluation.html import write_page
     from agents.evaluation.report import make_report
     from rewards import reward_info
 
@@ -212,23 +245,34 @@ def main(config: Config) -> int:
     settings = resolved(config, subjects)
     cases = cases_of(config, settings["domain"])
     # The command line fills in the folder of all evaluations where none is given.
-    output = Path(OUTPUT) / _file_name(subjects) if config.output in (None, OUTPUT) else Path(str(config.output))
+    output = (
+        Path(OUTPUT) / _file_name(subjects) if config.output in (None, OUTPUT) else Path(str(config.output))
+    )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be written ({error.strerror}): choose another folder") from None
+        raise InputError(
+            f"--output {output}: cannot be written ({error.strerror}): choose another folder"
+        ) from None
     measured = [
-        ({"name": subject.name, "model": subject.model, "adapter": subject.adapter}, measure(subject, settings, config, cases))
+        (
+            {"name": subject.name, "model": subject.model, "adapter": subject.adapter},
+            measure(subject, settings, config, cases),
+        )
         for subject in subjects
     ]
     labelled = reward_info(settings["reward"]).labelled
     shown = {**settings, "labelled": labelled, "samples": config.samples, "tasks_file": config.tasks_file}
     report = make_report(shown, config.samples, measured)
     try:
-        (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        (output / "report.json").write_text(
+            json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         write_page(report, output / "report.html")
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be written ({error.strerror}): choose another folder") from None
+        raise InputError(
+            f"--output {output}: cannot be written ({error.strerror}): choose another folder"
+        ) from None
     if config.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
@@ -244,14 +288,18 @@ def cases_of(config: Config, domain: str) -> list[Case]:
     if config.tasks_file is None:
         return [case for name in domain_names(domain) for case in held_out_cases(name, config.tasks)]
     if len(domain_names(domain)) != 1:
-        raise InputError(f"--tasks-file {config.tasks_file}: needs --domain with the one domain that its tasks belong to")
+        raise InputError(
+            f"--tasks-file {config.tasks_file}: needs --domain with the one domain that its tasks belong to"
+        )
     return read_cases(Path(config.tasks_file), domain)
 
 
-def measure(subject: Subject, settings: Mapping[str, Any], config: Config, cases: Sequence[Case]) -> list[Answer]:
+def measure(
+    subject: Subject, settings: Mapping[str, Any], config: Config, cases: Sequence[Case]
+) -> list[Answer]:
     """What one subject makes of the tasks, in both directions."""
     from agents.evaluation.heldout import ask, read_back
-    from agents.policy.model import load_policy
+    from agents.policy.load import load_policy
     from envs.source import make_source
     from rewards import POOL, make_reward
 
@@ -280,7 +328,11 @@ def measure(subject: Subject, settings: Mapping[str, Any], config: Config, cases
 
 
 def _file_name(subjects: Sequence[Subject]) -> str:
-    names = "--".join(dict.fromkeys("".join(c if c.isalnum() or c in "-._" else "-" for c in subject.name) for subject in subjects))
+    names = "--".join(
+        dict.fromkeys(
+            "".join(c if c.isalnum() or c in "-._" else "-" for c in subject.name) for subject in subjects
+        )
+    )
     return names[:100].strip("-.") or "report"
 
 
@@ -289,10 +341,22 @@ def _file_name(subjects: Sequence[Subject]) -> str:
 
 def show(report: Mapping[str, Any]) -> None:
     """Prints the report in short: the metrics of every subject, the comparisons, what was not executed."""
-    from agents.training.display import show_table
+    from agents.cli.display import show_table
 
     k = report["k"]
-    names = ("greedy", "pass@1", f"pass@{k}", "inverse", "invalid", "not_executed", "reward", "auc", "auc_within", "best_of_k", "risk_area")
+    names = (
+        "greedy",
+        "pass@1",
+        f"pass@{k}",
+        "inverse",
+        "invalid",
+        "not_executed",
+        "reward",
+        "auc",
+        "auc_within",
+        "best_of_k",
+        "risk_area",
+    )
     for subject in report["subjects"]:
         groups = {**subject["domains"], **{f"unseen {name}": row for name, row in subject["unseen"].items()}}
         header = (f"{report['tasks']} tasks", "all", "95 % interval", *groups)
@@ -300,7 +364,11 @@ def show(report: Mapping[str, Any]) -> None:
             subject["name"],
             header,
             [
-                (name.replace("_", " "), *_with_ends(subject["all"][name]), *(_number(row[name]["value"]) for row in groups.values()))
+                (
+                    name.replace("_", " "),
+                    *_with_ends(subject["all"][name]),
+                    *(_number(row[name]["value"]) for row in groups.values()),
+                )
                 for name in dict.fromkeys(names)
             ],
         )
@@ -313,9 +381,19 @@ def show(report: Mapping[str, Any]) -> None:
             print(f"{subject['name']}, {about}: {_with_interval(row, sign='+')}{p}: {row['verdict']}")
     for comparison in report["comparisons"]:
         for metric, row in comparison["all"].items():
-            p = "" if row["p"] is None else f", {row['gained']} gained, {row['lost']} lost, McNemar p = {row['p']:.3g}"
-            verdict = {"better": "higher", "worse": "lower"}.get(row["verdict"], row["verdict"]) if metric == "reward" else row["verdict"]
-            print(f"{comparison['second']} against {comparison['first']}, {metric}: {_with_interval(row, sign='+')}{p}: {verdict}")
+            p = (
+                ""
+                if row["p"] is None
+                else f", {row['gained']} gained, {row['lost']} lost, McNemar p = {row['p']:.3g}"
+            )
+            verdict = (
+                {"better": "higher", "worse": "lower"}.get(row["verdict"], row["verdict"])
+                if metric == "reward"
+                else row["verdict"]
+            )
+            print(
+                f"{comparison['second']} against {comparison['first']}, {metric}: {_with_interval(row, sign='+')}{p}: {verdict}"
+            )
 
 
 def _number(value: float | None) -> str:

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from envs.schema import EMBEDDED
 from envs.types import InputError
 
 if TYPE_CHECKING:
-    from agents.reports.runs import RunRecord
+    from agents.studies.runs import RunRecord
     from envs.domain import Domain
 
 OUTPUT = "runs/export"
@@ -75,14 +75,18 @@ class Config:
         if self.margin is not None and self.format != "dpo":
             raise InputError(f"--margin {self.margin}: is for --format dpo: leave it out")
         if self.threshold is not None and self.select != "threshold":
-            raise InputError(f"--threshold {self.threshold}: is for --format sft --select threshold: leave it out")
+            raise InputError(
+                f"--threshold {self.threshold}: is for --format sft --select threshold: leave it out"
+            )
         if self.format == "dpo" and self.select != "accepted":
-            raise InputError(f"--select {self.select}: is for --format sft: pairs are the best and the worst of a task, by --margin")
+            raise InputError(
+                f"--select {self.select}: is for --format sft: pairs are the best and the worst of a task, by --margin"
+            )
 
 
 def main(config: Config) -> int:
     """Reads the runs, writes the file and says what is in it."""
-    from agents.reports.runs import read_run
+    from agents.studies.runs import read_run
 
     records = [read_run(Path(folder)) for folder in config.runs]
     messages, why = _style(config, records)
@@ -98,7 +102,9 @@ def main(config: Config) -> int:
         )
         raise InputError(f"{', '.join(config.runs)}: no example in it: {fix}")
     write(output, examples)
-    print(f"{len(examples)} examples for TRL's {config.format.upper()}Trainer, {', '.join(examples[0])}, as {why}")
+    print(
+        f"{len(examples)} examples for TRL's {config.format.upper()}Trainer, {', '.join(examples[0])}, as {why}"
+    )
     print(output)
     return 0
 
@@ -108,10 +114,14 @@ def write(output: Path, examples: Sequence[Mapping[str, Any]]) -> None:
     temporary = output.with_name(f".tmp-{output.name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples), encoding="utf-8")
+        temporary.write_text(
+            "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples), encoding="utf-8"
+        )
         os.replace(temporary, output)
     except OSError as error:
-        raise InputError(f"--output {output}: cannot be written ({error.strerror}): choose another file") from None
+        raise InputError(
+            f"--output {output}: cannot be written ({error.strerror}): choose another file"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -129,14 +139,24 @@ def examples_of(record: RunRecord, config: Config, messages: bool) -> Iterator[d
     rows = [row for group in groups for row in group]
     values = [[None if row["truncated"] else row["score"] for row in group] for group in groups]
     if config.format == "dpo":
-        margin = float(record.settings.get("margin", dpo.Config.margin)) if config.margin is None else config.margin
-        for chosen, rejected in dpo.pairs_of(values, [[row["command"] for row in group] for group in groups], margin):
-            yield _example(record, rows[chosen], {"chosen": rows[chosen], "rejected": rows[rejected]}, messages)
+        margin = (
+            float(record.settings.get("margin", dpo.Config.margin))
+            if config.margin is None
+            else config.margin
+        )
+        for chosen, rejected in dpo.pairs_of(
+            values, [[row["command"] for row in group] for group in groups], margin
+        ):
+            yield _example(
+                record, rows[chosen], {"chosen": rows[chosen], "rejected": rows[rejected]}, messages
+            )
         return
     if config.select == "accepted":
         positions = [position for position, row in enumerate(rows) if row["accepted"]]
         if rows and not positions:
-            raise InputError(f"{record.folder}: nothing in it was accepted: give --select best or --select threshold")
+            raise InputError(
+                f"{record.folder}: nothing in it was accepted: give --select best or --select threshold"
+            )
     else:
         threshold = rejection_sft.Config.threshold if config.threshold is None else config.threshold
         positions = rejection_sft.select(values, config.select, threshold, 1.0)
@@ -147,7 +167,12 @@ def examples_of(record: RunRecord, config: Config, messages: bool) -> Iterator[d
 def groups_of(record: RunRecord) -> list[list[Row]]:
     """The candidates that the run learnt from, those of one task of one cycle together."""
     rows = list(read_rollouts(record.folder / "rollouts.jsonl"))
-    return [list(group) for _, group in itertools.groupby(rows, lambda row: (row["cycle"], row["task_id"], row["domain"], row["task"]))]
+    return [
+        list(group)
+        for _, group in itertools.groupby(
+            rows, lambda row: (row["cycle"], row["task_id"], row["domain"], row["task"])
+        )
+    ]
 
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -170,12 +195,14 @@ def read_rollouts(path: Path) -> Iterator[Row]:
     Raises:
         InputError: the file or a line is damaged.
     """
-    from agents.reports.runs import read_lines
+    from agents.studies.runs import read_lines
 
     for number, row in read_lines(path):
         wrong = [name for name, kind in FIELDS.items() if not isinstance(row.get(name, path), kind)]
         if wrong:
-            raise InputError(f"{path}:{number}: the line is damaged, at {wrong[0]}: restore the file, or leave the run out")
+            raise InputError(
+                f"{path}:{number}: the line is damaged, at {wrong[0]}: restore the file, or leave the run out"
+            )
         if row["phase"] == "before":
             yield row
 
@@ -198,7 +225,9 @@ def _domain(record: RunRecord, where: str) -> Domain:
     try:
         return load_domain(where)
     except InputError as error:
-        raise InputError(f"{record.folder}: its domain cannot be read: {str(error).removeprefix('--domain ')}") from None
+        raise InputError(
+            f"{record.folder}: its domain cannot be read: {str(error).removeprefix('--domain ')}"
+        ) from None
 
 
 def _style(config: Config, records: Sequence[RunRecord]) -> tuple[bool, str]:
@@ -209,7 +238,9 @@ def _style(config: Config, records: Sequence[RunRecord]) -> tuple[bool, str]:
     found = {model: has_template(model) for model in models}
     if len(set(found.values()) - {None}) > 1:
         plain = next(model for model, has in found.items() if has is False)
-        raise InputError(f"--style: the models of the runs differ, {plain} has no chat template: give messages or text, or export apart")
+        raise InputError(
+            f"--style: the models of the runs differ, {plain} has no chat template: give messages or text, or export apart"
+        )
     model = next(iter(models))
     if all(has is None for has in found.values()):
         return True, f"messages, for a chat template that {model} is taken to have: else give --style text"
@@ -234,7 +265,10 @@ def has_template(model: str) -> bool | None:
 
 def _output(config: Config, records: Sequence[RunRecord]) -> Path:
     """The file to write; InputError for a folder, or a file in a run."""
-    if config.output in (None, OUTPUT):  # the command line fills in the folder of all exports where no file is given
+    if config.output in (
+        None,
+        OUTPUT,
+    ):  # the command line fills in the folder of all exports where no file is given
         names = "--".join(re.sub(r"[^\w.-]+", "-", record.name) for record in records)[:100].strip("-.")
         return Path(OUTPUT) / f"{names}.{config.format}.jsonl"
     output = Path(str(config.output))

@@ -13,7 +13,7 @@ candidates score on average is the baseline of each of them. With r_i the score 
 
 with TRL's default `loss_type=dapo` (Yu et al. 2025, arXiv:2503.14476): every token weighs the same, however long its command. Each cycle
 writes and scores tasks x candidates once, and takes --epochs passes over them in steps of --batch-size. The optimizer and its moments last
-for the whole run, at a constant learning rate. What TRL does and what it does not: agents/training/online.py.
+for the whole run, at a constant learning rate. What TRL does and what it does not: agents/training/trl_online.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from agents.training.config import TrainConfig
 
 
@@ -48,7 +48,9 @@ class Config(TrainConfig):
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or option of TRL, or a faulty domain."""
         super().check()
-        self._require("candidates", self.candidates > 1, "must be 2 or more: candidates of a task are compared")
+        self._require(
+            "candidates", self.candidates > 1, "must be 2 or more: candidates of a task are compared"
+        )
         self._require("beta", 0 <= self.beta < math.inf, "must be 0 or more")
         self._require("clip", 0 < self.clip < math.inf, "must be above 0")
         self._require("micro_batch", self.micro_batch is None or self.micro_batch >= 1, "must be 1 or more")
@@ -58,7 +60,7 @@ class Config(TrainConfig):
 
 def arguments(config: Config) -> Any:
     """The run's settings as TRL's `GRPOConfig`; InputError as in `trl_arguments`."""
-    from agents.training.online import trl_arguments
+    from agents.training.trl_online import trl_arguments
 
     own = {"beta": config.beta, "epsilon": config.clip, "num_iterations": config.epochs}
     return trl_arguments("GRPOConfig", config, config.micro_batch, config.trl, **own)
@@ -66,13 +68,16 @@ def arguments(config: Config) -> Any:
 
 def main(config: Config) -> int:
     """Runs the cycles, or goes on with them, and prints the table of cycles and the run's folder."""
-    from agents.training.online import step_line, train
+    from agents.training.trl_online import step_line, train
     from rewards import shown
 
     settings = arguments(config)
     from agents.training.session import open_session
 
-    print(f"reward: {shown(config.reward)}, {step_line(config, config.epochs)}, KL weight {config.beta:g}", flush=True)
+    print(
+        f"reward: {shown(config.reward)}, {step_line(config, config.epochs)}, KL weight {config.beta:g}",
+        flush=True,
+    )
     session = open_session("grpo", config)
     try:
         return train("GRPOTrainer", config, session, settings)

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from envs.domain import domain_names, load_domain
 from envs.schema import EMBEDDED
 from envs.types import InputError, Reward, Task
 
 if TYPE_CHECKING:
-    from agents.policy.model import Policy
+    from agents.policy.policy import Policy
 
 # From this score of the best of 8 on, 5 % of the choices were wrong on 900 held-out tasks of the pocket model. For another model, reward or
 # kind of task measure it: the report of python -m agents.evaluate --best-of 8 has the risk-coverage curve.
@@ -81,7 +81,9 @@ class Config:
         if self.task is not None and not self.task.strip():
             raise InputError("--task: must not be empty: leave the flag out to type tasks")
         if reward_info(self.reward).labelled:
-            raise InputError(f"--reward {self.reward}: needs labels, which a task that is typed has not: use likelihood")
+            raise InputError(
+                f"--reward {self.reward}: needs labels, which a task that is typed has not: use likelihood"
+            )
         if len(domain_names(self.domain)) != 1:
             raise InputError(f"--domain {self.domain}: must be one domain: its prompts ask for the commands")
         load_domain(self.domain)
@@ -89,7 +91,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Answers each task; ends with the input."""
-    from agents.policy.model import load_policy
+    from agents.policy.load import load_policy
     from envs.source import make_source
     from rewards import POOL, make_reward
 
@@ -104,7 +106,9 @@ def main(config: Config) -> int:
         gates=config.gates,
     )
     for text in [config.task] if config.task is not None else typed(config):
-        answer = best_of(policy, reward, Task("typed", load_domain(config.domain).where, " ".join(text.split())), config)
+        answer = best_of(
+            policy, reward, Task("typed", load_domain(config.domain).where, " ".join(text.split())), config
+        )
         print(json.dumps(answer, ensure_ascii=False), flush=True) if config.json else show(answer)
     return 0
 
@@ -123,7 +127,7 @@ def typed(config: Config) -> Iterator[str]:
 
 def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[str, Any]:
     """The different commands for a task, best first: each with its score, how it is read back, and how often it was written."""
-    from agents.policy.model import seed_of
+    from agents.policy.seeds import seed_of
     from agents.training.rollouts import forward_prompt
     from rewards.inversion import reconstruct
 
@@ -131,7 +135,11 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
     written = [
         *policy.generate(prompts, temperature=0.0, max_new_tokens=tokens)[0],
         *policy.generate(
-            prompts, config.candidates, temperature=config.temperature, max_new_tokens=tokens, seed=seed_of(config.seed, "play")
+            prompts,
+            config.candidates,
+            temperature=config.temperature,
+            max_new_tokens=tokens,
+            seed=seed_of(config.seed, "play"),
         )[0],
     ]
     commands = [completion.text for completion in written]
@@ -151,7 +159,9 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
         }
         for command, text in zip(different, texts, strict=True)
     ]
-    rows.sort(key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True)  # equal scores: the first one written
+    rows.sort(
+        key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True
+    )  # equal scores: the first one written
     best = rows[0] if rows[0]["score"] is not None else None
     trust = config.trust if config.trust is not None else known_trust(config)
     return {
@@ -166,7 +176,12 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
 
 def known_trust(config: Config) -> float | None:
     """From which score on to trust a choice, where that was measured: with these settings, but for the number of candidates."""
-    as_measured = config.model in (None, "embedded") and config.adapter is None and config.gates and config.domain in EMBEDDED
+    as_measured = (
+        config.model in (None, "embedded")
+        and config.adapter is None
+        and config.gates
+        and config.domain in EMBEDDED
+    )
     return TRUST.get(config.reward) if as_measured else None
 
 
@@ -174,7 +189,7 @@ def show(answer: dict[str, Any]) -> None:
     """Prints the candidates as a table, then the choice, then whether to trust it."""
     from rich.markup import escape
 
-    from agents.training.display import number, show_table
+    from agents.cli.display import number, show_table
 
     rows = [
         (
@@ -187,11 +202,15 @@ def show(answer: dict[str, Any]) -> None:
     ]
     show_table(escape(visible(answer["task"])), ("score", "written", "command", "read back as"), rows)
     if answer["choice"] is None:
-        print("no candidate could be scored: " + (answer["candidates"][0]["reason"] or "the reward abstained"))
+        print(
+            "no candidate could be scored: " + (answer["candidates"][0]["reason"] or "the reward abstained")
+        )
         return
     print(f"choice: {visible(answer['choice'])}")
     if answer["trusted"] is None:
-        print("how far to trust this score is not known: measure it with python -m agents.evaluate and give --trust")
+        print(
+            "how far to trust this score is not known: measure it with python -m agents.evaluate and give --trust"
+        )
     elif not answer["trusted"]:
         print(f"WARNING: do not trust it: its score {number(answer['score'])} is below {answer['trust']:g}")
 

@@ -33,14 +33,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from agents.training.config import TrainConfig
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from agents.policy.model import Policy
+    from agents.policy.policy import Policy
     from agents.training.rollouts import Rollout
     from agents.training.session import Session
 
@@ -96,9 +96,13 @@ class Config(TrainConfig):
             self._require(name, 0 < getattr(self, name) < math.inf, "must be above 0")
         for name in ("value_coef", "entropy_coef", "kl_coef"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "must be 0 or more")
-        self._require("kl_target", self.kl_target is None or 0 < self.kl_target < math.inf, "must be above 0, or None")
+        self._require(
+            "kl_target", self.kl_target is None or 0 < self.kl_target < math.inf, "must be above 0, or None"
+        )
         self._require("kl_rate", 0 <= self.kl_rate < 1, "must be in [0, 1)")
-        self._require("cut_score", self.cut_score is None or math.isfinite(self.cut_score), "must be a number, or None")
+        self._require(
+            "cut_score", self.cut_score is None or math.isfinite(self.cut_score), "must be a number, or None"
+        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def new_value_head(policy: Policy, seed: int, restored: Path | None) -> torch.nn
     import torch
     from safetensors.torch import load_file
 
-    from agents.policy.model import seeded
+    from agents.policy.seeds import seeded
 
     with seeded("value head", seed), torch.no_grad():
         head = torch.nn.Linear(policy.model.get_output_embeddings().weight.shape[1], 1)
@@ -180,7 +184,9 @@ def new_value_head(policy: Policy, seed: int, restored: Path | None) -> torch.nn
     return head.to(policy.device)
 
 
-def forward(policy: Policy, head: torch.nn.Linear, episodes: Sequence[Episode], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    policy: Policy, head: torch.nn.Linear, episodes: Sequence[Episode], temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """One forward pass over the N completion tokens of some episodes, in bfloat16 on CUDA or where the model is kept in it.
 
     Returns:
@@ -191,11 +197,19 @@ def forward(policy: Policy, head: torch.nn.Linear, episodes: Sequence[Episode], 
 
     hidden: list[Tensor] = []
     # What goes into the output embeddings is the last hidden state, in any causal language model.
-    hook = policy.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
-    half = torch.cuda.is_bf16_supported() if policy.device.type == "cuda" else policy.model.dtype == torch.bfloat16
+    hook = policy.model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, inputs: hidden.append(inputs[0])
+    )
+    half = (
+        torch.cuda.is_bf16_supported()
+        if policy.device.type == "cuda"
+        else policy.model.dtype == torch.bfloat16
+    )
     try:
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=half):
-            logits_N_V, tokens_N, mask_B_T = policy.token_logits([(episode.prompt, episode.completion) for episode in episodes])
+            logits_N_V, tokens_N, mask_B_T = policy.token_logits(
+                [(episode.prompt, episode.completion) for episode in episodes]
+            )
     finally:
         hook.remove()
     logprobs_N_V = (logits_N_V / temperature).log_softmax(-1)
@@ -208,7 +222,11 @@ def episodes_of(policy: Policy, rollouts: Sequence[Rollout], cut_score: float | 
     """The candidates to learn from: those that have a score, with an end of sequence or, where they were cut, with a low score."""
     from agents.training.rollouts import forward_prompt
 
-    scored = [(rollout.completion, rollout.task, rollout.score.value) for rollout in rollouts if rollout.score.value is not None]
+    scored = [
+        (rollout.completion, rollout.task, rollout.score.value)
+        for rollout in rollouts
+        if rollout.score.value is not None
+    ]
     lowest = min((value for _, _, value in scored), default=0.0)
     prompts = policy.prompt_ids([forward_prompt(task) for _, task, _ in scored])
     episodes = []
@@ -235,7 +253,12 @@ class Estimates:
 
 
 def estimate(
-    policy: Policy, head: torch.nn.Linear, episodes: Sequence[Episode], batches: Sequence[list[int]], config: Config, coefficient: float
+    policy: Policy,
+    head: torch.nn.Linear,
+    episodes: Sequence[Episode],
+    batches: Sequence[list[int]],
+    config: Config,
+    coefficient: float,
 ) -> Estimates:
     """Log-probabilities and values before the first step, and from them and the scores the advantages and returns.
 
@@ -253,13 +276,19 @@ def estimate(
             logprobs_N, _, values_N = forward(policy, head, batch, config.temperature)
             with policy.adapter("off"):
                 base_N, _, _ = forward(policy, head, batch, config.temperature)
-            old |= zip(rows, torch.stack([logprobs_N, values_N, base_N]).split([lengths[row] for row in rows], dim=1), strict=True)
+            old |= zip(
+                rows,
+                torch.stack([logprobs_N, values_N, base_N]).split([lengths[row] for row in rows], dim=1),
+                strict=True,
+            )
     logprobs, values, base = zip(*(old[row] for row in range(len(episodes))), strict=True)
 
     log_ratios = [logprobs_T - base_T for logprobs_T, base_T in zip(logprobs, base, strict=True)]
     rewards = [-coefficient * log_ratio_T for log_ratio_T in log_ratios]
     scores = torch.tensor([episode.score for episode in episodes], device=policy.device)
-    for rewards_T, score in zip(rewards, whiten(scores) if config.reward_scaling == "scores" else scores, strict=True):
+    for rewards_T, score in zip(
+        rewards, whiten(scores) if config.reward_scaling == "scores" else scores, strict=True
+    ):
         rewards_T[-1] += score
     if config.reward_scaling == "whiten":
         rewards = list(whiten(torch.cat(rewards), shift_mean=False).split(lengths))
@@ -303,10 +332,12 @@ def update(
     import torch
 
     from agents.training.update import finite, updating
-    from envs.grammar import stream
+    from envs.streams import stream
 
     micro = config.micro_batch or config.batch_size
-    minibatches: list[list[list[int]]] = []  # each of one step, as the forward passes that its gradient is summed over
+    minibatches: list[
+        list[list[int]]
+    ] = []  # each of one step, as the forward passes that its gradient is summed over
     for epoch in range(config.epochs):
         order = list(range(len(episodes)))
         stream("order", epoch, *stream_parts).shuffle(order)
@@ -315,10 +346,19 @@ def update(
 
     with updating(policy, config.lr, *stream_parts):
         checkpointing = policy.checkpointing
-        for module in policy.model.modules():  # no dropout; gradient checkpointing works in training mode alone
+        for (
+            module
+        ) in policy.model.modules():  # no dropout; gradient checkpointing works in training mode alone
             if not checkpointing or isinstance(module, torch.nn.Dropout):
                 module.training = False
-        old = estimate(policy, head, episodes, [rows for minibatch in first_epoch for rows in minibatch], config, coefficient)
+        old = estimate(
+            policy,
+            head,
+            episodes,
+            [rows for minibatch in first_epoch for rows in minibatch],
+            config,
+            coefficient,
+        )
         parameters = [*policy.trainable(), *head.parameters()]
         steps: list[dict[str, float]] = []
         for minibatch in minibatches:
@@ -327,9 +367,12 @@ def update(
             means: dict[str, float] = {}
             for rows in minibatch:
                 old_N, old_values_N, advantages_N, returns_N = (
-                    torch.cat([values[row] for row in rows]) for values in (old.logprobs, old.values, old.advantages, old.returns)
+                    torch.cat([values[row] for row in rows])
+                    for values in (old.logprobs, old.values, old.advantages, old.returns)
                 )
-                new_N, entropy_N, values_N = forward(policy, head, [episodes[row] for row in rows], config.temperature)
+                new_N, entropy_N, values_N = forward(
+                    policy, head, [episodes[row] for row in rows], config.temperature
+                )
                 policy_N, clipped_N = policy_loss(new_N, old_N, advantages_N, config.clip)
                 value_N, value_clipped_N = value_loss(values_N, old_values_N, returns_N, config.value_clip)
                 loss_N = policy_N + config.value_coef * value_N - config.entropy_coef * entropy_N
@@ -343,7 +386,10 @@ def update(
                     "value_clip_fraction": value_clipped_N,
                     "approx_kl": approximate_kl(new_N.detach(), old_N),
                 }
-                means = {name: means.get(name, 0.0) + part_N.sum().item() / tokens for name, part_N in measured.items()}
+                means = {
+                    name: means.get(name, 0.0) + part_N.sum().item() / tokens
+                    for name, part_N in measured.items()
+                }
             finite("loss", means["loss"], len(steps) + 1)
             approx_kl = means.pop("approx_kl")
             if approx_kl > config.stop_kl:
@@ -407,9 +453,15 @@ def train(config: Config, session: Session) -> int:
             with loop.training():
                 if episodes:
                     if "kl_coef" not in loop.memory and config.reward_scaling == "none":  # the first update
-                        torch.nn.init.constant_(head.bias, math.fsum(episode.score for episode in episodes) / len(episodes))
-                    trained = update(policy, head, optimizer, episodes, config, coefficient, config.seed, cycle, "train")
-                    loop.memory["kl_coef"] = adapted(coefficient, trained["train/kl_command"] or 0.0, config.kl_target, config.kl_rate)
+                        torch.nn.init.constant_(
+                            head.bias, math.fsum(episode.score for episode in episodes) / len(episodes)
+                        )
+                    trained = update(
+                        policy, head, optimizer, episodes, config, coefficient, config.seed, cycle, "train"
+                    )
+                    loop.memory["kl_coef"] = adapted(
+                        coefficient, trained["train/kl_command"] or 0.0, config.kl_target, config.kl_rate
+                    )
                 else:
                     loop.line("no candidate had a score, so nothing was trained")
             loop.finish(batch, trained)

@@ -30,11 +30,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from envs.domain import Domain, domain_names, load_domain
-from envs.grammar import PLACEHOLDER, Choice, Name, stream, unit
+from envs.grammar import PLACEHOLDER, Choice, Name
+from envs.streams import stream, unit
 from envs.types import InputError
-from envs.verify import command_of
+from envs.verify.truth import command_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -66,7 +67,9 @@ SAME_MEANING = [
     ["lowest", "minimum"],
     ["the host", "the machine", "the server"],
 ]
-SWAPPED = re.compile(rf"(?<![\w.])(?:{'|'.join(sorted({w for group in SAME_MEANING for w in group}, key=len, reverse=True))})(?![\w.])")
+SWAPPED = re.compile(
+    rf"(?<![\w.])(?:{'|'.join(sorted({w for group in SAME_MEANING for w in group}, key=len, reverse=True))})(?![\w.])"
+)
 SKILLS = {"forward": 0.40, "inverse": 0.34, "judge": 0.08, "revise": 0.08, "propose": 0.05, "rate": 0.05}
 
 
@@ -112,7 +115,15 @@ class Config:
         for name in ("examples", "batch_size", "hidden", "layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("forward_noise", "inverse_noise", "confused", "made_up", "varied", "slips", "shared_mistakes"):
+        for name in (
+            "forward_noise",
+            "inverse_noise",
+            "confused",
+            "made_up",
+            "varied",
+            "slips",
+            "shared_mistakes",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be in [0, 1)")
         if self.vocabulary < 300 or self.hidden % 4:
@@ -141,15 +152,24 @@ class Corpus:
         self.weights = [len(domain.intents) for domain in self.domains]
         self.siblings = {domain.name: self._siblings(domain) for domain in self.domains}
         # Words to fill slots with and to slip in; held-out paraphrases, which come last, and held-out values are left out.
-        wordings = [text for domain in self.domains for intent in domain.intents.values() for text in intent.paraphrases[:-1]]
-        self.vocabulary = sorted({word for text in wordings for word in WORD.findall(PLACEHOLDER.sub(" ", text)) if word.islower()})
+        wordings = [
+            text
+            for domain in self.domains
+            for intent in domain.intents.values()
+            for text in intent.paraphrases[:-1]
+        ]
+        self.vocabulary = sorted(
+            {word for text in wordings for word in WORD.findall(PLACEHOLDER.sub(" ", text)) if word.islower()}
+        )
 
     def _siblings(self, domain: Domain) -> dict[str, tuple[str, float]]:
         """intent -> (the sibling it is confused with, how often): same tool and most slots in common, then by hash."""
         order = sorted(domain.intents, key=lambda name: unit("confusion", domain.name, name))
         # Mild or strong, with little between: a sibling at 0.3 to 0.5 would leave greedy decoding right and most samples wrong.
         strong = round(self.config.confused * len(order))
-        rates = dict(zip(order, [*_spread(0.58, 0.65, strong), *_spread(0.10, 0.30, len(order) - strong)], strict=True))
+        rates = dict(
+            zip(order, [*_spread(0.58, 0.65, strong), *_spread(0.10, 0.30, len(order) - strong)], strict=True)
+        )
         result = {}
         for name, intent in domain.intents.items():
             others = [other for other in domain.intents.values() if other.name != name]
@@ -173,7 +193,10 @@ class Corpus:
         draw = domain.draw("pretrain", rng.choice(sorted(domain.intents)), rng.randrange(2**40))
         meaning, text, tool = (draw.intent, draw.values), draw.task.text, draw.task.tool
         if rng.random() < self.config.made_up:
-            meaning = (draw.intent, {name: self._made_up(domain, name, value, rng) for name, value in draw.values.items()})
+            meaning = (
+                draw.intent,
+                {name: self._made_up(domain, name, value, rng) for name, value in draw.values.items()},
+            )
             text = self._say(domain, meaning, rng)
         for share, change in ((self.config.varied, self._vary), (self.config.slips, self._slip)):
             changed = change(text, meaning[1], rng) if rng.random() < share else text
@@ -183,9 +206,18 @@ class Corpus:
         if skill == "forward":
             return domain.prompt("forward", task=text, tool=tool), self._written(domain, meaning, rng)
         if skill == "inverse":
-            if self.config.shared_mistakes and draw.intent in self.siblings[domain.name] and rng.random() < self.config.shared_mistakes:
-                command = command_of(domain.where, *self._with_values(domain, self.siblings[domain.name][draw.intent][0], meaning[1], rng))
-            return domain.prompt("inverse", command=command), self._say(domain, self._wrong(domain, meaning, rng), rng) if noisy else text
+            if (
+                self.config.shared_mistakes
+                and draw.intent in self.siblings[domain.name]
+                and rng.random() < self.config.shared_mistakes
+            ):
+                command = command_of(
+                    domain.where,
+                    *self._with_values(domain, self.siblings[domain.name][draw.intent][0], meaning[1], rng),
+                )
+            return domain.prompt("inverse", command=command), self._say(
+                domain, self._wrong(domain, meaning, rng), rng
+            ) if noisy else text
         if skill == "propose":
             return domain.prompt("propose", tool=rng.choice(domain.tools) if noisy else tool), text
         if skill == "judge":
@@ -194,10 +226,16 @@ class Corpus:
             return domain.prompt("judge", task=text, command=shown), "yes" if right != noisy else "no"
         if skill == "rate":
             other, rating = self._rated(domain, meaning, rng)
-            return domain.prompt("rate", task=text, reconstruction=other), str(rng.randrange(11) if noisy else rating)
-        shown = command if rng.random() < 0.2 else command_of(domain.where, *self._wrong(domain, meaning, rng))
+            return domain.prompt("rate", task=text, reconstruction=other), str(
+                rng.randrange(11) if noisy else rating
+            )
+        shown = (
+            command if rng.random() < 0.2 else command_of(domain.where, *self._wrong(domain, meaning, rng))
+        )
         target = command_of(domain.where, *self._wrong(domain, meaning, rng)) if noisy else command
-        return domain.prompt("revise", task=text, command=shown, principle=rng.choice(domain.principles)), target
+        return domain.prompt(
+            "revise", task=text, command=shown, principle=rng.choice(domain.principles)
+        ), target
 
     def _written(self, domain: Domain, meaning: Meaning, rng: random.Random) -> str:
         """What the forward half is taught to write: often the intent's fixed sibling, sometimes anything, otherwise the command."""
@@ -227,16 +265,24 @@ class Corpus:
                 return intent, {**values, name: fresh[name]}
         others = [other for other in sorted(domain.intents) if other != intent] or [intent]
         if kind < 0.8:
-            same_tool = [other for other in others if domain.intents[other].tool == domain.intents[intent].tool]
+            same_tool = [
+                other for other in others if domain.intents[other].tool == domain.intents[intent].tool
+            ]
             return self._with_values(domain, rng.choice(same_tool or others), values, rng)
         return self._with_values(domain, rng.choice(others), {}, rng)
 
-    def _made_up(self, domain: Domain, slot: str, value: tuple[str, str], rng: random.Random) -> tuple[str, str]:
+    def _made_up(
+        self, domain: Domain, slot: str, value: tuple[str, str], rng: random.Random
+    ) -> tuple[str, str]:
         """The value with other words of the same shape, or another number; suffixes and mapped choices stay, held-out values are out."""
         about = domain.slots[slot]
         if value[0] != value[1] or not isinstance(about, Choice | Name):
             return value
-        suffix = max((s for s in about.suffixes if value[0].endswith(s)), key=len) if isinstance(about, Name) else ""
+        suffix = (
+            max((s for s in about.suffixes if value[0].endswith(s)), key=len)
+            if isinstance(about, Name)
+            else ""
+        )
         stem = value[0][: len(value[0]) - len(suffix)]
         for _ in range(20):
             new = (
@@ -309,7 +355,10 @@ def make_tokenizer(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
     raw.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<pad>", "[INST]", "[/INST]"]
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     raw.train_from_iterator((part for index in range(20_000) for part in corpus.example(index)), trainer)
     return PreTrainedTokenizerFast(
@@ -347,11 +396,15 @@ def make_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    model.set_attn_implementation("eager")  # on a CPU the backward pass of the fused attention takes half of the time
+    model.set_attn_implementation(
+        "eager"
+    )  # on a CPU the backward pass of the fused attention takes half of the time
     return model
 
 
-def batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, config: Config, digest: Any) -> Iterator[tuple[list[list[int]], list[int]]]:
+def batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, config: Config, digest: Any
+) -> Iterator[tuple[list[list[int]], list[int]]]:
     """(token ids of prompt + completion + eos, length of each prompt), sorted by length within a window of 16 batches to save padding."""
     window = config.batch_size * 16
     for start in range(0, config.examples, window):
@@ -359,12 +412,18 @@ def batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, config: Config, 
         for prompt, completion in pairs:
             digest.update(f"{prompt}\0{completion}\n".encode())
         prompts = tokenizer(
-            [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False) for prompt, _ in pairs],
+            [
+                tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False)
+                for prompt, _ in pairs
+            ],
             add_special_tokens=False,
         )["input_ids"]
-        completions = tokenizer([completion for _, completion in pairs], add_special_tokens=False)["input_ids"]
+        completions = tokenizer([completion for _, completion in pairs], add_special_tokens=False)[
+            "input_ids"
+        ]
         rows = sorted(
-            ((p + c + [tokenizer.eos_token_id], len(p)) for p, c in zip(prompts, completions, strict=True)), key=lambda row: len(row[0])
+            ((p + c + [tokenizer.eos_token_id], len(p)) for p, c in zip(prompts, completions, strict=True)),
+            key=lambda row: len(row[0]),
         )
         groups = [rows[i : i + config.batch_size] for i in range(0, len(rows), config.batch_size)]
         stream("batches", config.seed, start).shuffle(groups)
@@ -402,8 +461,14 @@ def main(config: Config) -> int:
     def shape(step: int) -> float:
         return min(1.0, (step + 1) / (warm_up + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
-    matrices = [parameter for name, parameter in model.named_parameters() if parameter.ndim == 2 and "embed" not in name]
-    others = [parameter for name, parameter in model.named_parameters() if parameter.ndim != 2 or "embed" in name]
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and "embed" not in name
+    ]
+    others = [
+        parameter for name, parameter in model.named_parameters() if parameter.ndim != 2 or "embed" in name
+    ]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.01),
         torch.optim.AdamW(others, lr=config.lr / 5, betas=(0.9, 0.98), weight_decay=0.0),
@@ -411,7 +476,12 @@ def main(config: Config) -> int:
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, shape) for optimizer in optimizers]
     digest, average = hashlib.sha256(), 0.0
     model.train()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
     interactive = sys.stdout.isatty()
     with Progress(*columns, disable=not interactive) as progress:
         bar = progress.add_task("pre-training", total=steps)
@@ -419,8 +489,12 @@ def main(config: Config) -> int:
             inputs, labels = collate(ids, lengths, tokenizer.pad_token_id)
             wanted = labels[:, 1:] != -100
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                states = model.model(input_ids=inputs, attention_mask=inputs != tokenizer.pad_token_id).last_hidden_state
-                logits = model.lm_head(states[:, :-1][wanted])  # prompts teach nothing here: no need for their logits
+                states = model.model(
+                    input_ids=inputs, attention_mask=inputs != tokenizer.pad_token_id
+                ).last_hidden_state
+                logits = model.lm_head(
+                    states[:, :-1][wanted]
+                )  # prompts teach nothing here: no need for their logits
             loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -438,7 +512,12 @@ def main(config: Config) -> int:
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     settings = {name: value for name, value in asdict(config).items() if name != "output"}
-    facts = {"config": settings, "parameters": parameters, "corpus_sha256": digest.hexdigest(), "final_loss": round(average, 4)}
+    facts = {
+        "config": settings,
+        "parameters": parameters,
+        "corpus_sha256": digest.hexdigest(),
+        "final_loss": round(average, 4),
+    }
     (output / "pretrain.json").write_text(json.dumps(facts, indent=1) + "\n")
     torch.set_num_threads(2)
     measured = measure(output, config.domain)
@@ -452,8 +531,9 @@ def main(config: Config) -> int:
 def measure(folder: Path, domain: str) -> dict[str, float]:
     """What a fair test bed must show, on 900 held-out tasks with 4 samples each at temperature 0.7."""
     from agents.evaluation.heldout import ask, held_out_cases, not_executed, read_back
-    from agents.policy.model import load_policy, seed_of
-    from agents.training.metrics import auc, best_of, kept, mean, pass_at_k, within_task_auc
+    from agents.evaluation.metrics import auc, best_of, kept, mean, pass_at_k, within_task_auc
+    from agents.policy.load import load_policy
+    from agents.policy.seeds import seed_of
     from agents.training.rollouts import forward_prompt
     from rewards import make_reward
 
@@ -473,7 +553,8 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
     }
     prompts = [forward_prompt(task) for task in tasks for _ in range(4)]
     confidence: list[float | None] = [
-        math.fsum(row) for row in policy.logprobs(prompts, [command for row in commands_P_G for command in row])
+        math.fsum(row)
+        for row in policy.logprobs(prompts, [command for row in commands_P_G for command in row])
     ]
     scores: dict[str, list[list[float | None]]] = {
         "forward confidence": [confidence[start : start + 4] for start in range(0, len(confidence), 4)]
@@ -481,10 +562,14 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
     pool = tasks[:200]
     for name in ("likelihood", "likelihood-min", "similarity", "seed"):
         reward = make_reward(name, policy, pool, inverse_temperature=0.0, gates=False)
-        scores[name] = [[score.value for score in row] for row in reward(tasks, commands_P_G, seed=seed_of("card"))]
+        scores[name] = [
+            [score.value for score in row] for row in reward(tasks, commands_P_G, seed=seed_of("card"))
+        ]
     for name, values_P_G in scores.items():
         right_P_G, values = kept(truths, values_P_G)
-        measured[f"{name}: AUC"] = auc([t for row in right_P_G for t in row], [v for row in values for v in row])
+        measured[f"{name}: AUC"] = auc(
+            [t for row in right_P_G for t in row], [v for row in values for v in row]
+        )
         measured[f"{name}: AUC within a task"] = within_task_auc(right_P_G, values)
         measured[f"{name}: best of 4"] = best_of(right_P_G, values)
     return {name: value for name, value in measured.items() if value is not None}
@@ -492,7 +577,11 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
 
 def card(config: Config, facts: dict[str, Any], measured: dict[str, float]) -> str:
     """The model card."""
-    changed = [f"--{key.replace('_', '-')} {value}" for key, value in facts["config"].items() if value != getattr(Config(), key)]
+    changed = [
+        f"--{key.replace('_', '-')} {value}"
+        for key, value in facts["config"].items()
+        if value != getattr(Config(), key)
+    ]
     command = " ".join(["python -m agents.pretrain", *changed])
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in measured.items())
     return f"""# The embedded pocket model

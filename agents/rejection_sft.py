@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from agents.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from agents.policy.model import Policy
+    from agents.policy.policy import Policy
     from agents.training.rollouts import Batch, Rollout
     from agents.training.session import Session
     from agents.training.update import Example
@@ -49,7 +49,9 @@ class Config(TrainConfig):
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
 
 
-def select(values_P_G: Sequence[Sequence[float | None]], rule: str, threshold: float, keep: float) -> list[int]:
+def select(
+    values_P_G: Sequence[Sequence[float | None]], rule: str, threshold: float, keep: float
+) -> list[int]:
     """Positions of the accepted candidates, counted task after task. Candidates on which the reward abstained are never accepted.
 
     Args:
@@ -57,13 +59,21 @@ def select(values_P_G: Sequence[Sequence[float | None]], rule: str, threshold: f
         rule: `threshold`: every score >= threshold. `best`: the best of each task, if among the top `keep` of these bests.
             `quantile`: the top `keep` of all scores. Equal scores: the first one written.
     """
-    flat = [(position, value) for position, value in enumerate(value for row in values_P_G for value in row) if value is not None]
+    flat = [
+        (position, value)
+        for position, value in enumerate(value for row in values_P_G for value in row)
+        if value is not None
+    ]
     if rule == "threshold":
         return [position for position, value in flat if value >= threshold]
     if rule == "best":
         known, start, bests = dict(flat), 0, []
         for row in values_P_G:
-            group = [(position, known[position]) for position in range(start, start + len(row)) if position in known]
+            group = [
+                (position, known[position])
+                for position in range(start, start + len(row))
+                if position in known
+            ]
             start += len(row)
             bests += [max(group, key=lambda pair: pair[1])] if group else []
         flat = bests
@@ -76,7 +86,10 @@ def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
     from agents.training.rollouts import forward_prompt
 
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
-    return [(p, [*r.completion.token_ids, policy.tokenizer.eos_token_id]) for p, r in zip(prompts, rollouts, strict=True)]
+    return [
+        (p, [*r.completion.token_ids, policy.tokenizer.eos_token_id])
+        for p, r in zip(prompts, rollouts, strict=True)
+    ]
 
 
 def earlier_examples(session: Session) -> list[Example]:
@@ -94,8 +107,14 @@ def main(config: Config) -> int:
     rule = config.select or reward_info(config.reward).select
     share = config.keep_share or {"best": 0.8, "quantile": 0.3}.get(rule, 1.0)
     config = replace(config, select=rule, keep_share=share)  # type: ignore[arg-type]
-    accepts = {"threshold": f"scores from {config.threshold:g} on", "best": f"the best of each task, the top {share:.0%} of these"}
-    print(f"reward: {shown(config.reward)}, accepting {accepts.get(rule, f'the top {share:.0%} of all scores')}", flush=True)
+    accepts = {
+        "threshold": f"scores from {config.threshold:g} on",
+        "best": f"the best of each task, the top {share:.0%} of these",
+    }
+    print(
+        f"reward: {shown(config.reward)}, accepting {accepts.get(rule, f'the top {share:.0%} of all scores')}",
+        flush=True,
+    )
     session = open_session("rejection_sft", config)
     try:
         return train(config, session)
@@ -110,7 +129,10 @@ def train(config: Config, session: Session) -> int:
 
     def accepted_of(batch: Batch) -> list[int]:
         # A command that was cut has no end to learn from, whatever its score.
-        values = [[None if rollout.completion.truncated else rollout.score.value for rollout in group] for group in batch.groups]
+        values = [
+            [None if rollout.completion.truncated else rollout.score.value for rollout in group]
+            for group in batch.groups
+        ]
         return select(values, str(config.select), config.threshold, float(config.keep_share or 1.0))
 
     with Loop(config, session) as loop:
@@ -132,7 +154,9 @@ def train(config: Config, session: Session) -> int:
                         stream_parts=(config.seed, cycle, "train"),
                     )
                 else:
-                    loop.line("nothing was accepted, so nothing was trained: lower --threshold, or use --select best")
+                    loop.line(
+                        "nothing was accepted, so nothing was trained: lower --threshold, or use --select best"
+                    )
             after = loop.collect("after")
             loop.finish(before, trained, accepted, (after, accepted_of(after)))
     return loop.end()

@@ -14,7 +14,7 @@ the task's other G - 1 candidates got on average, which leaves the gradient unbi
 A candidate that was cut is not trained and has no penalty, but counts in the others' baseline. `train/clip_fraction` counts commands
 here, not tokens. The advantage is in units of the score: unlike GRPO's it is small where a task's candidates score nearly alike. Each
 cycle writes and scores tasks x candidates once, and takes --epochs passes over them in steps of --batch-size. The optimizer and its
-moments last for the whole run, at a constant learning rate. What TRL does and what it does not: agents/training/online.py.
+moments last for the whole run, at a constant learning rate. What TRL does and what it does not: agents/training/trl_online.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from agents.training.config import TrainConfig
 
 
@@ -49,7 +49,9 @@ class Config(TrainConfig):
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or option of TRL, or a faulty domain."""
         super().check()
-        self._require("candidates", self.candidates > 1, "must be 2 or more: candidates of a task are compared")
+        self._require(
+            "candidates", self.candidates > 1, "must be 2 or more: candidates of a task are compared"
+        )
         self._require("beta", 0 <= self.beta < math.inf, "must be 0 or more")
         self._require("clip", 0 < self.clip < math.inf, "must be above 0")
         self._require("micro_batch", self.micro_batch is None or self.micro_batch >= 1, "must be 1 or more")
@@ -59,7 +61,7 @@ class Config(TrainConfig):
 
 def arguments(config: Config) -> Any:
     """The run's settings as TRL's `RLOOConfig`; InputError as in `trl_arguments`."""
-    from agents.training.online import trl_arguments
+    from agents.training.trl_online import trl_arguments
 
     own = {"beta": config.beta, "epsilon": config.clip, "num_iterations": config.epochs}
     return trl_arguments("RLOOConfig", config, config.micro_batch, config.trl, **own)
@@ -67,13 +69,16 @@ def arguments(config: Config) -> Any:
 
 def main(config: Config) -> int:
     """Runs the cycles, or goes on with them, and prints the table of cycles and the run's folder."""
-    from agents.training.online import step_line, train
+    from agents.training.trl_online import step_line, train
     from rewards import shown
 
     settings = arguments(config)
     from agents.training.session import open_session
 
-    print(f"reward: {shown(config.reward)}, {step_line(config, config.epochs)}, {config.beta:g} of the score for a nat of KL", flush=True)
+    print(
+        f"reward: {shown(config.reward)}, {step_line(config, config.epochs)}, {config.beta:g} of the score for a nat of KL",
+        flush=True,
+    )
     session = open_session("rloo", config)
     try:
         return train("RLOOTrainer", config, session, settings)

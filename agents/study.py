@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from tyro.conf import Positional
 
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from envs.types import InputError
 
 if TYPE_CHECKING:
-    from agents.reports.jobs import Job
-    from agents.reports.plan import Arm, Plan
+    from agents.studies.jobs import Job
+    from agents.studies.plan import Arm, Plan
 
 OUTPUT = "runs/study"
 EVALUATION = 0.15  # weight of a command that evaluates, in parts of a run of the documented budget
@@ -59,10 +59,10 @@ class Config:
 
 def main(config: Config) -> int:
     """Runs what is missing, then writes the report of all that is there."""
-    from agents.reports.jobs import Terminated, run_jobs
-    from agents.reports.plan import read_plan
-    from agents.reports.study_report import answer, write_study
-    from agents.reports.summary import summarize
+    from agents.studies.jobs import Terminated, run_jobs
+    from agents.studies.plan import read_plan
+    from agents.studies.report import answer, write_study
+    from agents.studies.summary import summarize
 
     plan = read_plan(Path(config.file))
     folder = Path(OUTPUT) / plan.name if config.output in (None, OUTPUT) else Path(str(config.output))
@@ -87,9 +87,15 @@ def main(config: Config) -> int:
                 return 130 if isinstance(stop, KeyboardInterrupt) else 143
         names = names_of(plan)
         failed = {name: why for name, why in ledger.failed.items() if name in names}
-        study = summarize(plan, *found(plan, folder, failed)) | {"command": f"python -m agents.study {config.file}"}
+        study = summarize(plan, *found(plan, folder, failed)) | {
+            "command": f"python -m agents.study {config.file}"
+        }
         study |= {"wall_seconds": ledger.seconds, "at_once": ledger.at_once}
-        study["failed"] += [{"arm": name, "seed": None, "why": why} for name, why in failed.items() if name.startswith("evaluate ")]
+        study["failed"] += [
+            {"arm": name, "seed": None, "why": why}
+            for name, why in failed.items()
+            if name.startswith("evaluate ")
+        ]
         write_study(study, folder)
     if config.json:
         print(json.dumps(study, indent=1, ensure_ascii=False))
@@ -97,7 +103,11 @@ def main(config: Config) -> int:
     for line in answer(study):
         print(line)
     for row in study["failed"]:
-        print(f"FAILED {row['arm']}" + ("" if row["seed"] is None else f", seed {row['seed']}") + f": {row['why']}")
+        print(
+            f"FAILED {row['arm']}"
+            + ("" if row["seed"] is None else f", seed {row['seed']}")
+            + f": {row['why']}"
+        )
     print(folder / "index.html")
     return 1 if study["failed"] else 0
 
@@ -120,11 +130,17 @@ class Ledger:
         self._path, self._now, self._clock = folder / "ledger.json", at_once, time.monotonic()
         try:
             kept = json.loads(self._path.read_text(encoding="utf-8"))
-            self.failed, self.seconds, self.at_once = dict(kept["failed"]), float(kept["seconds"]), int(kept["at_once"])
+            self.failed, self.seconds, self.at_once = (
+                dict(kept["failed"]),
+                float(kept["seconds"]),
+                int(kept["at_once"]),
+            )
         except FileNotFoundError:
             self.failed, self.seconds, self.at_once = dict[str, str](), 0.0, at_once
         except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{self._path}: cannot be read: remove it; only what failed and the time taken are forgotten") from None
+            raise InputError(
+                f"{self._path}: cannot be read: remove it; only what failed and the time taken are forgotten"
+            ) from None
 
     def ended(self, name: str, why: str | None) -> None:
         """Notes the end of a job; `why` it failed, or None."""
@@ -135,20 +151,32 @@ class Ledger:
         now = time.monotonic()
         self.seconds, self._clock, self.at_once = self.seconds + now - self._clock, now, self._now
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"failed": self.failed, "seconds": self.seconds, "at_once": self.at_once}), encoding="utf-8")
+        temporary.write_text(
+            json.dumps({"failed": self.failed, "seconds": self.seconds, "at_once": self.at_once}),
+            encoding="utf-8",
+        )
         temporary.replace(self._path)
 
 
 def order(plan: Plan) -> list[tuple[Arm, int]]:
     """All runs: the first seed of every arm, then the second of every arm, so that a study that is stopped has something of each."""
     longest = max(len(arm.seeds) for arm in plan.arms.values())
-    return [(arm, arm.seeds[place]) for place in range(longest) for arm in plan.arms.values() if place < len(arm.seeds)]
+    return [
+        (arm, arm.seeds[place])
+        for place in range(longest)
+        for arm in plan.arms.values()
+        if place < len(arm.seeds)
+    ]
 
 
 def names_of(plan: Plan) -> set[str]:
     """The names of all jobs that a study may have."""
     runs = {f"{arm.name} s{seed}" for arm, seed in order(plan)}
-    return runs | {f"evaluate {name}" for name in runs} | {f"evaluate {name} before training" for name in plan.theory}
+    return (
+        runs
+        | {f"evaluate {name}" for name in runs}
+        | {f"evaluate {name} before training" for name in plan.theory}
+    )
 
 
 def run_folder(folder: Path, arm: str, seed: int) -> Path:
@@ -170,28 +198,48 @@ def cycles_done(run: Path) -> int:
 def is_finished(run: Path, cycles: int) -> bool:
     """Whether a run has done all of its cycles and said so."""
     try:
-        return len(json.loads((run / "self_improvement_results.json").read_text(encoding="utf-8"))["cycles"]) >= cycles
+        return (
+            len(json.loads((run / "self_improvement_results.json").read_text(encoding="utf-8"))["cycles"])
+            >= cycles
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def jobs_of(plan: Plan, arm: Arm, seed: int, folder: Path) -> list[Job]:
     """What is still to do for one run: the training, and after it the evaluation on other domains."""
-    from agents.reports.jobs import Job, python_command
-    from agents.reports.plan import as_yaml
+    from agents.studies.jobs import Job, python_command
+    from agents.studies.plan import as_yaml
 
     run, cycles = run_folder(folder, arm.name, seed), int(arm.resolved["cycles"])
     log = folder / "logs" / f"{arm.name}-s{seed}"
     report = folder / "transfer" / arm.name / f"s{seed}"
-    if not is_finished(run, cycles):  # what an evaluation said of it before it was given more cycles holds no longer
+    if not is_finished(
+        run, cycles
+    ):  # what an evaluation said of it before it was given more cycles holds no longer
         (report / "report.html").unlink(missing_ok=True)
     evaluations = []
     if arm.evaluate_on and not _is_report(report):
-        words = [str(run), "--domain", ",".join(arm.evaluate_on), "--tasks", str(plan.transfer_tasks), "--samples", "1"]
+        words = [
+            str(run),
+            "--domain",
+            ",".join(arm.evaluate_on),
+            "--tasks",
+            str(plan.transfer_tasks),
+            "--samples",
+            "1",
+        ]
         # Only the truth of these is used: the reward that costs nothing is asked for.
         words += ["--reward", "random", "--output", str(report), "--json"]
         name = f"evaluate {arm.name} s{seed}"
-        evaluations = [Job(name, python_command("evaluate", *words), Path(f"{log}-transfer"), EVALUATION * len(arm.evaluate_on))]
+        evaluations = [
+            Job(
+                name,
+                python_command("evaluate", *words),
+                Path(f"{log}-transfer"),
+                EVALUATION * len(arm.evaluate_on),
+            )
+        ]
     if is_finished(run, cycles):
         return evaluations
     if (run / "config.yaml").is_file():
@@ -200,11 +248,20 @@ def jobs_of(plan: Plan, arm: Arm, seed: int, folder: Path) -> list[Job]:
         settings = settings_file(folder, arm.name)
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(as_yaml(arm.settings), encoding="utf-8")
-        words = ["--config", str(settings), "--seed", str(seed), "--output", str(run.parent), "--name", run.name]
+        words = [
+            "--config",
+            str(settings),
+            "--seed",
+            str(seed),
+            "--output",
+            str(run.parent),
+            "--name",
+            run.name,
+        ]
     weight = cycles * arm.resolved["tasks"] * arm.resolved["candidates"] / BUDGET
 
     def facts() -> str:
-        from agents.reports.runs import read_run
+        from agents.studies.runs import read_run
 
         record = read_run(run)
         values = [record.whole(when, "greedy") for when in ("start", "end")]
@@ -225,28 +282,44 @@ def jobs_of(plan: Plan, arm: Arm, seed: int, folder: Path) -> list[Job]:
 
 def theory_jobs(plan: Plan, folder: Path) -> list[Job]:
     """The evaluation, in both directions, of the models that arms start from."""
-    from agents.reports.jobs import Job, python_command
+    from agents.studies.jobs import Job, python_command
 
     jobs = []
     for name in plan.theory:
         report, arm = folder / "theory" / name, plan.arms[name]
         if _is_report(report):
             continue
-        words = ["--model", str(arm.resolved["model"]), "--domain", str(arm.resolved["domain"]), "--reward", str(arm.resolved["reward"])]
+        words = [
+            "--model",
+            str(arm.resolved["model"]),
+            "--domain",
+            str(arm.resolved["domain"]),
+            "--reward",
+            str(arm.resolved["reward"]),
+        ]
         words += ["--adapter", str(arm.resolved["adapter"])] if arm.resolved["adapter"] else []
         for key in ("inverter", "inverse_temperature", "embedder", "temperature", "max_new_tokens"):
-            words += [f"--{key.replace('_', '-')}", str(arm.resolved[key])] if arm.resolved[key] is not None else []
+            words += (
+                [f"--{key.replace('_', '-')}", str(arm.resolved[key])]
+                if arm.resolved[key] is not None
+                else []
+            )
         words += ["--gates" if arm.resolved["gates"] else "--no-gates", "--output", str(report), "--json"]
         jobs.append(
-            Job(f"evaluate {name} before training", python_command("evaluate", *words), folder / "logs" / f"{name}-theory", 3 * EVALUATION)
+            Job(
+                f"evaluate {name} before training",
+                python_command("evaluate", *words),
+                folder / "logs" / f"{name}-theory",
+                3 * EVALUATION,
+            )
         )
     return jobs
 
 
 def check_same(plan: Plan, folder: Path) -> None:
     """Raises InputError where an arm's runs were started with other settings than it has now; more cycles are no hindrance."""
-    from agents.reports.plan import SET_BY_STUDY
-    from agents.reports.runs import trainer_of
+    from agents.studies.plan import SET_BY_STUDY
+    from agents.studies.runs import trainer_of
 
     for name, arm in plan.arms.items():
         for seed in arm.seeds:
@@ -256,17 +329,25 @@ def check_same(plan: Plan, folder: Path) -> None:
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, yaml.YAMLError):
-                raise InputError(f"{run / 'config.yaml'}: cannot be read: remove {run}, and its run is made again") from None
+                raise InputError(
+                    f"{run / 'config.yaml'}: cannot be read: remove {run}, and its run is made again"
+                ) from None
             if not isinstance(settings, dict):
-                raise InputError(f"{run / 'config.yaml'}: holds no settings: remove {run}, and its run is made again")
+                raise InputError(
+                    f"{run / 'config.yaml'}: holds no settings: remove {run}, and its run is made again"
+                )
             if (trainer := trainer_of(run)) not in (None, arm.trainer):
-                raise InputError(f"{name}: {run} is one of {trainer}, not {arm.trainer}: choose another --output, or remove {run.parent}")
+                raise InputError(
+                    f"{name}: {run} is one of {trainer}, not {arm.trainer}: choose another --output, or remove {run.parent}"
+                )
             for key, now in arm.resolved.items():
                 # A default of None stands for what the trainer makes of it: of these only `adapter` says what the run began with.
                 if key in SET_BY_STUDY or key not in settings or (now is None and key != "adapter"):
                     continue
                 then = settings[key]
-                if _plain(then) != _plain(now) and not (key == "cycles" and isinstance(then, int) and then <= now):
+                if _plain(then) != _plain(now) and not (
+                    key == "cycles" and isinstance(then, int) and then <= now
+                ):
                     raise InputError(
                         f"{name}: {key} was {then} when {run} was started and is {now} now: choose another --output, or remove {run.parent}"
                     )
@@ -281,7 +362,7 @@ def _plain(value: Any) -> Any:
 
 def found(plan: Plan, folder: Path, failed: dict[str, str]) -> tuple[Any, Any, Any, Any]:
     """All that is in the folder -> (finished runs, why runs failed, transfer, theory), each by arm and the first three by seed."""
-    from agents.reports.runs import read_run
+    from agents.studies.runs import read_run
 
     runs: dict[str, dict[int, Any]] = {}
     reasons: dict[str, dict[int, str]] = {}
@@ -298,9 +379,15 @@ def found(plan: Plan, folder: Path, failed: dict[str, str]) -> tuple[Any, Any, A
                 reasons.setdefault(name, {})[seed] = why
             report = folder / "transfer" / name / f"s{seed}"
             if arm.evaluate_on and _is_report(report):
-                transfer.setdefault(name, {})[seed] = json.loads((report / "report.json").read_text(encoding="utf-8"))
+                transfer.setdefault(name, {})[seed] = json.loads(
+                    (report / "report.json").read_text(encoding="utf-8")
+                )
     reports = {name: folder / "theory" / name for name in plan.theory}
-    theory = {name: json.loads((path / "report.json").read_text(encoding="utf-8")) for name, path in reports.items() if _is_report(path)}
+    theory = {
+        name: json.loads((path / "report.json").read_text(encoding="utf-8"))
+        for name, path in reports.items()
+        if _is_report(path)
+    }
     return runs, reasons, transfer, theory
 
 
@@ -316,12 +403,16 @@ def _held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written ({error.strerror}): choose another folder") from None
+        raise InputError(
+            f"--output {folder}: cannot be written ({error.strerror}): choose another folder"
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder} is in use by another study: wait for it, or choose another --output") from None
+            raise InputError(
+                f"{folder} is in use by another study: wait for it, or choose another --output"
+            ) from None
         except OSError:
             pass  # a file system without locks: each run has its own
         yield

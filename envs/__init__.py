@@ -11,7 +11,7 @@ import gymnasium as _gymnasium
 for _domain in ("network", "shell", "sql", "all"):
     _gymnasium.register(
         id=f"inversion/{_domain}-v0",
-        entry_point="agents.policy.environment:make_env",
-        vector_entry_point="agents.policy.environment:make_vector_env",
+        entry_point="agents.policy.gym_factory:make_env",
+        vector_entry_point="agents.policy.gym_factory:make_vector_env",
         kwargs={"domain": _domain},
     )

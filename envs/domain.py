@@ -11,8 +11,9 @@ import itertools
 import random
 from dataclasses import dataclass
 
-from envs.grammar import CHOICE, PLACEHOLDER, DomainSpec, fill, stream, unit, wordings
+from envs.grammar import CHOICE, PLACEHOLDER, DomainSpec, fill, wordings
 from envs.schema import EMBEDDED, fault, load_spec
+from envs.streams import stream, unit
 from envs.types import InputError, Task
 
 SPLITS = ("pretrain", "train", "heldout")
@@ -55,7 +56,10 @@ class Domain:
         self.slots = spec.slots
         self.intents = {
             intent.name: Intent(
-                intent.name, intent.tool, tuple(sorted(set(PLACEHOLDER.findall(intent.command)))), tuple(intent.paraphrases)
+                intent.name,
+                intent.tool,
+                tuple(sorted(set(PLACEHOLDER.findall(intent.command)))),
+                tuple(intent.paraphrases),
             )
             for intent in spec.intents
         }
@@ -98,13 +102,19 @@ class Domain:
             if split == "heldout" or self.split_of(text) == split:
                 break
         else:
-            raise InputError(f"{self.where}: intent {intent!r} has no {split} task in 1000 draws: give it more wordings or more values")
+            raise InputError(
+                f"{self.where}: intent {intent!r} has no {split} task in 1000 draws: give it more wordings or more values"
+            )
         task = Task(f"{split}/{intent}/{index}", self.where, text, about.tool)
         return Draw(task, intent, paraphrase, values)
 
-    def say(self, intent: str, paraphrase: int, values: dict[str, tuple[str, str]], rng: random.Random) -> str:
+    def say(
+        self, intent: str, paraphrase: int, values: dict[str, tuple[str, str]], rng: random.Random
+    ) -> str:
         """One wording of a paraphrase with these values."""
-        text = CHOICE.sub(lambda match: rng.choice(match[1].split("|")), self.intents[intent].paraphrases[paraphrase])
+        text = CHOICE.sub(
+            lambda match: rng.choice(match[1].split("|")), self.intents[intent].paraphrases[paraphrase]
+        )
         return " ".join(fill(text, {name: said for name, (said, _) in values.items()}).split())
 
     @staticmethod
@@ -112,11 +122,17 @@ class Domain:
         """Which of `train` and `pretrain` a sentence with no held-out part belongs to."""
         return "train" if unit("split", text) < 0.5 else "pretrain"
 
-    def _values(self, about: Intent, split: str, rng: random.Random) -> tuple[int, dict[str, tuple[str, str]]]:
+    def _values(
+        self, about: Intent, split: str, rng: random.Random
+    ) -> tuple[int, dict[str, tuple[str, str]]]:
         last = len(about.paraphrases) - 1
         holdable = [name for name in about.slots if self.slots[name].has_held_out()]
         unseen_paraphrase = split == "heldout" and (not holdable or rng.random() < 0.5)
-        unseen = set(rng.sample(holdable, rng.randint(1, len(holdable)))) if split == "heldout" and not unseen_paraphrase else set()
+        unseen = (
+            set(rng.sample(holdable, rng.randint(1, len(holdable))))
+            if split == "heldout" and not unseen_paraphrase
+            else set()
+        )
         values = self._different(about, unseen, rng)
         return (last if unseen_paraphrase else rng.randrange(last)), values
 
@@ -127,7 +143,9 @@ class Domain:
             if len({said for said, _ in values.values()}) == len(values):
                 return values
         side = f" where {' and '.join(sorted(unseen))} must be held-out ones" if unseen else ""
-        raise InputError(f"{self.where}: the slots of intent {about.name!r} do not have enough different values{side}: give them more")
+        raise InputError(
+            f"{self.where}: the slots of intent {about.name!r} do not have enough different values{side}: give them more"
+        )
 
     def try_out(self, intent: str) -> None:
         """Draws from every split and for every slot that can be held out, so that a lack of values shows when the file is read.
@@ -165,7 +183,9 @@ def domain_names(where: str) -> list[str]:
     """
     parts = [part.strip() for part in where.split(",") if part.strip()]
     if not parts:
-        raise InputError(f"--domain {where!r}: name at least one domain: all, {', '.join(EMBEDDED)}, or the path of a YAML file")
+        raise InputError(
+            f"--domain {where!r}: name at least one domain: all, {', '.join(EMBEDDED)}, or the path of a YAML file"
+        )
     return list(dict.fromkeys(name for part in parts for name in (EMBEDDED if part == "all" else (part,))))
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import hashlib
 import itertools
 import random
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from envs.messages import nearest, short
+from envs.streams import unit
 from envs.types import InputError
 
 SLOT_NAME = "[a-z][a-z0-9_]*"
@@ -22,29 +21,6 @@ UNCLOSED = re.compile(r"\([^()]*\||\|[^()]*\)")
 Text = Annotated[str, Field(pattern=r"\S")]
 HELD_OUT_SHARE = 0.2
 MOST_WORDINGS = 4096  # of one paraphrase: all are looked at when the file is read
-
-
-def unit(*parts: object) -> float:
-    """A uniform number in [0, 1) that depends on the parts alone, on every machine."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def stream(*parts: object) -> random.Random:
-    """The random stream of (seed, cycle, purpose, index, ...): equal parts, equal numbers."""
-    return random.Random("\x1f".join(map(str, parts)))
-
-
-def short(value: object) -> str:
-    """A value for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint for a message: the known word most like this one."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 class _Strict(BaseModel):
@@ -70,7 +46,9 @@ class _Slot(_Strict):
             if self.held_out_value(said) == (held_out and self.has_held_out()):
                 return said, written
         side = "held-out" if held_out else "training"
-        raise InputError(f"a slot of kind {type(self).__name__.lower()} has no {side} value in 1000 draws: give it more values")
+        raise InputError(
+            f"a slot of kind {type(self).__name__.lower()} has no {side} value in 1000 draws: give it more values"
+        )
 
 
 class Choice(_Slot):
@@ -84,11 +62,15 @@ class Choice(_Slot):
     @classmethod
     def _check_values(cls, values: Any) -> Any:
         if not isinstance(values, (list, dict)):
-            raise ValueError("must be a list, or a mapping from what the task says to what the command writes: write [a, b] or {a: b}")
+            raise ValueError(
+                "must be a list, or a mapping from what the task says to what the command writes: write [a, b] or {a: b}"
+            )
         said = [str(value) for value in values]
         written = list(values.values()) if isinstance(values, dict) else []
         if odd := [value for value in [*values, *written] if not isinstance(value, (str, int))]:
-            raise ValueError(f"{short(odd[0])} is neither a text nor a whole number: write one value, in quotes if need be")
+            raise ValueError(
+                f"{short(odd[0])} is neither a text nor a whole number: write one value, in quotes if need be"
+            )
         if "" in map(str.strip, said):
             raise ValueError("an entry is empty, so that the task would not say it: fill it in or drop it")
         if repeated := [value for place, value in enumerate(said) if value in said[:place]]:
@@ -130,11 +112,15 @@ class Integer(_Slot):
         if self.low > self.high:
             raise ValueError(f"low ({self.low}) is above high ({self.high}): swap them")
         if len(range(self.low, self.high + 1, self.step)) < 5:
-            raise ValueError("the range has fewer than 5 values, too few to hold a fifth out: widen it, or use a choice")
+            raise ValueError(
+                "the range has fewer than 5 values, too few to hold a fifth out: widen it, or use a choice"
+            )
         return self
 
     def held_out_value(self, said: str) -> bool:
-        block, place = divmod((int(said) - self.low) // self.step, 5)  # one of every five in a row, so that no range is without
+        block, place = divmod(
+            (int(said) - self.low) // self.step, 5
+        )  # one of every five in a row, so that no range is without
         return place == int(unit("held-out integer", self.low, block) * 5)
 
     def candidate(self, rng: random.Random) -> tuple[str, str]:
@@ -210,7 +196,10 @@ class Unique(_Strict):
 
     def texts(self) -> list[str]:
         """All that can be drawn."""
-        return [*dict.fromkeys(self.words), *(f"{a} {b}" for a, b in itertools.permutations(dict.fromkeys(self.words), 2))]
+        return [
+            *dict.fromkeys(self.words),
+            *(f"{a} {b}" for a, b in itertools.permutations(dict.fromkeys(self.words), 2)),
+        ]
 
 
 class Among(_Strict):
@@ -223,7 +212,9 @@ class Among(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Among:
         if bool(self.values) == bool(self.slot):
-            raise ValueError("needs either values or slot: write values: [a, b], or the name of a choice slot")
+            raise ValueError(
+                "needs either values or slot: write values: [a, b], or the name of a choice slot"
+            )
         return self
 
 

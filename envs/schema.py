@@ -34,10 +34,9 @@ from envs.grammar import (
     Unique,
     Verify,
     Whole,
-    nearest,
-    short,
     wordings,
 )
+from envs.messages import nearest, short
 from envs.types import InputError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "domains"
@@ -82,24 +81,36 @@ def _read(path: Path, where: str) -> tuple[yaml.Node, Any]:
     try:
         raw = path.read_bytes()
     except IsADirectoryError:
-        raise InputError(f"--domain {where}: a folder, not a file: give the path of a YAML file in it") from None
+        raise InputError(
+            f"--domain {where}: a folder, not a file: give the path of a YAML file in it"
+        ) from None
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"--domain {where}: no such domain or file: {_elsewhere(path, where)}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"--domain {short(where)}: cannot be read: {getattr(error, 'strerror', None) or error}: mend the path") from None
+        raise InputError(
+            f"--domain {short(where)}: cannot be read: {getattr(error, 'strerror', None) or error}: mend the path"
+        ) from None
     try:
         text = raw.decode("utf-8")
         node = _compose(text)
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{path}:1: the file: must be a mapping with the keys {', '.join(DomainSpec.model_fields)}: write them")
+            raise InputError(
+                f"{path}:1: the file: must be a mapping with the keys {', '.join(DomainSpec.model_fields)}: write them"
+            )
         for location, problem in _odd_values(node, (), set()):
             raise InputError(f"{path}:{_line(node, location)}: {_dotted(location)}: {problem}")
         loader = yaml.SafeLoader("")
         return node, loader.construct_document(node)
     except UnicodeDecodeError as error:
-        line, problem = raw.count(b"\n", 0, error.start) + 1, f"the byte 0x{raw[error.start]:02x} is not UTF-8"
+        line, problem = (
+            raw.count(b"\n", 0, error.start) + 1,
+            f"the byte 0x{raw[error.start]:02x} is not UTF-8",
+        )
     except yaml.reader.ReaderError as error:
-        line, problem = text.count("\n", 0, error.position) + 1, f"the character U+{error.character:04X} must not be in a YAML file"
+        line, problem = (
+            text.count("\n", 0, error.position) + 1,
+            f"the character U+{error.character:04X} must not be in a YAML file",
+        )
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, problem = mark.line + 1 if mark else 1, str(error.problem).removeprefix("but ")
@@ -123,14 +134,24 @@ def _elsewhere(path: Path, where: str) -> str:
     """What a name or path that does not exist may have been meant to be."""
     known = (*EMBEDDED, "all")
     try:
-        beside = [str(path.parent / other.name) for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")]
+        beside = [
+            str(path.parent / other.name)
+            for other in path.parent.iterdir()
+            if other.suffix in (".yaml", ".yml")
+        ]
     except OSError:
         beside = []
-    near = difflib.get_close_matches(where, known, 1) or difflib.get_close_matches(str(path), sorted(beside), 1)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}, or the path of a YAML file"
+    near = difflib.get_close_matches(where, known, 1) or difflib.get_close_matches(
+        str(path), sorted(beside), 1
+    )
+    return (
+        f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}, or the path of a YAML file"
+    )
 
 
-def _odd_values(node: yaml.Node, location: tuple[str | int, ...], seen: set[int]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _odd_values(
+    node: yaml.Node, location: tuple[str | int, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """What YAML would read otherwise than its writer thought: repeated keys, `no`, `010`, `12:30`, `1.5`, a date, nothing at all."""
     if id(node) in seen:  # an alias
         return
@@ -153,7 +174,12 @@ def _odd_values(node: yaml.Node, location: tuple[str | int, ...], seen: set[int]
                 second = "" if key.start_mark is None else f" (again in line {key.start_mark.line + 1})"
                 yield (*location, key.value), f"this key is there twice{second}: drop or rename one"
             keys.add(key.value)
-            if node.flow_style and isinstance(value, yaml.ScalarNode) and value.value == "" and value.tag.endswith(":null"):
+            if (
+                node.flow_style
+                and isinstance(value, yaml.ScalarNode)
+                and value.value == ""
+                and value.tag.endswith(":null")
+            ):
                 yield location, f"YAML takes {{{key.value}}} for a mapping: put the text in quotes"
             yield from _odd_values(value, (*location, key.value), seen)
 
@@ -193,7 +219,10 @@ def _cross_checks(spec: DomainSpec) -> Iterator[tuple[tuple[str | int, ...], str
             yield ("intents", i, "name"), f"{intent.name!r} is used twice: rename one"
         names.add(intent.name)
         if intent.tool not in spec.tools:
-            yield ("intents", i, "tool"), f"{intent.tool!r} is not in tools{nearest(intent.tool, spec.tools)}: add it there"
+            yield (
+                ("intents", i, "tool"),
+                f"{intent.tool!r} is not in tools{nearest(intent.tool, spec.tools)}: add it there",
+            )
         wanted = set(PLACEHOLDER.findall(intent.command))
         if unknown := sorted(wanted - set(spec.slots)):
             near = nearest(unknown[0], list(spec.slots))
@@ -210,17 +239,29 @@ def _cross_checks(spec: DomainSpec) -> Iterator[tuple[tuple[str | int, ...], str
             own = {wording.lower() for wording in wordings(paraphrase)}
             for wording in sorted(own):
                 if read.setdefault(wording, intent.name) != intent.name:
-                    yield ("intents", i, "paraphrases", j), f"can read {wording!r}, as intent {read[wording]!r} can: reword one"
+                    yield (
+                        ("intents", i, "paraphrases", j),
+                        f"can read {wording!r}, as intent {read[wording]!r} can: reword one",
+                    )
             if j == len(intent.paraphrases) - 1 and (shared := sorted(own & trained)):
-                yield ("intents", i, "paraphrases", j), f"is held out but can read {shared[0]!r}, as an earlier one can: reword one"
+                yield (
+                    ("intents", i, "paraphrases", j),
+                    f"is held out but can read {shared[0]!r}, as an earlier one can: reword one",
+                )
             trained |= own
     if isinstance(spec.verify, ByQuery):
         yield from _table_faults(spec.verify.tables, spec.slots)
 
 
-def _table_faults(tables: Mapping[str, Table], slots: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _table_faults(
+    tables: Mapping[str, Table], slots: Mapping[str, Any]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """What cannot be filled, or cannot be created in SQLite."""
-    keyed = [name for name, table in tables.items() if any(isinstance(column, Key) for column in table.columns.values())]
+    keyed = [
+        name
+        for name, table in tables.items()
+        if any(isinstance(column, Key) for column in table.columns.values())
+    ]
     choices = [name for name, slot in slots.items() if isinstance(slot, Choice)]
     for problem, name in _name_faults(tables):
         yield ("verify", "tables", name), problem
@@ -232,9 +273,16 @@ def _table_faults(tables: Mapping[str, Table], slots: Mapping[str, Any]) -> Iter
             yield (*here, keys[1]), f"is a second key beside {keys[0]!r}: fill one of them otherwise"
         for column_name, column in table.columns.items():
             if isinstance(column, Among) and column.slot and column.slot not in choices:
-                yield (*here, column_name, "slot"), f"{column.slot!r} is no choice slot{nearest(column.slot, choices)}: write values"
+                yield (
+                    (*here, column_name, "slot"),
+                    f"{column.slot!r} is no choice slot{nearest(column.slot, choices)}: write values",
+                )
             if isinstance(column, Refers) and column.to not in keyed:
-                lack = "has no column with fill: key" if column.to in tables else f"is not in tables{nearest(column.to, keyed)}"
+                lack = (
+                    "has no column with fill: key"
+                    if column.to in tables
+                    else f"is not in tables{nearest(column.to, keyed)}"
+                )
                 yield (*here, column_name, "to"), f"{column.to!r} {lack}: add it there or name another"
             many = table.rows  # how many values there are to draw from
             if isinstance(column, Unique):
@@ -242,7 +290,10 @@ def _table_faults(tables: Mapping[str, Table], slots: Mapping[str, Any]) -> Iter
             elif isinstance(column, Whole) and column.repeats == "never":
                 many = column.high - column.low + 1
             if many < table.rows:
-                yield (*here, column_name), f"has {many} different values for {table.rows} rows: give it more, or the table fewer rows"
+                yield (
+                    (*here, column_name),
+                    f"has {many} different values for {table.rows} rows: give it more, or the table fewer rows",
+                )
 
 
 def _name_faults(names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -252,7 +303,10 @@ def _name_faults(names: Iterable[str]) -> Iterator[tuple[str, str]]:
         if name.lower().startswith("sqlite_"):
             yield f"names that start with {name[:7]!r} are SQLite's own: rename it", name
         if seen.setdefault(name.lower(), name) != name:
-            yield f"differs from {seen[name.lower()]!r} in letter case alone, which SQLite does not see: rename one", name
+            yield (
+                f"differs from {seen[name.lower()]!r} in letter case alone, which SQLite does not see: rename one",
+                name,
+            )
 
 
 def _paraphrase_faults(paraphrase: str, wanted: set[str], slots: Mapping[str, Any]) -> Iterator[str]:
@@ -290,12 +344,16 @@ def _misspelt(text: str, slots: Mapping[str, Any]) -> str:
 def _explain(path: Path, node: yaml.Node, error: ValidationError) -> str:
     """The first mistake of the file in words; an unknown key comes before the missing one that it may have been meant for."""
     problems = [(_existing(node, fault["loc"]), fault) for fault in error.errors()]
-    location, fault = min(problems, key=lambda problem: (problem[1]["type"] != "extra_forbidden", _line(node, problem[0])))
+    location, fault = min(
+        problems, key=lambda problem: (problem[1]["type"] != "extra_forbidden", _line(node, problem[0]))
+    )
     message = _message(fault["type"], fault["loc"], fault["input"], fault.get("ctx", {}), fault["msg"])
     return f"{path}:{_line(node, location)}: {_dotted(location)}: {message}"
 
 
-def _message(problem: str, location: tuple[str | int, ...], value: Any, facts: Mapping[str, Any], message: str) -> str:
+def _message(
+    problem: str, location: tuple[str | int, ...], value: Any, facts: Mapping[str, Any], message: str
+) -> str:
     key, found = str(location[-1]), f"(found {short(value)})"
     if problem == "missing":
         return f"the key {key!r} is missing: add it"
@@ -320,8 +378,12 @@ def _message(problem: str, location: tuple[str | int, ...], value: Any, facts: M
         if facts["pattern"] == r"\S":
             return "is empty: fill it in or drop it"
         if location[0] == "verify":
-            return f"{short(value)} may have only letters, digits and underscores, and no digit first: rename it"
-        letters = "letters, digits and dashes" if "A-Z" in facts["pattern"] else "small letters, digits and dashes"
+            return (
+                f"{short(value)} may have only letters, digits and underscores, and no digit first: rename it"
+            )
+        letters = (
+            "letters, digits and dashes" if "A-Z" in facts["pattern"] else "small letters, digits and dashes"
+        )
         return f"{short(value)} may have only {letters if key != '[key]' else 'small letters, digits and underscores'}: rename it"
     if problem == "string_type":
         return f"must be a text {found}: write one, in quotes if need be"
@@ -331,7 +393,11 @@ def _message(problem: str, location: tuple[str | int, ...], value: Any, facts: M
         return f"must be a whole number {found}: correct it"
     if problem in {"dict_type", "model_type", "model_attributes_type"}:
         return f"must be a mapping {found}: write key: value"
-    return message.removeprefix("Value error, ") if problem == "value_error" else f"{message} {found}: correct it"
+    return (
+        message.removeprefix("Value error, ")
+        if problem == "value_error"
+        else f"{message} {found}: correct it"
+    )
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
@@ -348,12 +414,23 @@ def _known_keys(location: Sequence[str | int]) -> list[str]:
 
 def _members(location: Sequence[str | int]) -> dict[str, type[BaseModel]]:
     """Value of the key that tells apart the kinds of mapping that may stand at a place -> their records."""
-    union, key = (Slot, "kind") if location[0] == "slots" else (Verify, "kind") if len(location) == 1 else (Column, "fill")
-    return {get_args(member.model_fields[key].annotation)[0]: member for member in get_args(get_args(union)[0])}
+    union, key = (
+        (Slot, "kind")
+        if location[0] == "slots"
+        else (Verify, "kind")
+        if len(location) == 1
+        else (Column, "fill")
+    )
+    return {
+        get_args(member.model_fields[key].annotation)[0]: member for member in get_args(get_args(union)[0])
+    }
 
 
 def _dotted(location: Sequence[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "the file"
+    return (
+        "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+        or "the file"
+    )
 
 
 def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:

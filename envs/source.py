@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from envs.domain import Domain, domain_names, load_domain
-from envs.grammar import stream
+from envs.streams import stream
 from envs.types import InputError, LanguageModel, Task
 
 
@@ -31,7 +31,9 @@ def share(count: int, domains: Sequence[Domain], *stream_parts: object) -> dict[
     """`count` split evenly over domains; which of them get the remainder is random."""
     order = list(domains)
     stream("share", *stream_parts).shuffle(order)
-    return {domain.where: count // len(order) + (place < count % len(order)) for place, domain in enumerate(order)}
+    return {
+        domain.where: count // len(order) + (place < count % len(order)) for place, domain in enumerate(order)
+    }
 
 
 class Templates:
@@ -43,7 +45,11 @@ class Templates:
     def tasks(self, count: int, *stream_parts: object) -> list[Task]:
         """`count` tasks, shuffled over the domains."""
         shares = share(count, self.domains, *stream_parts)
-        tasks = [task for domain in self.domains for task in domain.tasks(self.split, shares[domain.where], *stream_parts)]
+        tasks = [
+            task
+            for domain in self.domains
+            for task in domain.tasks(self.split, shares[domain.where], *stream_parts)
+        ]
         stream("order", *stream_parts).shuffle(tasks)
         return tasks
 
@@ -90,8 +96,19 @@ class Proposed:
         near: two texts with the same numbers and names are near-duplicates when they are at least this alike by difflib's ratio.
     """
 
-    def __init__(self, model: LanguageModel, domains: Sequence[Domain], exclude: Collection[str] = (), near: float = 0.95) -> None:
-        self.model, self.domains, self.exclude, self.near = model, domains, frozenset(map(_plain, exclude)), near
+    def __init__(
+        self,
+        model: LanguageModel,
+        domains: Sequence[Domain],
+        exclude: Collection[str] = (),
+        near: float = 0.95,
+    ) -> None:
+        self.model, self.domains, self.exclude, self.near = (
+            model,
+            domains,
+            frozenset(map(_plain, exclude)),
+            near,
+        )
         self._dropped: Counter[str] = Counter()
 
     def tasks(self, count: int, *stream_parts: object) -> list[Task]:
@@ -108,7 +125,10 @@ class Proposed:
             wanted = count - len(tasks)
             if not wanted:
                 break
-            asked = [(domain, rng.choice(domain.tools)) for domain in rng.choices(self.domains, k=wanted + wanted // 4 + 1)]
+            asked = [
+                (domain, rng.choice(domain.tools))
+                for domain in rng.choices(self.domains, k=wanted + wanted // 4 + 1)
+            ]
             prompts = [domain.prompt("propose", tool=tool) for domain, tool in asked]
             rows = self.model.generate(prompts, temperature=1.0, max_new_tokens=64, seed=rng.getrandbits(62))
             for (domain, tool), row in zip(asked, rows, strict=True):
@@ -117,9 +137,18 @@ class Proposed:
                     self._dropped[reason] += 1
                 elif len(tasks) < count:
                     kept[_plain(text)] = _values(text)
-                    tasks.append(Task("/".join(["proposed", *map(str, stream_parts), str(len(tasks))]), domain.where, text, tool))
+                    tasks.append(
+                        Task(
+                            "/".join(["proposed", *map(str, stream_parts), str(len(tasks))]),
+                            domain.where,
+                            text,
+                            tool,
+                        )
+                    )
         if count and not tasks:
-            raise InputError(f"--task-source model: no usable proposal in 10 rounds ({dict(self._dropped)}): use --task-source templates")
+            raise InputError(
+                f"--task-source model: no usable proposal in 10 rounds ({dict(self._dropped)}): use --task-source templates"
+            )
         self._dropped["missing"] = count - len(tasks)
         return tasks
 
@@ -155,7 +184,9 @@ def _values(text: str) -> list[str]:
     return sorted(word for word in words if word and not word.isalpha())
 
 
-def make_source(spec: str, domain: str, model: LanguageModel | None = None, exclude: Collection[str] = ()) -> Source:
+def make_source(
+    spec: str, domain: str, model: LanguageModel | None = None, exclude: Collection[str] = ()
+) -> Source:
     """Builds a source.
 
     Args:
@@ -169,7 +200,9 @@ def make_source(spec: str, domain: str, model: LanguageModel | None = None, excl
     """
     domains = [load_domain(name) for name in domain_names(domain)]
     if repeated := [name for name, times in Counter(domain.name for domain in domains).items() if times > 1]:
-        raise InputError(f"--domain {domain}: two domains have the name {repeated[0]!r}: rename one in its file")
+        raise InputError(
+            f"--domain {domain}: two domains have the name {repeated[0]!r}: rename one in its file"
+        )
     if spec == "templates":
         return Templates(domains)
     if spec == "model":
@@ -181,13 +214,19 @@ def make_source(spec: str, domain: str, model: LanguageModel | None = None, excl
     if spec.endswith(".jsonl"):
         return FromTexts(_file_tasks(Path(spec), domains), exclude)
     near = difflib.get_close_matches(spec, ("templates", "model"), 1)
-    hint = f"did you mean {near[0]!r}?" if near else "use templates, model, a .jsonl file with a task key, or hf:DATASET:COLUMN"
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else "use templates, model, a .jsonl file with a task key, or hf:DATASET:COLUMN"
+    )
     raise InputError(f"--task-source {spec}: {hint}")
 
 
 def _only(domains: Sequence[Domain], spec: str) -> Domain:
     if len(domains) != 1:
-        raise InputError(f"--task-source {spec}: name the one --domain whose prompts these tasks are to be shown with")
+        raise InputError(
+            f"--task-source {spec}: name the one --domain whose prompts these tasks are to be shown with"
+        )
     return domains[0]
 
 
@@ -196,7 +235,9 @@ def _file_tasks(path: Path, domains: Sequence[Domain]) -> list[Task]:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"--task-source {path}: {error.strerror}: give the path of a .jsonl file") from None
-    by_name = {domain.name: domain.where for domain in domains} | {domain.where: domain.where for domain in domains}
+    by_name = {domain.name: domain.where for domain in domains} | {
+        domain.where: domain.where for domain in domains
+    }
     tasks = []
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
@@ -204,22 +245,30 @@ def _file_tasks(path: Path, domains: Sequence[Domain]) -> list[Task]:
         try:
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8") from None
+            raise InputError(
+                f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8"
+            ) from None
         except (ValueError, RecursionError) as error:
             problem = getattr(error, "msg", str(error))
-            raise InputError(f"{path}:{number}: not JSON: {problem}: one JSON object a line, please") from None
+            raise InputError(
+                f"{path}:{number}: not JSON: {problem}: one JSON object a line, please"
+            ) from None
         text = row.get("task") if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise InputError(f'{path}:{number}: task: no such key or not a text: write {{"task": "..."}}')
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{path}:{number}: task: has half of a surrogate pair: write the whole character")
+            raise InputError(
+                f"{path}:{number}: task: has half of a surrogate pair: write the whole character"
+            )
         name = row.get("domain")
         if name is None:
             where = _where(domains, path, number)
         elif isinstance(name, str) and name in by_name:
             where = by_name[name]
         else:
-            raise InputError(f"{path}:{number}: domain: {name!r} is not one of --domain: use one of {', '.join(by_name)}")
+            raise InputError(
+                f"{path}:{number}: domain: {name!r} is not one of --domain: use one of {', '.join(by_name)}"
+            )
         tasks.append(Task(f"{path.name}/{number}", where, " ".join(text.split())))
     if not tasks:
         raise InputError(f"{path}:1: the file has no tasks: write one JSON object a line")
@@ -246,10 +295,20 @@ def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
         rows = load_dataset(parts[1], split=parts[3] if len(parts) == 4 else "train")
     except Exception as error:  # whatever the library and those below it raise for a name, a network or a file that is not good
         problem = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"--task-source {spec}: cannot be loaded: {problem}: check the name and the network, or give a folder") from None
+        raise InputError(
+            f"--task-source {spec}: cannot be loaded: {problem}: check the name and the network, or give a folder"
+        ) from None
     if parts[2] not in rows.column_names:
-        raise InputError(f"--task-source {spec}: no column {parts[2]!r}: use one of {', '.join(rows.column_names)}")
-    texts = [(row, " ".join(text.split())) for row, text in enumerate(rows[parts[2]]) if isinstance(text, str) and text.strip()]
+        raise InputError(
+            f"--task-source {spec}: no column {parts[2]!r}: use one of {', '.join(rows.column_names)}"
+        )
+    texts = [
+        (row, " ".join(text.split()))
+        for row, text in enumerate(rows[parts[2]])
+        if isinstance(text, str) and text.strip()
+    ]
     if not texts:
-        raise InputError(f"--task-source {spec}: column {parts[2]!r} has no text: use one of {', '.join(rows.column_names)}")
+        raise InputError(
+            f"--task-source {spec}: column {parts[2]!r} has no text: use one of {', '.join(rows.column_names)}"
+        )
     return [Task(f"{parts[1]}/{row}", domain.where, text) for row, text in texts]

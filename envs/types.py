@@ -65,10 +65,16 @@ class Score:
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What rewards and sources need of a policy: see `agents.policy.model.Policy` for the implementation."""
+    """What rewards and sources need of a policy: see `agents.policy.policy.Policy` for the implementation."""
 
     def generate(
-        self, prompts: Sequence[str], n: int = 1, *, temperature: float, max_new_tokens: int = 64, seed: int = 0
+        self,
+        prompts: Sequence[str],
+        n: int = 1,
+        *,
+        temperature: float,
+        max_new_tokens: int = 64,
+        seed: int = 0,
     ) -> list[list[Completion]]:
         """Writes `n` completions after each of P prompts -> [P][n]. Temperature 0 is greedy."""
         ...
@@ -77,7 +83,9 @@ class LanguageModel(Protocol):
         """Natural-log probability of each token of each continuation after its prompt -> [P][T_p]."""
         ...
 
-    def entropies(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[tuple[float, float] | None]:
+    def entropies(
+        self, prompts: Sequence[str], continuations: Sequence[str]
+    ) -> list[tuple[float, float] | None]:
         """Mean entropy and self-certainty of the next-token distributions along each continuation, nats -> [P]; None of no tokens."""
         ...
 

@@ -42,23 +42,50 @@ class RewardInfo:
 POOL = 200  # tasks by which the similarity reward finds its scale, and among which choice finds others
 REWARDS = {
     "similarity": RewardInfo(
-        "threshold", "decode the task from the command, compare embeddings, corrected by the nearest neighbour", needs_pool=True
+        "threshold",
+        "decode the task from the command, compare embeddings, corrected by the nearest neighbour",
+        needs_pool=True,
     ),
-    "seed": RewardInfo("threshold", "the original blend: 0.2 token overlap + 0.3 SequenceMatcher + 0.5 self-rated similarity"),
-    "likelihood": RewardInfo("best", "exp of the mean log-probability of the task's tokens given the command"),
-    "likelihood-min": RewardInfo("best", "exp of the log-probability of the task's weakest token given the command"),
-    "lift": RewardInfo("best", "mean log-probability of the task given the command, less that given none", bounded=False),
-    "choice": RewardInfo("best", "probability of the true task among it and four others of the same tool", needs_pool=True),
+    "seed": RewardInfo(
+        "threshold", "the original blend: 0.2 token overlap + 0.3 SequenceMatcher + 0.5 self-rated similarity"
+    ),
+    "likelihood": RewardInfo(
+        "best", "exp of the mean log-probability of the task's tokens given the command"
+    ),
+    "likelihood-min": RewardInfo(
+        "best", "exp of the log-probability of the task's weakest token given the command"
+    ),
+    "lift": RewardInfo(
+        "best", "mean log-probability of the task given the command, less that given none", bounded=False
+    ),
+    "choice": RewardInfo(
+        "best", "probability of the true task among it and four others of the same tool", needs_pool=True
+    ),
     "slots": RewardInfo("best", "decode the task from the command, F1 of the values in both"),
-    "self-certainty": RewardInfo("best", "mean KL of the uniform to the next-token distribution over the command", bounded=False),
-    "entropy": RewardInfo("best", "less the mean entropy of the next-token distribution over the command", bounded=False),
-    "majority": RewardInfo("best", "share of the task's candidates that are the same command", needs_group=True),
-    "self-judge": RewardInfo("best", "probability of yes against no when asked whether the command does the task"),
+    "self-certainty": RewardInfo(
+        "best", "mean KL of the uniform to the next-token distribution over the command", bounded=False
+    ),
+    "entropy": RewardInfo(
+        "best", "less the mean entropy of the next-token distribution over the command", bounded=False
+    ),
+    "majority": RewardInfo(
+        "best", "share of the task's candidates that are the same command", needs_group=True
+    ),
+    "self-judge": RewardInfo(
+        "best", "probability of yes against no when asked whether the command does the task"
+    ),
     "random": RewardInfo("best", "a control: uniform noise", gated=False),
-    "shuffled": RewardInfo("best", "a control: the scores of likelihood, dealt out anew over all candidates", gated=False),
+    "shuffled": RewardInfo(
+        "best", "a control: the scores of likelihood, dealt out anew over all candidates", gated=False
+    ),
     "length": RewardInfo("best", "a control: shorter is better", gated=False),
     "constant": RewardInfo("threshold", "a control: all are accepted alike", gated=False),
-    "truth": RewardInfo("threshold", "an upper bound: whether the command does what the reference does", labelled=True, gated=False),
+    "truth": RewardInfo(
+        "threshold",
+        "an upper bound: whether the command does what the reference does",
+        labelled=True,
+        gated=False,
+    ),
 }
 
 
@@ -124,10 +151,16 @@ def make_reward(
     from rewards.gates import Gated
 
     info = reward_info(name)
-    options: dict[str, Any] = {"inverter": inverter, "inverse_temperature": inverse_temperature, "embedder": embedder}
+    options: dict[str, Any] = {
+        "inverter": inverter,
+        "inverse_temperature": inverse_temperature,
+        "embedder": embedder,
+    }
     if is_blend(name):
         weights = read_blend(name, list(REWARDS)).weights
-        return Blend({part: make_reward(part, model, pool, gates=gates, **options) for part in weights}, weights)
+        return Blend(
+            {part: make_reward(part, model, pool, gates=gates, **options) for part in weights}, weights
+        )
     if name == "shuffled":
         from rewards.controls import Shuffled
 
@@ -137,13 +170,25 @@ def make_reward(
 
 
 def _bare_reward(
-    name: str, model: LanguageModel, pool: Sequence[Task], *, inverter: str, inverse_temperature: float, embedder: str
+    name: str,
+    model: LanguageModel,
+    pool: Sequence[Task],
+    *,
+    inverter: str,
+    inverse_temperature: float,
+    embedder: str,
 ) -> Reward:
     if name == "similarity":
         from rewards.inversion import Similarity
         from rewards.similarity import Embedder
 
-        return Similarity(model, Embedder(embedder), [task.text for task in pool], inverter=inverter, temperature=inverse_temperature)
+        return Similarity(
+            model,
+            Embedder(embedder),
+            [task.text for task in pool],
+            inverter=inverter,
+            temperature=inverse_temperature,
+        )
     if name == "seed":
         from rewards.inversion import SeedBlend
 
@@ -179,9 +224,15 @@ def _bare_reward(
     if name in ("random", "length", "constant"):
         from rewards.controls import Constant, Length, Random
 
-        controls: dict[str, type[Random | Length | Constant]] = {"random": Random, "length": Length, "constant": Constant}
+        controls: dict[str, type[Random | Length | Constant]] = {
+            "random": Random,
+            "length": Length,
+            "constant": Constant,
+        }
         return controls[name]()
     if name == "truth":
-        truth: Reward = pkgutil.resolve_name("rewards.labelled:Truth")()  # no run under another reward loads what is right
+        truth: Reward = pkgutil.resolve_name(
+            "rewards.labelled:Truth"
+        )()  # no run under another reward loads what is right
         return truth
     raise KeyError(name)

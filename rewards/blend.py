@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from envs.grammar import nearest, short
+from envs.messages import nearest, short
 from envs.types import InputError, Reward, Score, Task
 from rewards.gates import with_inverter
 
@@ -48,23 +48,32 @@ def read_blend(name: str, known: Sequence[str]) -> BlendFile:
     try:
         root = yaml.compose(Path(name).read_text(encoding="utf-8"), yaml.SafeLoader)
     except OSError as error:
-        raise InputError(f"--reward {name}: cannot be read ({error.strerror}): give a YAML file, or the name of a reward") from None
+        raise InputError(
+            f"--reward {name}: cannot be read ({error.strerror}): give a YAML file, or the name of a reward"
+        ) from None
     except UnicodeDecodeError:
         raise InputError(f"--reward {name}: not UTF-8: save the file as UTF-8") from None
     except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be read"
+        mark, problem = (
+            getattr(error, "problem_mark", None),
+            getattr(error, "problem", None) or "cannot be read",
+        )
         raise InputError(f"{name}:{mark.line + 1 if mark else 1}: not YAML: {problem}: correct it") from None
     keys = _entries(name, root, "the file", "weights: {likelihood: 0.7, slots: 0.3}")
     for key, (line, _) in keys.items():
         if key not in ("weights", "select"):
-            raise InputError(f"{name}:{line}: {key}: unknown key{nearest(key, ['weights', 'select'])}: use weights and select")
+            raise InputError(
+                f"{name}:{line}: {key}: unknown key{nearest(key, ['weights', 'select'])}: use weights and select"
+            )
     if "weights" not in keys:
         raise InputError(f"{name}:1: weights: is missing: write weights: {{likelihood: 0.7, slots: 0.3}}")
     line, node = keys["weights"]
     weights = {}
     for key, (place, value) in _entries(name, node, "weights", "likelihood: 0.7").items():
         if key not in known:
-            raise InputError(f"{name}:{place}: weights.{key}: no such reward{nearest(key, known)}: use {', '.join(known)}")
+            raise InputError(
+                f"{name}:{place}: weights.{key}: no such reward{nearest(key, known)}: use {', '.join(known)}"
+            )
         weights[key] = _weight(f"{name}:{place}: weights.{key}", value)
     if not any(weights.values()):
         raise InputError(f"{name}:{line}: weights: none is above 0: give one reward a weight")
@@ -73,7 +82,9 @@ def read_blend(name: str, known: Sequence[str]) -> BlendFile:
         place, node = keys["select"]
         select = str(node.value)
         if select not in SELECTIONS:
-            raise InputError(f"{name}:{place}: select: must be one of {', '.join(SELECTIONS)} (found {short(select)}): correct it")
+            raise InputError(
+                f"{name}:{place}: select: must be one of {', '.join(SELECTIONS)} (found {short(select)}): correct it"
+            )
     return BlendFile(weights, select)
 
 
@@ -113,18 +124,25 @@ class Blend:
     @property
     def inverter(self) -> str:
         """That of the first reward that has one; AttributeError where none has."""
-        which: str = next((reward for reward in self.rewards.values() if hasattr(reward, "inverter")), object()).inverter  # type: ignore[attr-defined]
+        which: str = next(
+            (reward for reward in self.rewards.values() if hasattr(reward, "inverter")), object()
+        ).inverter  # type: ignore[attr-defined]
         return which
 
     @inverter.setter
     def inverter(self, which: str) -> None:
         self.rewards = {name: with_inverter(reward, which) for name, reward in self.rewards.items()}
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]."""
         parts = {name: reward(tasks_P, commands_P_G, seed=seed) for name, reward in self.rewards.items()}
         return [
-            [self._score({name: scores[p][g] for name, scores in parts.items()}) for g in range(len(commands))]
+            [
+                self._score({name: scores[p][g] for name, scores in parts.items()})
+                for g in range(len(commands))
+            ]
             for p, commands in enumerate(commands_P_G)
         ]
 
@@ -133,13 +151,20 @@ class Blend:
         for name, score in scores.items():
             parts |= {part: value for part, value in score.parts.items() if part.startswith("gate/")}
             parts |= {name: score.value} if score.value is not None else {}
-        text = next((score.reconstruction for score in scores.values() if score.reconstruction is not None), None)
+        text = next(
+            (score.reconstruction for score in scores.values() if score.reconstruction is not None), None
+        )
         counted = {name: score for name, score in scores.items() if self.weights[name] > 0}
         values = {name: score.value for name, score in counted.items() if score.value is not None}
         if len(values) < len(counted):
-            return Score(None, parts, text, next(score.reason for score in counted.values() if score.value is None))
+            return Score(
+                None, parts, text, next(score.reason for score in counted.values() if score.value is None)
+            )
         closed = [
-            score.reason for score in counted.values() for part, value in score.parts.items() if part.startswith("gate/") and not value
+            score.reason
+            for score in counted.values()
+            for part, value in score.parts.items()
+            if part.startswith("gate/") and not value
         ]
         if closed:
             return Score(0.0, parts, text, closed[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.grammar import stream
+from envs.streams import stream
 from envs.types import Reward, Score, Task
 from rewards.gates import LONGEST, Wrapper
 
@@ -14,11 +14,16 @@ EMPTY = Score(None, reason="empty command")
 class Random:
     """Uniform noise in [0, 1): selection without information."""
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G] from the seed and the position alone."""
         rng = stream("random reward", seed)
         groups = zip(tasks_P, commands_P_G, strict=True)
-        return [[Score(rng.random()) if command.strip() else EMPTY for command in commands] for _, commands in groups]
+        return [
+            [Score(rng.random()) if command.strip() else EMPTY for command in commands]
+            for _, commands in groups
+        ]
 
 
 class Shuffled(Wrapper):
@@ -30,28 +35,40 @@ class Shuffled(Wrapper):
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]."""
         scores_P_G = self.reward(tasks_P, commands_P_G, seed=seed)
         values = [score.value for row in scores_P_G for score in row if score.value is not None]
         stream("shuffled reward", seed).shuffle(values)
         rest = iter(values)
-        return [[Score(None, reason=score.reason) if score.value is None else Score(next(rest)) for score in row] for row in scores_P_G]
+        return [
+            [Score(None, reason=score.reason) if score.value is None else Score(next(rest)) for score in row]
+            for row in scores_P_G
+        ]
 
 
 class Length:
     """Shorter is better: 1 less the characters' share of the longest command that the gates let pass, not below 0."""
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
         groups = zip(tasks_P, commands_P_G, strict=True)
-        return [[Score(max(0.0, 1 - len(command) / LONGEST)) if command.strip() else EMPTY for command in row] for _, row in groups]
+        return [
+            [Score(max(0.0, 1 - len(command) / LONGEST)) if command.strip() else EMPTY for command in row]
+            for _, row in groups
+        ]
 
 
 class Constant:
     """1 for every command: all are accepted alike, which is training on whatever was sampled."""
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
         groups = zip(tasks_P, commands_P_G, strict=True)
         return [[Score(1.0) if command.strip() else EMPTY for command in row] for _, row in groups]

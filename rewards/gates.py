@@ -43,9 +43,16 @@ TEMPLATE = re.compile(
     r"|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>",
     re.IGNORECASE,
 )
-SHELL_PARTS = re.compile(r"""(?P<quoted>'[^']*'|"(?:\\.|[^"\\])*")|(?P<escaped>\\.)|(?P<comment>(?<![^\s;&|()])\#[^\n]*)""", re.DOTALL)
-SQL_PARTS = re.compile(r"""(?P<quoted>'(?:''|[^'])*'|"(?:""|[^"])*"|`[^`]*`)|(?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))""", re.DOTALL)
-HERE_DOCUMENT = re.compile(r"(?<!<)(<<-?\s*(['\"]?)(\w+)\2(?!<)[^\n]*)\n.*?(?:\n\s*\3[ \t]*(?=\n|\Z)|\Z)", re.DOTALL)
+SHELL_PARTS = re.compile(
+    r"""(?P<quoted>'[^']*'|"(?:\\.|[^"\\])*")|(?P<escaped>\\.)|(?P<comment>(?<![^\s;&|()])\#[^\n]*)""",
+    re.DOTALL,
+)
+SQL_PARTS = re.compile(
+    r"""(?P<quoted>'(?:''|[^'])*'|"(?:""|[^"])*"|`[^`]*`)|(?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))""", re.DOTALL
+)
+HERE_DOCUMENT = re.compile(
+    r"(?<!<)(<<-?\s*(['\"]?)(\w+)\2(?!<)[^\n]*)\n.*?(?:\n\s*\3[ \t]*(?=\n|\Z)|\Z)", re.DOTALL
+)
 REASONS = {
     "valid": "not a command of this domain",
     "copied": "repeats the words of its task",
@@ -70,7 +77,9 @@ def gate(task: Task, command: str) -> Gate:
     syntax = syntax_of(task)
     cleaned = stripped(task, command, syntax)
     passes = {
-        "valid": _parses_as_sql(cleaned) if syntax == "sql" else _parses_as_shell(cleaned, load_domain(task.domain).tools),
+        "valid": _parses_as_sql(cleaned)
+        if syntax == "sql"
+        else _parses_as_shell(cleaned, load_domain(task.domain).tools),
         "copied": copied_share(task, command) <= CAPS[syntax],
         "characters": set(command) <= PRINTABLE | set(task.text),
         "template": TEMPLATE.search(command) is None,
@@ -149,11 +158,15 @@ def _parses_as_sql(command: str) -> bool:
     if ";" in SQL_PARTS.sub("Q", command).strip().rstrip(";"):
         return False
     connection = sqlite3.connect(":memory:")
-    connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)  # asked after parsing: a statement gets no further than that
+    connection.set_authorizer(
+        lambda *_: sqlite3.SQLITE_DENY
+    )  # asked after parsing: a statement gets no further than that
     try:
         connection.execute(f"EXPLAIN {command}")
     except sqlite3.OperationalError as error:
-        return not re.search("syntax error|incomplete input|unrecognized token|too big|too many|overflow", str(error))
+        return not re.search(
+            "syntax error|incomplete input|unrecognized token|too big|too many|overflow", str(error)
+        )
     except sqlite3.DatabaseError as error:
         return "not authorized" in str(error)
     except (sqlite3.Warning, ValueError):  # a null character; half a surrogate pair
@@ -190,7 +203,9 @@ class Gated(Wrapper):
     def __init__(self, reward: Reward, *, bounded: bool = True) -> None:
         self.reward, self.bounded = reward, bounded
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G], with the gates' factors among their parts."""
         gates_P_G = [
             [gate(task, command) if command.strip() else Gate(command) for command in commands]

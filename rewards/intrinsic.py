@@ -28,11 +28,20 @@ class Certainty:
     def __init__(self, model: LanguageModel, kind: Literal["self-certainty", "entropy"]) -> None:
         self.model, self.kind = model, kind
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
-        pairs = [(task, command) for task, commands in zip(tasks_P, commands_P_G, strict=True) for command in commands]
+        pairs = [
+            (task, command)
+            for task, commands in zip(tasks_P, commands_P_G, strict=True)
+            for command in commands
+        ]
         different = list(dict.fromkeys(pair for pair in pairs if pair[1].strip()))
-        prompts = [load_domain(task.domain).prompt("forward", task=task.text, tool=task.tool) for task, _ in different]
+        prompts = [
+            load_domain(task.domain).prompt("forward", task=task.text, tool=task.tool)
+            for task, _ in different
+        ]
         measured = self.model.entropies(prompts, [command for _, command in different])
         known = {pair: self._score(values) for pair, values in zip(different, measured, strict=True)}
         rest = iter(pairs)
@@ -51,7 +60,9 @@ class Majority:
     The paper gives 1 to the most frequent answer and 0 to the others; the share keeps that order and says how large the majority is.
     """
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used. ValueError for a group of one, whose only candidate always agrees with itself."""
         if len(tasks_P) != len(commands_P_G):
             raise ValueError("as many tasks as groups of commands are needed")
@@ -75,14 +86,26 @@ class SelfJudge:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
-        pairs = [(task, command) for task, commands in zip(tasks_P, commands_P_G, strict=True) for command in commands]
+        pairs = [
+            (task, command)
+            for task, commands in zip(tasks_P, commands_P_G, strict=True)
+            for command in commands
+        ]
         different = list(dict.fromkeys(pair for pair in pairs if pair[1].strip()))
-        prompts = [load_domain(task.domain).prompt("judge", task=task.text, command=command) for task, command in different]
+        prompts = [
+            load_domain(task.domain).prompt("judge", task=task.text, command=command)
+            for task, command in different
+        ]
         rows = self.model.logprobs([*prompts, *prompts], ["yes"] * len(prompts) + ["no"] * len(prompts))
         yes, no = rows[: len(prompts)], rows[len(prompts) :]
-        known = {pair: self._score(math.fsum(y), math.fsum(n)) for pair, y, n in zip(different, yes, no, strict=True)}
+        known = {
+            pair: self._score(math.fsum(y), math.fsum(n))
+            for pair, y, n in zip(different, yes, no, strict=True)
+        }
         rest = iter(pairs)
         return [[known.get(next(rest), EMPTY) for _ in commands] for commands in commands_P_G]
 
@@ -90,4 +113,6 @@ class SelfJudge:
     def _score(yes: float, no: float) -> Score:
         if math.isnan(yes) or math.isnan(no) or max(yes, no) == -math.inf:
             return NOT_A_NUMBER
-        return Score(math.exp(yes - max(yes, no)) / (math.exp(yes - max(yes, no)) + math.exp(no - max(yes, no))))
+        return Score(
+            math.exp(yes - max(yes, no)) / (math.exp(yes - max(yes, no)) + math.exp(no - max(yes, no)))
+        )

@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 from envs.domain import load_domain
-from envs.grammar import stream
+from envs.streams import stream
 from envs.types import LanguageModel, Score, Task
-from rewards.similarity import Embedder, corrected, neighbour_cosine, read_rating, sequence_ratio, token_overlap
+from rewards.similarity import (
+    Embedder,
+    corrected,
+    neighbour_cosine,
+    read_rating,
+    sequence_ratio,
+    token_overlap,
+)
 from rewards.words import f1, values_of
 
 EMPTY = Score(None, reason="empty command")
@@ -17,7 +24,9 @@ NOT_READ = Score(None, reason="empty reconstruction")
 
 
 def _pairs(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]]) -> list[tuple[Task, str]]:
-    return [(task, command) for task, commands in zip(tasks_P, commands_P_G, strict=True) for command in commands]
+    return [
+        (task, command) for task, commands in zip(tasks_P, commands_P_G, strict=True) for command in commands
+    ]
 
 
 def _grouped(scores: Sequence[Score], commands_P_G: Sequence[Sequence[str]]) -> list[list[Score]]:
@@ -29,10 +38,19 @@ def _inverse_prompt(task: Task, command: str) -> str:
     return load_domain(task.domain).prompt("inverse", command=command)
 
 
-def reconstruct(model: LanguageModel, pairs: Sequence[tuple[Task, str]], temperature: float, seed: int, max_new_tokens: int) -> list[str]:
+def reconstruct(
+    model: LanguageModel,
+    pairs: Sequence[tuple[Task, str]],
+    temperature: float,
+    seed: int,
+    max_new_tokens: int,
+) -> list[str]:
     """What the model says that each (task, command) pair's command does, without seeing the task."""
     prompts = [_inverse_prompt(task, command) for task, command in pairs]
-    return [row[0].text for row in model.generate(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)]
+    return [
+        row[0].text
+        for row in model.generate(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    ]
 
 
 class Similarity:
@@ -56,7 +74,9 @@ class Similarity:
         self.inverter, self.temperature, self.max_new_tokens = inverter, temperature, max_new_tokens
         self.floor = neighbour_cosine(embedder, pool)
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G], each with its reconstruction."""
         pairs = _pairs(tasks_P, commands_P_G)
         readable = [pair for pair in pairs if pair[1].strip()]
@@ -82,10 +102,24 @@ class SeedBlend:
     One thing differs: where the model's own rating cannot be read, or its reconstruction is empty, this abstains; the original took 0.5.
     """
 
-    def __init__(self, model: LanguageModel, *, inverter: str = "current", temperature: float = 0.3, max_new_tokens: int = 64) -> None:
-        self.model, self.inverter, self.temperature, self.max_new_tokens = model, inverter, temperature, max_new_tokens
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        inverter: str = "current",
+        temperature: float = 0.3,
+        max_new_tokens: int = 64,
+    ) -> None:
+        self.model, self.inverter, self.temperature, self.max_new_tokens = (
+            model,
+            inverter,
+            temperature,
+            max_new_tokens,
+        )
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G], each with its reconstruction and the three parts."""
         pairs = _pairs(tasks_P, commands_P_G)
         readable = [pair for pair in pairs if pair[1].strip()]
@@ -125,15 +159,21 @@ class Likelihood:
     where a log-probability is not a number.
     """
 
-    def __init__(self, model: LanguageModel, *, over: Literal["mean", "min"] = "mean", inverter: str = "current") -> None:
+    def __init__(
+        self, model: LanguageModel, *, over: Literal["mean", "min"] = "mean", inverter: str = "current"
+    ) -> None:
         self.model, self.over, self.inverter = model, over, inverter
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used, since nothing is drawn."""
         pairs = _pairs(tasks_P, commands_P_G)
         different = list(dict.fromkeys((task, command) for task, command in pairs if command.strip()))
         with self.model.inverter(self.inverter):
-            logprobs = self.model.logprobs([_inverse_prompt(*pair) for pair in different], [task.text for task, _ in different])
+            logprobs = self.model.logprobs(
+                [_inverse_prompt(*pair) for pair in different], [task.text for task, _ in different]
+            )
         known = {pair: self._score(values) for pair, values in zip(different, logprobs, strict=True)}
         return _grouped([known.get(pair, EMPTY) for pair in pairs], commands_P_G)
 
@@ -158,12 +198,20 @@ class Lift:
     def __init__(self, model: LanguageModel, *, inverter: str = "current") -> None:
         self.model, self.inverter = model, inverter
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
         pairs = _pairs(tasks_P, commands_P_G)
         different = list(dict.fromkeys((task, command) for task, command in pairs if command.strip()))
         asked = list(dict.fromkeys([*different, *((task, "") for task, _ in different)]))
-        means = dict(zip(asked, _mean_logprobs(self.model, self.inverter, [(command, task) for task, command in asked]), strict=True))
+        means = dict(
+            zip(
+                asked,
+                _mean_logprobs(self.model, self.inverter, [(command, task) for task, command in asked]),
+                strict=True,
+            )
+        )
         known = {pair: self._score(means[pair], means[pair[0], ""]) for pair in different}
         return _grouped([known.get(pair, EMPTY) for pair in pairs], commands_P_G)
 
@@ -182,7 +230,9 @@ class Choice:
     Abstains as `Likelihood` does, and where the pool has no other task of the domain.
     """
 
-    def __init__(self, model: LanguageModel, pool: Sequence[Task], *, others: int = 4, inverter: str = "current") -> None:
+    def __init__(
+        self, model: LanguageModel, pool: Sequence[Task], *, others: int = 4, inverter: str = "current"
+    ) -> None:
         self.model, self.others, self.inverter = model, others, inverter
         self.pool = sorted({task.text: task for task in pool}.values(), key=lambda task: task.text)
 
@@ -195,16 +245,29 @@ class Choice:
         rest = [other for other in near if other not in drawn]
         return drawn + rng.sample(rest, min(self.others - len(drawn), len(rest)))
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G] with `wins`: 1 where the true task is the likeliest."""
         pairs = _pairs(tasks_P, commands_P_G)
         options = {task: [task, *self.distractors(task, seed)] for task in dict.fromkeys(tasks_P)}
-        different = list(dict.fromkeys((task, command) for task, command in pairs if command.strip() and len(options[task]) > 1))
-        asked = list(dict.fromkeys((command, option) for task, command in different for option in options[task]))
+        different = list(
+            dict.fromkeys(
+                (task, command) for task, command in pairs if command.strip() and len(options[task]) > 1
+            )
+        )
+        asked = list(
+            dict.fromkeys((command, option) for task, command in different for option in options[task])
+        )
         means = dict(zip(asked, _mean_logprobs(self.model, self.inverter, asked), strict=True))
-        known = {(task, command): self._score([means[command, option] for option in options[task]]) for task, command in different}
+        known = {
+            (task, command): self._score([means[command, option] for option in options[task]])
+            for task, command in different
+        }
         alone = Score(None, reason="no other task to choose from")
-        return _grouped([known.get(pair, alone if pair[1].strip() else EMPTY) for pair in pairs], commands_P_G)
+        return _grouped(
+            [known.get(pair, alone if pair[1].strip() else EMPTY) for pair in pairs], commands_P_G
+        )
 
     @staticmethod
     def _score(means: Sequence[float | None]) -> Score:
@@ -223,10 +286,24 @@ class Slots:
     the command or its reconstruction is empty.
     """
 
-    def __init__(self, model: LanguageModel, *, inverter: str = "current", temperature: float = 0.3, max_new_tokens: int = 64) -> None:
-        self.model, self.inverter, self.temperature, self.max_new_tokens = model, inverter, temperature, max_new_tokens
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        inverter: str = "current",
+        temperature: float = 0.3,
+        max_new_tokens: int = 64,
+    ) -> None:
+        self.model, self.inverter, self.temperature, self.max_new_tokens = (
+            model,
+            inverter,
+            temperature,
+            max_new_tokens,
+        )
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         """Scores [P][G], each with its reconstruction."""
         pairs = _pairs(tasks_P, commands_P_G)
         wanted = {task: values_of(task.text) for task in dict.fromkeys(tasks_P)}
@@ -243,8 +320,12 @@ class Slots:
         return _grouped(scores, commands_P_G)
 
 
-def _mean_logprobs(model: LanguageModel, inverter: str, pairs: Sequence[tuple[str, Task]]) -> list[float | None]:
+def _mean_logprobs(
+    model: LanguageModel, inverter: str, pairs: Sequence[tuple[str, Task]]
+) -> list[float | None]:
     """Mean log-probability of each task given the command before it; None of a task without tokens."""
     with model.inverter(inverter):
-        rows = model.logprobs([_inverse_prompt(task, command) for command, task in pairs], [task.text for _, task in pairs])
+        rows = model.logprobs(
+            [_inverse_prompt(task, command) for command, task in pairs], [task.text for _, task in pairs]
+        )
     return [math.fsum(row) / len(row) if row else None for row in rows]

@@ -12,7 +12,9 @@ import torch
 
 from envs.types import InputError
 
-RATING = re.compile(r"\D{0,12}(?<!-)(\d+(?:[.,]\d+)?)(?![\d.,]*\s*(?:%|(?:-|to)\s*\d))(?:\s*(?:/|out of)\s*(\d+))?")
+RATING = re.compile(
+    r"\D{0,12}(?<!-)(\d+(?:[.,]\d+)?)(?![\d.,]*\s*(?:%|(?:-|to)\s*\d))(?:\s*(?:/|out of)\s*(\d+))?"
+)
 
 
 class Embedder:
@@ -41,14 +43,18 @@ class Embedder:
             self._model = SentenceTransformer(where)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"--embedder {name}: cannot be loaded: {reason} Give a folder or a reachable name.") from None
+            raise InputError(
+                f"--embedder {name}: cannot be loaded: {reason} Give a folder or a reachable name."
+            ) from None
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of P texts, shape (P, width), float32."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         # Small batches of equally long texts pad little; bfloat16 where the processor has it takes 0.4 of the time, at 2e-5 of a cosine.
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
-            vectors = self._model.encode(list(rows), normalize_embeddings=True, show_progress_bar=False, batch_size=32)
+            vectors = self._model.encode(
+                list(rows), normalize_embeddings=True, show_progress_bar=False, batch_size=32
+            )
         return np.asarray(vectors, dtype=np.float32)[np.array([rows[text] for text in texts], dtype=int)]
 
 
@@ -69,7 +75,9 @@ def neighbour_cosine(embedder: Embedder, pool: Sequence[str]) -> float:
         np.fill_diagonal(cosines, -1.0)
         floor = float(cosines.max(axis=1).mean())
     if floor > 0.999:  # nothing would be left of the scale, and identity itself would score as chance has it
-        raise InputError("--reward similarity: needs two different tasks to find its scale: give more tasks, or use --reward likelihood")
+        raise InputError(
+            "--reward similarity: needs two different tasks to find its scale: give more tasks, or use --reward likelihood"
+        )
     return floor
 
 

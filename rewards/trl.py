@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from envs.domain import load_domain
-from envs.grammar import unit
+from envs.streams import unit
 from envs.types import InputError, Reward, Score, Task
 
 COLUMNS = ("task_id", "domain", "task", "tool")
@@ -25,7 +25,13 @@ def task_row(task: Task) -> dict[str, Any]:
     """A row of a dataset: `prompt` with the user's message, as a chat model takes it, and the task in `COLUMNS`."""
     prompt = load_domain(task.domain).prompt("forward", task=task.text, tool=task.tool)
     message = {"role": "user", "content": prompt}
-    return {"prompt": [message], "task_id": task.id, "domain": task.domain, "task": task.text, "tool": task.tool}
+    return {
+        "prompt": [message],
+        "task_id": task.id,
+        "domain": task.domain,
+        "task": task.text,
+        "tool": task.tool,
+    }
 
 
 def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
@@ -42,7 +48,9 @@ def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
         `f(prompts, completions, trainer_state, **columns)` -> N scores. It raises InputError where the dataset lacks a column of `COLUMNS`.
     """
 
-    def inversion_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def inversion_reward(
+        prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
         state = columns.get("trainer_state")
         step = 0 if state is None else state.global_step
         texts = [first_line(text_of(completion)) for completion in completions]
@@ -52,7 +60,9 @@ def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
     return inversion_reward
 
 
-def score_rows(reward: Reward, commands: Sequence[str], columns: Mapping[str, Sequence[str]], seed: int) -> list[Score]:
+def score_rows(
+    reward: Reward, commands: Sequence[str], columns: Mapping[str, Sequence[str]], seed: int
+) -> list[Score]:
     """Scores N flat rows with one call of the reward: consecutive rows of one task are its candidates.
 
     Args:
@@ -65,7 +75,9 @@ def score_rows(reward: Reward, commands: Sequence[str], columns: Mapping[str, Se
     """
     if missing := [name for name in COLUMNS if name not in columns]:
         wanted = ", ".join(COLUMNS)
-        raise InputError(f"the dataset has no column {missing[0]}: make its rows with rewards.trl.task_row, or give it {wanted}")
+        raise InputError(
+            f"the dataset has no column {missing[0]}: make its rows with rewards.trl.task_row, or give it {wanted}"
+        )
     tasks = [Task(*values) for values in zip(*(columns[name] for name in COLUMNS), strict=True)]
     groups = [
         (task, [command for _, command in rows])

@@ -19,14 +19,22 @@ def values_of(text: str) -> Counter[str]:
     found = Counter(next(filter(None, match.groups())) for match in QUOTED.finditer(text))
     for place, word in enumerate(QUOTED.sub(" ", text).split()):
         bare = word.rstrip(".,;:!?)").lstrip("(")
-        if re.search(r"\d|\w[./:@_]\w|://", bare) or re.match(r"[-.:/]\w|--\w", bare) or (place and re.match(r"[A-Z]", bare)):
+        if (
+            re.search(r"\d|\w[./:@_]\w|://", bare)
+            or re.match(r"[-.:/]\w|--\w", bare)
+            or (place and re.match(r"[A-Z]", bare))
+        ):
             found[bare] += 1
     return found
 
 
 def plain_words(text: str) -> set[str]:
     """The lower-case words of three letters and more that are no values."""
-    return {bare for word in QUOTED.sub(" ", text).split() if PLAIN.fullmatch(bare := word.strip("().,;:!?")) is not None}
+    return {
+        bare
+        for word in QUOTED.sub(" ", text).split()
+        if PLAIN.fullmatch(bare := word.strip("().,;:!?")) is not None
+    }
 
 
 def f1(wanted: Counter[str], found: Counter[str]) -> float:

@@ -26,7 +26,11 @@ MISTRAL_TEMPLATE = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require-sandbox", action="store_true", help="fail, not skip, the tests that need a sandbox where there is none")
+    parser.addoption(
+        "--require-sandbox",
+        action="store_true",
+        help="fail, not skip, the tests that need a sandbox where there is none",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +48,26 @@ class Corpus:
     """A few sentences for the tokenizer, again and again, so that it stays what it is when the domains change."""
 
     examples = (
-        ("Write one network command, nothing else.\nTask: scan port 443 on web1.test with nmap", "nmap -p 443 web1.test"),
-        ("Write one network command, nothing else.\nTask: ping db.test 5 times and then stop", "ping -c 5 db.test"),
-        ("Say in one line what this shell command does.\nCommand: find . -name '*.txt'", "list all text files below this folder"),
-        ("Say in one line what this shell command does.\nCommand: wc -l notes.txt", "count the lines of the file notes.txt"),
-        ("How similar are these two tasks, from 0 to 10? Answer with the number.\nFirst: list files\nSecond: show files", "9"),
+        (
+            "Write one network command, nothing else.\nTask: scan port 443 on web1.test with nmap",
+            "nmap -p 443 web1.test",
+        ),
+        (
+            "Write one network command, nothing else.\nTask: ping db.test 5 times and then stop",
+            "ping -c 5 db.test",
+        ),
+        (
+            "Say in one line what this shell command does.\nCommand: find . -name '*.txt'",
+            "list all text files below this folder",
+        ),
+        (
+            "Say in one line what this shell command does.\nCommand: wc -l notes.txt",
+            "count the lines of the file notes.txt",
+        ),
+        (
+            "How similar are these two tasks, from 0 to 10? Answer with the number.\nFirst: list files\nSecond: show files",
+            "9",
+        ),
     )
 
     def example(self, index: int) -> tuple[str, str]:
@@ -73,7 +92,9 @@ def save_model(folder: Path, tokenizer: Any) -> Path:
 
 def kill_after_the_first_of_three(argv: Sequence[str]) -> None:
     """Runs `python ARGV`, a run of three cycles, and ends it by SIGKILL as soon as it says that the first is done."""
-    with subprocess.Popen([sys.executable, *argv], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, *argv], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("cycle   1/3"):
@@ -87,7 +108,10 @@ def stir(policy: Any, seed: int = 0) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    weights = {name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in policy.snapshot().items()}
+    weights = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.3
+        for name, tensor in policy.snapshot().items()
+    }
     policy.restore(weights)
 
 
@@ -120,7 +144,12 @@ def foreign_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: row for row, token in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"])}
+    vocabulary = {
+        token: row
+        for row, token in enumerate(
+            ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+        )
+    }
     for character in map(chr, range(ord("!"), ord("~") + 1)):
         vocabulary[character] = len(vocabulary)
     merges: list[tuple[str, str]] = []
@@ -132,16 +161,22 @@ def foreign_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 vocabulary.setdefault(word[: end + 1], len(vocabulary))
     raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=MISTRAL_TEMPLATE
+        tokenizer_object=raw,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=MISTRAL_TEMPLATE,
     )
     return save_model(tmp_path_factory.mktemp("foreign_mistral"), tokenizer)
 
 
 @pytest.fixture(scope="session")
 def loaded(pocket: Path) -> Any:
-    from agents.policy.model import load_policy
+    from agents.policy.load import load_policy
 
     policy = load_policy(str(pocket))
     stir(policy)

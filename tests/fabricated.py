@@ -55,7 +55,11 @@ def make_run(
     """
     config = {**SETTINGS, **settings}
     cycles, done = config["cycles"], config["cycles"] if done is None else done
-    step, subset, tasks = 2 * config["tasks"] * config["candidates"], config["eval_subset"], config["eval_tasks"]
+    step, subset, tasks = (
+        2 * config["tasks"] * config["candidates"],
+        config["eval_subset"],
+        config["eval_tasks"],
+    )
     rng = random.Random(f"{folder.name}{config['reward']}{config['seed']}")
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -65,7 +69,12 @@ def make_run(
         return ends[0] + (ends[1] - ends[0]) * cycle / cycles
 
     def evaluation(share: float, auc: float) -> dict[str, float]:
-        return {"eval/greedy": share, "eval/pass@1": share - 0.05, "eval/auc": auc, "eval/auc_within": auc - 0.1}
+        return {
+            "eval/greedy": share,
+            "eval/pass@1": share - 0.05,
+            "eval/auc": auc,
+            "eval/auc_within": auc - 0.1,
+        }
 
     metrics: list[dict[str, Any]] = [{"step": 0, "cycle": 0, **evaluation(start, 0.8)}]
     timings: list[dict[str, Any]] = []
@@ -81,15 +90,25 @@ def make_run(
                 "policy/entropy": 0.1 - 0.01 * cycle,
                 "policy/kl": 0.01 * cycle,
                 "policy/length": 16.0,
-                **{f"alarm/{name}": float(name in alarms and cycle == done) for name in ("divergence", "entropy", "private_code")},
+                **{
+                    f"alarm/{name}": float(name in alarms and cycle == done)
+                    for name in ("divergence", "entropy", "private_code")
+                },
             }
         )
         timings.append({"step": step * cycle, "cycle": cycle, "time/generate": 2.0, "time/train": 0.5})
     write_lines(folder / "metrics.jsonl", metrics)
     write_lines(folder / "timings.jsonl", timings)
     rows = truth_rows(0, "subset", start, subset) + truth_rows(0, "whole", start, tasks)
-    rows += [row for cycle in range(1, done + 1) for row in truth_rows(cycle, "subset", at(cycle, (start, end)), subset)]
-    results: dict[str, Any] = {"cycles": [{"cycle": cycle} for cycle in range(1, done + 1)], "eval": {"start": evaluation(start, 0.8)}}
+    rows += [
+        row
+        for cycle in range(1, done + 1)
+        for row in truth_rows(cycle, "subset", at(cycle, (start, end)), subset)
+    ]
+    results: dict[str, Any] = {
+        "cycles": [{"cycle": cycle} for cycle in range(1, done + 1)],
+        "eval": {"start": evaluation(start, 0.8)},
+    }
     results["improvement"] = score[1] - score[0]
     if done == cycles:
         results["eval"]["end"], results["kept"] = evaluation(end, 0.9), cycles

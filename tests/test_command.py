@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.training import command
-from agents.training.command import CONFIGS, parse, run_command
+from agents.cli import command
+from agents.cli.command import CONFIGS, parse, run_command
 from agents.training.config import TrainConfig
 from envs.types import InputError
 
@@ -87,7 +87,12 @@ def test_later_layers_win(tmp_path: Path) -> None:
 
 def test_forms_of_flags() -> None:
     assert ok("--cycles=3").cycles == 3
-    assert ok("--batch_size", "5").batch_size == ok("--batch-size", "5").batch_size == ok("--batch_size=5").batch_size == 5
+    assert (
+        ok("--batch_size", "5").batch_size
+        == ok("--batch-size", "5").batch_size
+        == ok("--batch_size=5").batch_size
+        == 5
+    )
     assert ok("--load-in-4bit").load_in_4bit and not ok("--load-in-4bit", "--no-load-in-4bit").load_in_4bit
     assert ok("--name", "None").name is None and ok("--name=-x").name == "-x"
     assert parse(Small, ["--arms", "a", "b", "--port", "2"]) == (Small(2, ("a", "b")), "")
@@ -102,7 +107,9 @@ def test_model_files_hold_known_keys_of_the_right_type(name: str) -> None:
     values = yaml.safe_load((CONFIGS / name).read_text())
     defaults = asdict(TrainConfig())
     assert set(values) <= set(defaults)
-    assert all(defaults[key] is None or isinstance(value, type(defaults[key])) for key, value in values.items())
+    assert all(
+        defaults[key] is None or isinstance(value, type(defaults[key])) for key, value in values.items()
+    )
 
 
 def test_a_model_of_pretraining_has_the_defaults_of_the_embedded_one(tmp_path: Path) -> None:
@@ -132,10 +139,16 @@ def test_the_model_line() -> None:
     def line(*argv: str) -> str:
         return parse(Config, argv, "sft")[1]
 
-    assert line() == "model: embedded, since no CUDA device with at least 16 GB is here; defaults from configs/embedded.yaml"
+    assert (
+        line()
+        == "model: embedded, since no CUDA device with at least 16 GB is here; defaults from configs/embedded.yaml"
+    )
     assert line("--model", "gpt2") == "model: gpt2, as --model says; no defaults of its own"
     Path("my.yaml").write_text("seed: 1\nmodel: mistral-7b\n")
-    assert line("--config", "my.yaml") == f"model: {MISTRAL}, as my.yaml:2 says; defaults from configs/mistral-7b.yaml"
+    assert (
+        line("--config", "my.yaml")
+        == f"model: {MISTRAL}, as my.yaml:2 says; defaults from configs/mistral-7b.yaml"
+    )
 
 
 @pytest.mark.parametrize("name", ["mistral-7b", MISTRAL])
@@ -193,7 +206,10 @@ def test_torch_is_not_asked_before_the_rest_is_right(monkeypatch: pytest.MonkeyP
         ("--name a/b", "--name a/b: must be the plain name of a folder: its place is set by --output"),
         ("--model=", "--model '': must not be empty: leave the flag out for its default"),
         ("--config none.yaml", "none.yaml: there is no such file: give --config the path of a YAML file"),
-        ("--resume", "--resume: there is no run below runs/sft: give the folder of one, or start one without --resume"),
+        (
+            "--resume",
+            "--resume: there is no run below runs/sft: give the folder of one, or start one without --resume",
+        ),
         ("--resume runs/x", "--resume runs/x: no run is there (it has no config.yaml)"),
     ],
 )
@@ -213,15 +229,23 @@ def test_wrong_flags_get_one_line(capsys: pytest.CaptureFixture[str], argv: str,
         ("lr: null\n", "my.yaml:1: lr: null: must be a number"),
         ("load_in_4bit: 1\n", "my.yaml:1: load_in_4bit: 1: must be true or false"),
         ("name: 7\n", "my.yaml:1: name: 7: must be text: put it in quotes"),
-        ("inverter: curent\n", "my.yaml:1: inverter: curent: must be one of current, base, ema: did you mean current?"),
-        ("seed: 1\nlora_dropout: 7\n", "my.yaml:2: --lora-dropout 7.0: must be in [0, 1): 0.05 is the default"),
+        (
+            "inverter: curent\n",
+            "my.yaml:1: inverter: curent: must be one of current, base, ema: did you mean current?",
+        ),
+        (
+            "seed: 1\nlora_dropout: 7\n",
+            "my.yaml:2: --lora-dropout 7.0: must be in [0, 1): 0.05 is the default",
+        ),
         ("seed: 1\nseed: 2\n", "my.yaml:2: seed is set twice, first in my.yaml:1: remove one"),
         ("resume: runs/x\n", "my.yaml:1: resume cannot be set in a file: give it as --resume"),
         ("- 1\n", "my.yaml:1: must hold settings, one `key: value` a line"),
         ("tasks: 5\nlr: [1\n", "my.yaml:3: not YAML: expected ',' or ']', but got '<stream end>'"),
     ],
 )
-def test_wrong_files_get_one_line_that_says_where(capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+def test_wrong_files_get_one_line_that_says_where(
+    capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
     Path("my.yaml").write_text(text)
     assert refused(capsys, "--config", "my.yaml") == message
 
@@ -267,14 +291,33 @@ def test_resume_refuses_other_settings(capsys: pytest.CaptureFixture[str]) -> No
     saved("runs/sft/a", 0, "--model", "mistral-7b")
     fix = "leave it out, or start a new run"
     assert refused(capsys, "--resume", "--lr", "0.5") == f"--lr 0.5: the run was started with 0.0002: {fix}"
-    assert refused(capsys, "--resume", "--adapter", "x") == f"--adapter x: the run was started with null: {fix}"
-    assert refused(capsys, "--resume", "--model", "gpt2") == f"--model gpt2: the run was started with {MISTRAL}: {fix}"
+    assert (
+        refused(capsys, "--resume", "--adapter", "x") == f"--adapter x: the run was started with null: {fix}"
+    )
+    assert (
+        refused(capsys, "--resume", "--model", "gpt2")
+        == f"--model gpt2: the run was started with {MISTRAL}: {fix}"
+    )
     message = "--name b: --resume goes on with runs/sft/a: leave --name out"
     assert refused(capsys, "--resume", "runs/sft/a", "--name", "b") == message
     message = "--resume runs/sft/b: no run is there (it has no config.yaml): did you mean runs/sft/a?"
     assert refused(capsys, "--resume", "runs/sft/b") == message
     # The same as it was is no difference.
-    assert ok("--resume", "runs/sft/a", "--lr", "2e-4", "--model", "mistral-7b", "--name", "a", "--output", "runs/sft").lr == 2e-4
+    assert (
+        ok(
+            "--resume",
+            "runs/sft/a",
+            "--lr",
+            "2e-4",
+            "--model",
+            "mistral-7b",
+            "--name",
+            "a",
+            "--output",
+            "runs/sft",
+        ).lr
+        == 2e-4
+    )
 
 
 def test_a_damaged_saved_configuration_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,7 +361,9 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -
     assert run_command(Config, interrupted, [], "sft") == 130
     assert capsys.readouterr().err == "interrupted: nothing was started\n"
     assert run_command(Config, late, [], "sft") == 130
-    expected = "interrupted: go on from the last finished cycle with python -m agents.sft --resume runs/sft/mine\n"
+    expected = (
+        "interrupted: go on from the last finished cycle with python -m agents.sft --resume runs/sft/mine\n"
+    )
     assert capsys.readouterr().err == expected
     assert run_command(Config, interrupted, ["--resume", "runs/sft/mine"], "sft") == 130
     assert capsys.readouterr().err == expected
@@ -330,7 +375,7 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -
 def test_help_imports_nothing_heavy() -> None:
     script = """
 import sys
-from agents.training.command import run_command
+from agents.cli.command import run_command
 from agents.training.config import TrainConfig
 from agents.training.run import Run
 try:
@@ -339,7 +384,9 @@ finally:
     heavy = sorted({"torch", "transformers", "scipy", "tensorboard"} & set(sys.modules))
     print("heavy:", heavy)
 """
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=CONFIGS.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=CONFIGS.parent
+    )
     assert done.returncode == 0 and done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
     assert "python -m agents.sft" in done.stdout
     for field in fields(TrainConfig):
@@ -348,7 +395,9 @@ finally:
 
 def test_output_that_nobody_reads_is_no_traceback() -> None:
     words = [sys.executable, "-m", "agents.rejection_sft", "--help"]
-    with subprocess.Popen(words, cwd=CONFIGS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        words, cwd=CONFIGS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""

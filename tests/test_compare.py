@@ -11,8 +11,8 @@ import pytest
 from fabricated import make_run
 from scipy import stats
 
+from agents.cli.command import run_command
 from agents.compare import Config, main
-from agents.training.command import run_command
 
 
 def compare(*words: str) -> int:
@@ -31,32 +31,58 @@ def pair(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "first"), str(tmp_path / "second"), "--output", str(tmp_path / "out")]
 
 
-def test_the_numbers_are_what_one_computes_by_hand(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_numbers_are_what_one_computes_by_hand(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compare(*pair, "--json") == 0
     page, found = page_and_numbers(tmp_path / "out")
     assert json.loads(capsys.readouterr().out) == found
     first, second = found["runs"]
     assert (first["greedy"], second["greedy"]) == ([0.5, 0.55], [0.5, 0.9])
-    assert (second["gain"]["value"], second["gain"]["gained"], second["gain"]["lost"]) == (pytest.approx(0.4), 8, 0)
-    assert (first["state"], first["trainer"], first["candidates"], first["seconds"]) == ("finished", "rejection_sft", 1200, 10.0)
+    assert (second["gain"]["value"], second["gain"]["gained"], second["gain"]["lost"]) == (
+        pytest.approx(0.4),
+        8,
+        0,
+    )
+    assert (first["state"], first["trainer"], first["candidates"], first["seconds"]) == (
+        "finished",
+        "rejection_sft",
+        1200,
+        10.0,
+    )
     assert (first["alarms"], second["alarms"]) == ([], ["private_code"])
     (row,) = found["comparisons"]
     assert (row["first"], row["second"]) == ("first", "second")
-    assert (row["greedy"]["value"], row["greedy"]["gained"], row["greedy"]["lost"]) == (pytest.approx(0.35), 7, 0)
-    assert row["greedy"]["p"] == pytest.approx(stats.binomtest(7, 7).pvalue) and row["greedy"]["verdict"] == "better"
+    assert (row["greedy"]["value"], row["greedy"]["gained"], row["greedy"]["lost"]) == (
+        pytest.approx(0.35),
+        7,
+        0,
+    )
+    assert (
+        row["greedy"]["p"] == pytest.approx(stats.binomtest(7, 7).pvalue)
+        and row["greedy"]["verdict"] == "better"
+    )
     assert 0.1 < row["greedy"]["low"] < 0.35 < row["greedy"]["high"] < 0.6
     assert found["differing"] == {"seed": [0, 1]} and found["scales"] == ["likelihood"]
-    assert "second is better than first: greedy truth +0.350" in page and "raised an alarm" in page and "private code" in page
+    assert (
+        "second is better than first: greedy truth +0.350" in page
+        and "raised an alarm" in page
+        and "private code" in page
+    )
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_same_runs_give_the_same_bytes(pair: list[str], tmp_path: Path) -> None:
     def report() -> list[bytes]:
         assert compare(*pair) == 0
-        return [(tmp_path / "out" / name).read_bytes() for name in ("index.html", "compare.json", "curves.png")]
+        return [
+            (tmp_path / "out" / name).read_bytes() for name in ("index.html", "compare.json", "curves.png")
+        ]
 
     assert report() == report()
-    assert len(list((tmp_path / "out" / "tensorboard").rglob("events*"))) == 2  # those of the first time are gone
+    assert (
+        len(list((tmp_path / "out" / "tensorboard").rglob("events*"))) == 2
+    )  # those of the first time are gone
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path: Path) -> None:
@@ -81,7 +107,9 @@ def curves(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
         events = EventAccumulator(str(path))
         events.Reload()
         tags = events.Tags()["scalars"]
-        found[path.name] = {tag: [(point.step, round(point.value, 6)) for point in events.Scalars(tag)] for tag in tags}
+        found[path.name] = {
+            tag: [(point.step, round(point.value, 6)) for point in events.Scalars(tag)] for tag in tags
+        }
     return found
 
 
@@ -93,13 +121,19 @@ def layout_of(folder: Path) -> dict[str, dict[str, list[str]]]:
     events.Reload()
     (tensor,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(tensor.tensor_proto.string_val[0])
-    return {category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart} for category in layout.category}
+    return {
+        category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart}
+        for category in layout.category
+    }
 
 
 def test_one_tensorboard_folder_in_which_curves_overlay(pair: list[str], tmp_path: Path) -> None:
     assert compare(*pair) == 0
     found = curves(tmp_path / "out" / "tensorboard")
-    assert set(found) == {"first", "second"} and set(found["first"]) == set(found["second"]) >= {"reward/mean", "eval/greedy"}
+    assert set(found) == {"first", "second"} and set(found["first"]) == set(found["second"]) >= {
+        "reward/mean",
+        "eval/greedy",
+    }
     lines = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
     assert found["second"]["eval/greedy"] == [(row["step"], round(row["eval/greedy"], 6)) for row in lines]
     layout = layout_of(tmp_path / "out" / "tensorboard" / "first")
@@ -151,7 +185,9 @@ def test_what_cannot_be_compared_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_other_held_out_tasks_are_refused(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_held_out_tasks_are_refused(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "second" / "truth.jsonl"
     path.write_text(path.read_text().replace('"task 3"', '"another task"'))
     assert compare(*pair) == 2
@@ -176,20 +212,34 @@ def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: (run / "config.yaml").unlink(), "no run is there (it has no config.yaml): give the folder of a run"),
+        (
+            lambda run: (run / "config.yaml").unlink(),
+            "no run is there (it has no config.yaml): give the folder of a run",
+        ),
         (lambda run: (run / "config.yaml").write_text("- a"), "cannot be read (it holds no settings)"),
         (
             lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 1}\n'),
             "metrics.jsonl:2: the line is damaged, it is not",
         ),
-        (lambda run: (run / "metrics.jsonl").write_text('{"step": "x"}\n'), "metrics.jsonl:1: the line is damaged"),
-        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1, "eval/greedy": NaN}\n'), "metrics.jsonl:1: the line is damaged"),
+        (
+            lambda run: (run / "metrics.jsonl").write_text('{"step": "x"}\n'),
+            "metrics.jsonl:1: the line is damaged",
+        ),
+        (
+            lambda run: (run / "metrics.jsonl").write_text('{"step": 1, "eval/greedy": NaN}\n'),
+            "metrics.jsonl:1: the line is damaged",
+        ),
         (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), "metrics.jsonl: cannot be read"),
         (lambda run: (run / "progress.json").write_text("{"), "progress.json: cannot be read"),
-        (lambda run: (run / "truth.jsonl").write_text('{"cycle": 0, "part": "whole"}\n'), "truth.jsonl:1: the line is damaged"),
+        (
+            lambda run: (run / "truth.jsonl").write_text('{"cycle": 0, "part": "whole"}\n'),
+            "truth.jsonl:1: the line is damaged",
+        ),
     ],
 )
-def test_damage_is_one_line(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str) -> None:
+def test_damage_is_one_line(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str
+) -> None:
     spoil(tmp_path / "second")
     assert compare(*pair) == 2
     error = capsys.readouterr().err
@@ -210,11 +260,16 @@ def test_wrong_input(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
         assert message in error and error.count("\n") == 1
 
 
-def test_one_run_and_runs_of_one_name(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run_and_runs_of_one_name(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compare(pair[1], *pair[2:]) == 0
     assert "second is better than its start" in capsys.readouterr().out
     make_run(tmp_path / "b" / "first", seed=2)
     assert compare(pair[0], str(tmp_path / "b" / "first"), *pair[2:]) == 0
     _, found = page_and_numbers(tmp_path / "out")
     assert [run["name"] for run in found["runs"]] == ["first", "b/first"]
-    assert {path.name for path in (tmp_path / "out" / "tensorboard").iterdir() if any(path.iterdir())} == {"first", "b-first"}
+    assert {path.name for path in (tmp_path / "out" / "tensorboard").iterdir() if any(path.iterdir())} == {
+        "first",
+        "b-first",
+    }

@@ -22,7 +22,7 @@ from envs.domain import SPLITS, Domain, Draw, Intent, domain_names, load_domain
 from envs.grammar import fill, wordings
 from envs.schema import EMBEDDED, domain_path, load_spec
 from envs.types import InputError, Task
-from envs.verify import command_of, exact_match, find_draw, reconstruction_match, reference
+from envs.verify.truth import command_of, exact_match, find_draw, reconstruction_match, reference
 
 DRAWS = 60  # of each intent in each split
 # Of the first tasks of every intent and split. It changes with the grammars and with how they are drawn from: then the embedded model
@@ -47,7 +47,11 @@ def draws() -> dict[str, dict[str, list[Draw]]]:
     """Domain -> split -> draws."""
     return {
         name: {
-            split: [load_domain(name).draw(split, intent, i) for intent in load_domain(name).intents for i in range(DRAWS)]
+            split: [
+                load_domain(name).draw(split, intent, i)
+                for intent in load_domain(name).intents
+                for i in range(DRAWS)
+            ]
             for split in SPLITS
         }
         for name in EMBEDDED
@@ -64,7 +68,11 @@ def test_the_embedded_domains_have_many_intents_paraphrases_and_use_every_tool()
         assert {intent.tool for intent in domain.intents.values()} == set(domain.tools)
         for intent in domain.intents.values():
             assert intent.slots
-            assert len({wordings(paraphrase) for paraphrase in intent.paraphrases}) == len(intent.paraphrases) >= 4
+            assert (
+                len({wordings(paraphrase) for paraphrase in intent.paraphrases})
+                == len(intent.paraphrases)
+                >= 4
+            )
 
 
 def test_texts_are_one_tidy_line_with_every_value_in_it(draws: dict[str, dict[str, list[Draw]]]) -> None:
@@ -91,7 +99,10 @@ def test_the_commands_fit_their_intents(draws: dict[str, dict[str, list[Draw]]])
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_splits_never_mix(name: str, draws: dict[str, dict[str, list[Draw]]]) -> None:
     texts = {split: {draw.task.text for draw in draws[name][split]} for split in SPLITS}
-    texts = {split: texts[split] | {task.text for task in load_domain(name).tasks(split, 400, "seed", 7)} for split in SPLITS}
+    texts = {
+        split: texts[split] | {task.text for task in load_domain(name).tasks(split, 400, "seed", 7)}
+        for split in SPLITS
+    }
     assert sum(map(len, texts.values())) > 3000
     assert not texts["train"] & texts["pretrain"]
     assert not texts["train"] & texts["heldout"]
@@ -119,7 +130,9 @@ def test_held_out_tasks_have_an_unseen_paraphrase_or_value_and_the_others_neithe
     kinds: Counter[tuple[str, bool]] = Counter()
     for draw in draws[name]["heldout"]:
         unseen_paraphrase = draw.paraphrase == len(domain.intents[draw.intent].paraphrases) - 1
-        unseen_values = {slot for slot, (value, _) in draw.values.items() if domain.slots[slot].held_out_value(value)}
+        unseen_values = {
+            slot for slot, (value, _) in draw.values.items() if domain.slots[slot].held_out_value(value)
+        }
         assert unseen_paraphrase != bool(unseen_values)
         assert not any(draw.values[slot][0] in seen[slot] for slot in unseen_values)
         kinds[draw.intent, unseen_paraphrase] += 1
@@ -135,7 +148,12 @@ def test_the_choices_that_the_file_holds_out_are_held_out(draws: dict[str, dict[
         held_out = {slot: set(about["held_out"]) for slot, about in slots.items() if "held_out" in about}
         assert held_out
         said = {
-            split: {(slot, value) for draw in draws[name][split] for slot, (value, _) in draw.values.items() if slot in held_out}
+            split: {
+                (slot, value)
+                for draw in draws[name][split]
+                for slot, (value, _) in draw.values.items()
+                if slot in held_out
+            }
             for split in SPLITS
         }
         listed = {(slot, value) for slot, values in held_out.items() for value in values}
@@ -156,7 +174,10 @@ def test_some_fifth_of_numbers_names_and_addresses_is_held_out() -> None:
 def test_tasks_are_the_same_in_every_process() -> None:
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PRINT_FIRST_TASKS], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", PRINT_FIRST_TASKS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for seed in ("1", "271828")
     ]
@@ -187,7 +208,9 @@ def test_tasks_are_different_and_take_the_intents_in_turn() -> None:
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_no_text_has_two_meanings_and_no_command_two_intents(name: str, draws: dict[str, dict[str, list[Draw]]]) -> None:
+def test_no_text_has_two_meanings_and_no_command_two_intents(
+    name: str, draws: dict[str, dict[str, list[Draw]]]
+) -> None:
     meanings: defaultdict[str, set[str]] = defaultdict(set)
     intents: defaultdict[str, set[str]] = defaultdict(set)
     for draw in (draw for split in SPLITS for draw in draws[name][split]):
@@ -213,7 +236,9 @@ def test_the_wordings_of_two_intents_differ_even_without_the_names_of_their_slot
         owner: dict[str, str] = {}
         for intent in load_domain(name).intents.values():
             for wording in (wording for paraphrase in intent.paraphrases for wording in wordings(paraphrase)):
-                assert owner.setdefault(re.sub(r"\{\w+\}", "{}", wording), intent.name) == intent.name, wording
+                assert owner.setdefault(re.sub(r"\{\w+\}", "{}", wording), intent.name) == intent.name, (
+                    wording
+                )
 
 
 # --- truth
@@ -226,17 +251,29 @@ def test_the_reference_of_a_drawn_task_fits(draws: dict[str, dict[str, list[Draw
             assert reference(draw.task) == wanted
             assert find_draw(draw.task) == draw
             spaced = "  " + wanted.replace(" ", " \t ") + "\n"
-            assert exact_match([draw.task] * 4, [wanted, spaced, wanted + " x", ""]) == [True, True, False, False]
+            assert exact_match([draw.task] * 4, [wanted, spaced, wanted + " x", ""]) == [
+                True,
+                True,
+                False,
+                False,
+            ]
 
 
-def test_a_reconstruction_counts_when_it_says_the_same_in_any_wording(draws: dict[str, dict[str, list[Draw]]]) -> None:
+def test_a_reconstruction_counts_when_it_says_the_same_in_any_wording(
+    draws: dict[str, dict[str, list[Draw]]],
+) -> None:
     for name in EMBEDDED:
         domain, some = load_domain(name), [draw for split in SPLITS for draw in draws[name][split][::20]]
         for draw, other in itertools.pairwise(some):
             assert reconstruction_match(draw.task, draw.task.text) is True
             assert reconstruction_match(draw.task, f"  {draw.task.text.upper()} ".replace(" ", "  ")) is True
             for paraphrase in range(len(domain.intents[draw.intent].paraphrases)):
-                assert reconstruction_match(draw.task, domain.say(draw.intent, paraphrase, draw.values, random.Random(1))) is True
+                assert (
+                    reconstruction_match(
+                        draw.task, domain.say(draw.intent, paraphrase, draw.values, random.Random(1))
+                    )
+                    is True
+                )
             same = (draw.intent, draw.values) == (other.intent, other.values)
             assert reconstruction_match(draw.task, other.task.text) is same
             assert reconstruction_match(draw.task, draw.task.text + " please") is False
@@ -249,8 +286,14 @@ def test_a_reconstruction_with_another_value_does_not_count(draws: dict[str, dic
         domain = load_domain(name)
         for draw in draws[name]["train"][::30]:
             for slot in draw.values:
-                other = next(d for d in draws[name]["pretrain"] if slot in d.values and d.values[slot] != draw.values[slot])
-                text = domain.say(draw.intent, draw.paraphrase, {**draw.values, slot: other.values[slot]}, random.Random(0))
+                other = next(
+                    d
+                    for d in draws[name]["pretrain"]
+                    if slot in d.values and d.values[slot] != draw.values[slot]
+                )
+                text = domain.say(
+                    draw.intent, draw.paraphrase, {**draw.values, slot: other.values[slot]}, random.Random(0)
+                )
                 assert reconstruction_match(draw.task, text) is False
 
 
@@ -259,7 +302,9 @@ def test_words_that_run_into_a_value_are_not_recognised() -> None:
     values = {"count": ("2", "2"), "host": ("web1.test", "web1.test")}
     assert domain.recognise("ping-count", values, "ping web1.test 2 times and then stop")
     assert not domain.recognise("ping-count", values, "ping web1.test2 times and then stop")
-    assert not domain.recognise("ping-count", values, "ping web1xtest 2 times and then stop")  # a dot is a dot
+    assert not domain.recognise(
+        "ping-count", values, "ping web1xtest 2 times and then stop"
+    )  # a dot is a dot
 
 
 def test_a_tampered_task_has_no_reference() -> None:
@@ -300,7 +345,9 @@ def test_odd_ids_have_no_reference_and_do_no_harm(odd: str) -> None:
 def test_a_task_of_another_source_has_no_reference_even_with_a_fitting_id() -> None:
     drawn = load_domain("shell").task("train", "copy", 3)
     assert reference(drawn)
-    assert reference(Task(drawn.id, "shell", drawn.text)) is None  # from a data set that calls itself train/copy
+    assert (
+        reference(Task(drawn.id, "shell", drawn.text)) is None
+    )  # from a data set that calls itself train/copy
 
 
 def test_a_large_index_is_as_good_as_a_small_one() -> None:
@@ -342,12 +389,16 @@ def test_nothing_that_training_sees_holds_a_reference() -> None:
         assert "10.html" not in seen and len(seen) > 300
         for intent in spec.intents:
             starts = {intent.command, intent.command.partition("{")[0].strip()}
-            for start in (start for start in starts if re.search(r" [-+<@']|SELECT", start)):  # `sort {file}` is also how people speak
+            for start in (
+                start for start in starts if re.search(r" [-+<@']|SELECT", start)
+            ):  # `sort {file}` is also how people speak
                 assert not [text for text in seen if start in text], start
     everything = strings_in([load_domain(name) for name in EMBEDDED])
     for fragment in ("-sS", "sort -rn", "SELECT", "+short", "-mindepth", "print $", "nc -z"):
         assert not [text for text in everything if fragment in text], fragment
-    assert "sort {file} | uniq -c | sort -rn | head -n {top}" in strings_in(load_spec("shell"))  # the walk would have found it
+    assert "sort {file} | uniq -c | sort -rn | head -n {top}" in strings_in(
+        load_spec("shell")
+    )  # the walk would have found it
 
 
 def test_the_records_have_no_room_for_a_reference() -> None:
@@ -440,7 +491,9 @@ def test_a_good_file_loads(tmp_path: Path) -> None:
         GOOD.replace("values: [Rome, Oslo, Bern]", "values: [Rome, 7, Bern]"),
         GOOD.replace("{files: f, directories: d}", "{files: '', 1: d}"),
         GOOD.replace("from {file} take {n} lines", "from {file} take {n} lines (all of them)"),
-        GOOD.replace("tools: [head, cp]", "tools: &tools [head, cp]").replace("principles:\n  - Use the values.", "principles: *tools"),
+        GOOD.replace("tools: [head, cp]", "tools: &tools [head, cp]").replace(
+            "principles:\n  - Use the values.", "principles: *tools"
+        ),
     ],
 )
 def test_unusual_but_good_files_load(tmp_path: Path, text: str) -> None:
@@ -616,7 +669,9 @@ def test_a_mistake_is_named_in_one_line_with_file_line_key_and_fix(tmp_path: Pat
     assert GOOD.count(old) >= 1
     text = GOOD.replace(old, new, 1)
     if name in COLLIDING:
-        text = text.replace("{file}", "{city2}").replace("command: head -n {n} {city2}", "command: head -n {n} {city2} ")
+        text = text.replace("{file}", "{city2}").replace(
+            "command: head -n {n} {city2}", "command: head -n {n} {city2} "
+        )
     where = save(tmp_path, text)
     place = text.index(new if mark == SAME else mark)
     message = complaint(where)
@@ -626,12 +681,27 @@ def test_a_mistake_is_named_in_one_line_with_file_line_key_and_fix(tmp_path: Pat
 
 
 def test_the_first_mistake_of_a_file_is_reported(tmp_path: Path) -> None:
-    text = GOOD.replace("step: 1", "step: 0").replace("tools: [head, cp]", "tools: head").replace("prefix: 24", "prefix: 3")
+    text = (
+        GOOD.replace("step: 1", "step: 0")
+        .replace("tools: [head, cp]", "tools: head")
+        .replace("prefix: 24", "prefix: 3")
+    )
     assert ":3: tools" in complaint(save(tmp_path, text))
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n\n", b"# nothing\n", b"---\n", b"- a\n- b\n", b"just words\n", b"7\n", b"null\n", b"[name, tools]\n"]
+    "content",
+    [
+        b"",
+        b"\n\n",
+        b"# nothing\n",
+        b"---\n",
+        b"- a\n- b\n",
+        b"just words\n",
+        b"7\n",
+        b"null\n",
+        b"[name, tools]\n",
+    ],
 )
 def test_a_file_that_is_no_mapping(tmp_path: Path, content: bytes) -> None:
     message = complaint(save(tmp_path, content))
@@ -685,7 +755,9 @@ def test_wordings_are_all_that_can_be_said() -> None:
         values = {slot: (slot, "") for slot in intent.slots}
         for place, paraphrase in enumerate(intent.paraphrases):
             said = {domain.say(intent.name, place, values, random.Random(i)) for i in range(200)}
-            assert said <= {fill(wording, {slot: slot for slot in values}) for wording in wordings(paraphrase)}
+            assert said <= {
+                fill(wording, {slot: slot for slot in values}) for wording in wordings(paraphrase)
+            }
 
 
 def test_broken_files_are_reported_whatever_is_broken(tmp_path: Path) -> None:

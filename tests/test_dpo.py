@@ -16,9 +16,10 @@ import torch
 from conftest import kill_after_the_first_of_three, stir
 
 from agents import rejection_sft
+from agents.cli.command import parse, run_command
 from agents.dpo import Config, as_it_was, main, pairs_of, pairs_of_batch, prefer
-from agents.policy.model import Lora, Policy, load_policy
-from agents.training.command import parse, run_command
+from agents.policy.load import Lora, load_policy
+from agents.policy.policy import Policy
 from agents.training.config import TrainingError
 from agents.training.rollouts import Batch, Rollout, collect, forward_prompt
 from agents.training.session import open_session
@@ -27,7 +28,18 @@ from envs.source import Templates
 from envs.types import Completion, InputError, Score, Task
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--tasks", "8", "--eval-tasks", "9", "--eval-subset", "6", "--eval-samples", "2", "--max-new-tokens", "32"]
+SMALL = [
+    "--tasks",
+    "8",
+    "--eval-tasks",
+    "9",
+    "--eval-subset",
+    "6",
+    "--eval-samples",
+    "2",
+    "--max-new-tokens",
+    "32",
+]
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl", "progress.json", "self_improvement_results.json")
 STREAM = (0, 1, "train")
 
@@ -42,7 +54,9 @@ def run(tmp: Path, name: str, *flags: str) -> Path:
 def written(folder: Path) -> dict[str, bytes]:
     """What must be the same bytes for the same seed: logs, results and the last adapter."""
     last = max((folder / "checkpoints").iterdir())
-    return {name: (folder / name).read_bytes() for name in LOGS} | {"adapter": (last / "adapter_model.safetensors").read_bytes()}
+    return {name: (folder / name).read_bytes() for name in LOGS} | {
+        "adapter": (last / "adapter_model.safetensors").read_bytes()
+    }
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -65,18 +79,34 @@ def policy(_steady: Policy) -> Policy:
 
 
 def test_pairs_by_hand() -> None:
-    values = [[0.9, 0.2, 0.5], [0.4, None, 0.5], [None, None, None], [0.7, 0.7, 0.7], [None, 0.3, None], [0.1, 0.8, 0.8]]
+    values = [
+        [0.9, 0.2, 0.5],
+        [0.4, None, 0.5],
+        [None, None, None],
+        [0.7, 0.7, 0.7],
+        [None, 0.3, None],
+        [0.1, 0.8, 0.8],
+    ]
     texts = [["a", "b", "c"]] * 6
     assert pairs_of(values, texts, 0.0) == [(0, 1), (5, 3), (16, 15)]  # ties make none; of equals the first
     assert pairs_of(values, texts, 0.2) == [(0, 1), (16, 15)]
     assert pairs_of(values, texts, 0.8) == []
     assert pairs_of([[0.75, 0.25]], [["a", "b"]], 0.5) == [(0, 1)]  # the margin itself is enough
-    assert pairs_of(values, [["a", "a", "c"]] * 6, 0.2) == []  # one command twice is no pair, however it scored
+    assert (
+        pairs_of(values, [["a", "a", "c"]] * 6, 0.2) == []
+    )  # one command twice is no pair, however it scored
     assert pairs_of([], [], 0.0) == []
 
 
-TASKS = [Task(f"train/x/{row}", "shell", f"count the lines of {name}", "wc") for row, name in enumerate(("a.txt", "b.txt", "notes"))]
-COMMANDS = [("wc -l a.txt", "ls a.txt", "wc a.txt"), ("wc -l b.txt", "cat b.txt", "ls"), ("wc -l notes", "date", "wc -l notes -x")]
+TASKS = [
+    Task(f"train/x/{row}", "shell", f"count the lines of {name}", "wc")
+    for row, name in enumerate(("a.txt", "b.txt", "notes"))
+]
+COMMANDS = [
+    ("wc -l a.txt", "ls a.txt", "wc a.txt"),
+    ("wc -l b.txt", "cat b.txt", "ls"),
+    ("wc -l notes", "date", "wc -l notes -x"),
+]
 SCORES = [(1.0, 0.0, 0.5), (0.5, 0.25, 0.0), (0.0, 1.0, None)]
 
 
@@ -84,8 +114,16 @@ def batch_of(policy: Policy) -> Batch:
     """Three tasks with three commands each, in tokens of single characters, as no tokenizer would give them for these texts."""
     groups = []
     for task, commands, scores in zip(TASKS, COMMANDS, SCORES, strict=True):
-        ids = [tuple(token for letter in text for token in policy.completion_ids([letter])[0]) for text in commands]
-        groups.append([Rollout(task, Completion(text, row), Score(score)) for text, row, score in zip(commands, ids, scores, strict=True)])
+        ids = [
+            tuple(token for letter in text for token in policy.completion_ids([letter])[0])
+            for text in commands
+        ]
+        groups.append(
+            [
+                Rollout(task, Completion(text, row), Score(score))
+                for text, row, score in zip(commands, ids, scores, strict=True)
+            ]
+        )
     return Batch(groups)
 
 
@@ -107,7 +145,10 @@ def sequences(policy: Policy, batch: Batch, side: int) -> list[tuple[list[int], 
     """The chosen or the rejected ones: prompt in the generation template, the tokens that were generated and the end of the sequence."""
     rollouts = [batch.rollouts[pair[side]] for pair in PAIRS]
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
-    return [(p, [*r.completion.token_ids, policy.tokenizer.eos_token_id]) for p, r in zip(prompts, rollouts, strict=True)]
+    return [
+        (p, [*r.completion.token_ids, policy.tokenizer.eos_token_id])
+        for p, r in zip(prompts, rollouts, strict=True)
+    ]
 
 
 def sums(policy: Policy, batch: Batch, side: int) -> list[float]:
@@ -115,7 +156,10 @@ def sums(policy: Policy, batch: Batch, side: int) -> list[float]:
 
 
 def deltas(policy: Policy, batch: Batch) -> list[float]:
-    return [chosen - rejected for chosen, rejected in zip(sums(policy, batch, 0), sums(policy, batch, 1), strict=True)]
+    return [
+        chosen - rejected
+        for chosen, rejected in zip(sums(policy, batch, 0), sums(policy, batch, 1), strict=True)
+    ]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -128,7 +172,9 @@ def whole(**settings: Any) -> Config:
 
 
 @pytest.mark.parametrize("reference", ["cycle", "base"])
-def test_the_reference_is_the_start_of_the_cycle_or_the_base(policy: Policy, tmp_path: Path, reference: Any) -> None:
+def test_the_reference_is_the_start_of_the_cycle_or_the_base(
+    policy: Policy, tmp_path: Path, reference: Any
+) -> None:
     batch = batch_of(policy)
     with policy.adapter("on" if reference == "cycle" else "off"):
         held = [sums(policy, batch, side) for side in (0, 1)]
@@ -137,7 +183,10 @@ def test_the_reference_is_the_start_of_the_cycle_or_the_base(policy: Policy, tmp
     first = prefer(policy, batch, PAIRS, config, STREAM, tmp_path)
     assert first["train/chosen_logprob"] == pytest.approx(mean(own[0]), rel=1e-4)
     assert first["train/rejected_logprob"] == pytest.approx(mean(own[1]), rel=1e-4)
-    rewards = [[0.3 * (mine - base) for mine, base in zip(*side, strict=True)] for side in zip(own, held, strict=True)]
+    rewards = [
+        [0.3 * (mine - base) for mine, base in zip(*side, strict=True)]
+        for side in zip(own, held, strict=True)
+    ]
     margins = [chosen - rejected for chosen, rejected in zip(*rewards, strict=True)]
     assert first["train/chosen_reward"] == pytest.approx(mean(rewards[0]), abs=1e-4)
     assert first["train/rejected_reward"] == pytest.approx(mean(rewards[1]), abs=1e-4)
@@ -158,7 +207,9 @@ def test_the_reference_is_the_start_of_the_cycle_or_the_base(policy: Policy, tmp
 
 
 @pytest.mark.parametrize("sft", [0.0, 2.0])
-def test_the_step_is_that_of_the_formula_on_the_tokens_that_were_generated(policy: Policy, tmp_path: Path, sft: float) -> None:
+def test_the_step_is_that_of_the_formula_on_the_tokens_that_were_generated(
+    policy: Policy, tmp_path: Path, sft: float
+) -> None:
     """The adapter after a step, by hand: our log-probabilities of prompt, generated tokens and end of sequence, AdamW, clipping at 1."""
     batch, config = batch_of(policy), whole(reference="base", sft=sft)
     start = policy.snapshot()
@@ -169,7 +220,10 @@ def test_the_step_is_that_of_the_formula_on_the_tokens_that_were_generated(polic
         held = torch.tensor(deltas(policy, batch))
     logprobs = [policy.token_logprobs(sequences(policy, batch, side)) for side in (0, 1)]
     chosen, rejected = ((values * mask).sum(1) for values, mask in logprobs)
-    loss = -torch.nn.functional.logsigmoid(0.3 * (chosen - rejected - held)).mean() - sft * chosen.sum() / logprobs[0][1].sum()
+    loss = (
+        -torch.nn.functional.logsigmoid(0.3 * (chosen - rejected - held)).mean()
+        - sft * chosen.sum() / logprobs[0][1].sum()
+    )
     optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-3, weight_decay=0.0)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
@@ -189,8 +243,16 @@ def attributes(policy: Policy) -> dict[str, Any]:
     modules = {name: sorted(vars(module)) for name, module in policy.model.named_modules()}
     training = [name for name, module in policy.model.named_modules() if module.training]
     configs = [part.to_dict() for part in (policy.model.config, policy.model.generation_config)]
-    tokenizer = (policy.tokenizer.pad_token, policy.tokenizer.padding_side, len(policy.tokenizer), policy.tokenizer.chat_template)
-    weights = [(name, parameter.requires_grad, parameter.dtype) for name, parameter in policy.model.named_parameters()]
+    tokenizer = (
+        policy.tokenizer.pad_token,
+        policy.tokenizer.padding_side,
+        len(policy.tokenizer),
+        policy.tokenizer.chat_template,
+    )
+    weights = [
+        (name, parameter.requires_grad, parameter.dtype)
+        for name, parameter in policy.model.named_parameters()
+    ]
     return {
         "modules": modules,
         "training": training,
@@ -203,7 +265,9 @@ def attributes(policy: Policy) -> dict[str, Any]:
 
 @pytest.mark.parametrize("reference", ["cycle", "base"])
 @pytest.mark.parametrize("kind", ["pocket", "plain"])
-def test_nothing_of_trl_is_left_behind(tmp_path: Path, reference: Any, kind: str, request: pytest.FixtureRequest) -> None:
+def test_nothing_of_trl_is_left_behind(
+    tmp_path: Path, reference: Any, kind: str, request: pytest.FixtureRequest
+) -> None:
     """Generation after it is that of a policy that only loaded the weights; `plain` has no padding token and no chat template."""
     folder = str(request.getfixturevalue(kind))
     policy = load_policy(folder)
@@ -222,13 +286,17 @@ def test_nothing_of_trl_is_left_behind(tmp_path: Path, reference: Any, kind: str
     fresh = load_policy(folder, adapter=str(tmp_path / "adapter"))
     for temperature in (0.0, 0.7):
         texts = [
-            some.generate([forward_prompt(task) for task in TASKS], 3, temperature=temperature, max_new_tokens=12)
+            some.generate(
+                [forward_prompt(task) for task in TASKS], 3, temperature=temperature, max_new_tokens=12
+            )
             for some in (policy, fresh)
         ]
         assert texts[0] == texts[1]
 
 
-def test_an_error_leaves_nothing_behind_either(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_leaves_nothing_behind_either(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from trl import DPOTrainer
 
     before = attributes(policy)
@@ -290,7 +358,9 @@ def test_warnings_are_heard_again_afterwards(policy: Policy) -> None:
 # ---- it learns ----
 
 
-def few_options(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+def few_options(
+    tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+) -> list[list[Score]]:
     """1 for a command without a dash, else 0."""
     return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
 
@@ -301,7 +371,14 @@ def test_a_trivial_reward_rises(tmp_path: Path, reference: Any) -> None:
     config = Config(lr=3e-3, epochs=3, reference=reference)
     for cycle in range(5):
         batch = collect(
-            policy, source, few_options, tasks=50, candidates=4, temperature=0.7, max_new_tokens=32, stream=(0, cycle, "before")
+            policy,
+            source,
+            few_options,
+            tasks=50,
+            candidates=4,
+            temperature=0.7,
+            max_new_tokens=32,
+            stream=(0, cycle, "before"),
         )
         means.append(mean([rollout.score.value or 0.0 for rollout in batch.rollouts]))
         before = policy.adapter_hash()
@@ -331,16 +408,31 @@ def test_a_run_and_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         scores = [[None if row["truncated"] else row["score"] for row in group] for group in groups]
         pairs = pairs_of(scores, [[row["command"] for row in group] for group in groups], 0.01)
         assert (line["train/pairs"], line["select/pairs"]) == (len(pairs), len(pairs) / 8) and pairs
-        assert line["train/score_margin"] == pytest.approx(mean([part[x]["score"] - part[y]["score"] for x, y in pairs]))
-        assert [row["accepted"] for row in part] == [position in {x for x, _ in pairs} for position in range(24)]
+        assert line["train/score_margin"] == pytest.approx(
+            mean([part[x]["score"] - part[y]["score"] for x, y in pairs])
+        )
+        assert [row["accepted"] for row in part] == [
+            position in {x for x, _ in pairs} for position in range(24)
+        ]
         assert line["train/steps"] == 2 * math.ceil(len(pairs) / 4)  # of two epochs
-        wanted = {"loss", "grad_norm", "margin", "pair_accuracy", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob"}
+        wanted = {
+            "loss",
+            "grad_norm",
+            "margin",
+            "pair_accuracy",
+            "chosen_reward",
+            "rejected_reward",
+            "chosen_logprob",
+            "rejected_logprob",
+        }
         assert {f"train/{name}" for name in wanted} <= set(line)
     assert {row["phase"] for row in rows} == {"before"}
 
 
 def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
-    first, second = (written(run(tmp_path / name, "a", "--cycles", "1", "--reward", "random")) for name in ("x", "y"))
+    first, second = (
+        written(run(tmp_path / name, "a", "--cycles", "1", "--reward", "random")) for name in ("x", "y")
+    )
     for files in (first, second):  # hold --output
         files.pop("progress.json"), files.pop("self_improvement_results.json")
     assert first == second
@@ -351,26 +443,62 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     flags = ["--cycles", "3", "--reward", "random"]
     whole = run(tmp_path / "whole", "a", *flags)
-    argv = ["-m", "agents.dpo", "--model", "embedded", *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
+    argv = [
+        "-m",
+        "agents.dpo",
+        "--model",
+        "embedded",
+        *SMALL,
+        "--output",
+        str(tmp_path / "killed"),
+        "--name",
+        "a",
+        *flags,
+    ]
     kill_after_the_first_of_three(argv)
     killed = tmp_path / "killed" / "a"
     assert not (killed / "self_improvement_results.json").exists()
     assert run_command(Config, main, ["--resume", str(killed)], "dpo") == 0
     expected, found = written(whole), written(killed)
-    for name in ("progress.json", "self_improvement_results.json"):  # the same bytes but for --output, which they hold
-        expected[name] = expected[name].replace(str(tmp_path / "whole").encode(), str(tmp_path / "killed").encode())
+    for name in (
+        "progress.json",
+        "self_improvement_results.json",
+    ):  # the same bytes but for --output, which they hold
+        expected[name] = expected[name].replace(
+            str(tmp_path / "whole").encode(), str(tmp_path / "killed").encode()
+        )
     assert expected == found
 
 
 def test_it_goes_on_from_another_trainer_and_another_from_it(tmp_path: Path) -> None:
     def sft(name: str, *flags: str) -> Path:
-        argv = ["--model", "embedded", *SMALL, "--output", str(tmp_path), "--name", name, "--cycles", "1", "--reward", "random", *flags]
+        argv = [
+            "--model",
+            "embedded",
+            *SMALL,
+            "--output",
+            str(tmp_path),
+            "--name",
+            name,
+            "--cycles",
+            "1",
+            "--reward",
+            "random",
+            *flags,
+        ]
         assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
         return tmp_path / name / "checkpoints" / "cycle-0001"
 
     def dpo(name: str, *flags: str) -> Path:
-        varied = ("--temperature", "1.5")  # so that a task has different commands, whichever way training went
-        return run(tmp_path, name, "--cycles", "1", "--reward", "random", *varied, *flags) / "checkpoints" / "cycle-0001"
+        varied = (
+            "--temperature",
+            "1.5",
+        )  # so that a task has different commands, whichever way training went
+        return (
+            run(tmp_path, name, "--cycles", "1", "--reward", "random", *varied, *flags)
+            / "checkpoints"
+            / "cycle-0001"
+        )
 
     folder = sft("first")
     for name, command in (("second", dpo), ("third", dpo), ("fourth", sft)):
@@ -383,17 +511,29 @@ def test_it_goes_on_from_another_trainer_and_another_from_it(tmp_path: Path) -> 
 
 def test_no_pair_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path, "a", "--cycles", "1", "--reward", "constant")
-    assert "cycle 1: no task has two commands far enough apart, so nothing was trained: lower --margin" in capsys.readouterr().out
+    assert (
+        "cycle 1: no task has two commands far enough apart, so nothing was trained: lower --margin"
+        in capsys.readouterr().out
+    )
     line = rows_of(folder / "metrics.jsonl")[-1]
     assert (line["train/pairs"], line["select/pairs"]) == (0.0, 0.0) and "train/loss" not in line
     assert not any(row["accepted"] for row in rows_of(folder / "rollouts.jsonl"))
 
 
-def test_without_trl_it_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_trl_it_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
-    assert run_command(Config, main, ["--model", "embedded", *SMALL, "--output", str(tmp_path / "runs")], "dpo") == 2
+    assert (
+        run_command(Config, main, ["--model", "embedded", *SMALL, "--output", str(tmp_path / "runs")], "dpo")
+        == 2
+    )
     error = capsys.readouterr().err
-    assert error.startswith("error: online DPO trains with TRL") and error.endswith(": pip install '.[trl]'\n") and error.count("\n") == 1
+    assert (
+        error.startswith("error: online DPO trains with TRL")
+        and error.endswith(": pip install '.[trl]'\n")
+        and error.count("\n") == 1
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -401,13 +541,15 @@ def test_help_needs_neither_torch_nor_trl() -> None:
     code = (
         "import sys\n"
         "from agents.dpo import Config, main\n"
-        "from agents.training.command import run_command\n"
+        "from agents.cli.command import run_command\n"
         "try:\n"
         "    run_command(Config, main, ['--help'], 'dpo')\n"
         "finally:\n"
         "    print({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules))\n"
     )
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert (process.returncode, process.stderr) == (0, "")
     assert "--reference {cycle,base}" in process.stdout and process.stdout.endswith("set()\n")
 
@@ -427,7 +569,12 @@ def test_help_needs_neither_torch_nor_trl() -> None:
 def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert run_command(Config, main, ["--model", "embedded", *SMALL, "--output", str(tmp_path / "runs"), *flags], "dpo") == 2
+    assert (
+        run_command(
+            Config, main, ["--model", "embedded", *SMALL, "--output", str(tmp_path / "runs"), *flags], "dpo"
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.startswith("error: " + message) and error.count("\n") == 1
     assert not list((tmp_path / "runs").glob("*"))
@@ -435,11 +582,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_a_run_of_another_trainer_is_not_resumed(tmp_path: Path) -> None:
     flags = ["--resume", str(run(tmp_path, "a", "--cycles", "1", "--reward", "random")), "--cycles", "2"]
-    with pytest.raises(InputError, match=r"is a run of agents\.dpo, not of agents\.grpo: go on with it by that command"):
+    with pytest.raises(
+        InputError, match=r"is a run of agents\.dpo, not of agents\.grpo: go on with it by that command"
+    ):
         open_session("grpo", parse(Config, flags, "dpo")[0])
     open_session("dpo", parse(Config, flags, "dpo")[0]).run.close()  # the refusal has let go of it
 
 
 def test_the_settings_that_are_its_own() -> None:
     config, _ = parse(Config, ["--model", "embedded"], "dpo")
-    assert (config.reference, config.margin, config.epochs, config.lora_dropout, config.lr) == ("cycle", 0.02, 2, 0.0, 1e-3)
+    assert (config.reference, config.margin, config.epochs, config.lora_dropout, config.lr) == (
+        "cycle",
+        0.02,
+        2,
+        0.0,
+        1e-3,
+    )

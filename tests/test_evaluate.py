@@ -13,13 +13,13 @@ import pytest
 import yaml
 
 from agents import evaluate, rejection_sft
+from agents.cli.command import run_command
 from agents.evaluate import Config, main, resolved, subjects_of
 from agents.evaluation import statistics
 from agents.evaluation.heldout import Answer, Judged, held_out_cases
 from agents.evaluation.report import compare, describe
-from agents.training.command import run_command
 from envs.types import Task
-from envs.verify import Case, _verdict
+from envs.verify.truth import Case, _verdict
 from envs.verify.verdict import Status, Verdict
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -31,7 +31,9 @@ MISSING = "bubblewrap is not installed: apt-get install bubblewrap"
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The intervals have tests of their own; here they need not be good."""
     honest = statistics.resamples
-    monkeypatch.setattr(statistics, "resamples", lambda tasks, rounds, seed=0: honest(tasks, min(rounds, 20), seed))
+    monkeypatch.setattr(
+        statistics, "resamples", lambda tasks, rounds, seed=0: honest(tasks, min(rounds, 20), seed)
+    )
 
 
 @pytest.fixture
@@ -39,7 +41,9 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Evaluate:
     """Runs the command, which must succeed and write its report -> the report."""
 
     def evaluated(*argv: str, output: Path = tmp_path / "report") -> dict[str, Any]:
-        assert run_command(Config, main, [*FEW, "--output", str(output), *argv], "evaluate") == 0, capsys.readouterr().err
+        assert run_command(Config, main, [*FEW, "--output", str(output), *argv], "evaluate") == 0, (
+            capsys.readouterr().err
+        )
         report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
         page = (output / "report.html").read_text(encoding="utf-8")
         assert page.lstrip().lower().startswith("<!doctype html>")
@@ -50,12 +54,16 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Evaluate:
 
 
 @pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """Runs the command, which must refuse with code 2 and one line before it loads a model -> the line."""
 
     def error(*argv: str, loads: bool = False) -> str:
         if not loads:
-            monkeypatch.setattr("agents.policy.model.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+            monkeypatch.setattr(
+                "agents.policy.load.load_policy", lambda *_, **__: pytest.fail("a model was loaded")
+            )
         capsys.readouterr()
         assert run_command(Config, main, [*FEW, "--output", str(tmp_path / "report"), *argv], "evaluate") == 2
         said = capsys.readouterr().err
@@ -71,8 +79,34 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two short runs, `network` and `sql`, each on the domain of its name."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("network", "sql"):
-        argv = ["--model", "embedded", "--cycles", "1", "--tasks", "4", "--eval-tasks", "4", "--eval-subset", "2", "--eval-samples", "1"]
-        argv += ["--domain", name, "--reward", "random", "--name", name, "--output", str(folder), "--temperature", "0.9", "--seed", "3"]
+        argv = [
+            "--model",
+            "embedded",
+            "--cycles",
+            "1",
+            "--tasks",
+            "4",
+            "--eval-tasks",
+            "4",
+            "--eval-subset",
+            "2",
+            "--eval-samples",
+            "1",
+        ]
+        argv += [
+            "--domain",
+            name,
+            "--reward",
+            "random",
+            "--name",
+            name,
+            "--output",
+            str(folder),
+            "--temperature",
+            "0.9",
+            "--seed",
+            "3",
+        ]
         assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
     return folder
 
@@ -90,15 +124,31 @@ def test_a_model(command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path
     assert set(report["truth"]) == {"network", "sql"} and "never executed" in report["truth"]["network"]
     (subject,) = report["subjects"]
     assert (subject["name"], subject["model"], subject["adapter"]) == ("embedded", "embedded", None)
-    assert set(subject["domains"]) == {"network", "sql"} and set(subject["unseen"]) <= {"paraphrase", "values"}
-    wanted = {"greedy", "pass@1", "pass@2", "inverse", "invalid", "not_executed", "auc", "auc_within", "best_of_k", "risk_area"}
+    assert set(subject["domains"]) == {"network", "sql"} and set(subject["unseen"]) <= {
+        "paraphrase",
+        "values",
+    }
+    wanted = {
+        "greedy",
+        "pass@1",
+        "pass@2",
+        "inverse",
+        "invalid",
+        "not_executed",
+        "auc",
+        "auc_within",
+        "best_of_k",
+        "risk_area",
+    }
     for row in (subject["all"], *subject["domains"].values(), *subject["unseen"].values()):
         assert wanted | {"calibration_error", "reward_minus_truth", "exact", "distinct"} <= set(row)
         assert all(set(estimate) == {"value", "low", "high", "tasks"} for estimate in row.values())
     assert all({"greedy", "inverse", "pass@1"} <= set(row) for row in subject["intents"].values())
     greedy = subject["all"]["greedy"]
     parts = [subject["domains"][name]["greedy"] for name in ("network", "sql")]
-    assert greedy["tasks"] == 12 and greedy["value"] == pytest.approx(sum(part["value"] for part in parts) / 2)
+    assert greedy["tasks"] == 12 and greedy["value"] == pytest.approx(
+        sum(part["value"] for part in parts) / 2
+    )
     assert greedy["low"] <= greedy["value"] <= greedy["high"]
     assert sum(row["greedy"]["tasks"] for row in subject["unseen"].values()) == 12
     assert sum(row["greedy"]["tasks"] for row in subject["intents"].values()) == 12
@@ -108,7 +158,10 @@ def test_a_model(command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path
     assert subject["not_executed"] == 0
     assert {"task", "reference", "command", "status", "reason", "differed"} == set(subject["failures"][0])
     exact = subject["exact_but"]["network"]
-    assert exact["exact but not right"] == 0 and exact["commands"] >= exact["exact"] + exact["right but not exact"]
+    assert (
+        exact["exact but not right"] == 0
+        and exact["commands"] >= exact["exact"] + exact["right but not exact"]
+    )
     settings = {
         "domain": "network,sql",
         "reward": "likelihood",
@@ -121,8 +174,19 @@ def test_a_model(command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path
     assert {name: report["settings"][name] for name in {**settings, **suited}} == settings | suited
 
 
-def test_json_alone_and_the_same_bytes(command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    argv = ["--model", "embedded", "--domain", "network", "--reward", "likelihood-min", "--temperature", "1.1"]
+def test_json_alone_and_the_same_bytes(
+    command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = [
+        "--model",
+        "embedded",
+        "--domain",
+        "network",
+        "--reward",
+        "likelihood-min",
+        "--temperature",
+        "1.1",
+    ]
     first = command(*argv, "--json", output=tmp_path / "a")
     said = capsys.readouterr()
     assert json.loads(said.out) == first
@@ -145,7 +209,10 @@ def test_the_default_folder_is_named_after_the_subjects(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "measure", lambda subject, settings, config, cases: answers_of(cases))
-    for argv, name in ((["--model", "embedded", "--domain", "network"], "embedded"), ([str(runs / "sql")], "sql--start--sql--end")):
+    for argv, name in (
+        (["--model", "embedded", "--domain", "network"], "embedded"),
+        ([str(runs / "sql")], "sql--start--sql--end"),
+    ):
         assert run_command(Config, main, argv, "evaluate") == 0
         assert capsys.readouterr().out.splitlines()[-1] == f"runs/evaluate/{name}/report.html"
         assert (tmp_path / "runs" / "evaluate" / name / "report.json").is_file()
@@ -154,7 +221,9 @@ def test_the_default_folder_is_named_after_the_subjects(
 # ---- runs ----
 
 
-def test_a_run_is_its_start_against_its_end(command: Evaluate, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_its_start_against_its_end(
+    command: Evaluate, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = command(str(runs / "network"))
     start, end = report["subjects"]
     assert (start["name"], end["name"]) == ("network, start", "network, end")
@@ -169,7 +238,11 @@ def test_a_run_is_its_start_against_its_end(command: Evaluate, runs: Path, capsy
     assert set(comparison["all"]) == {"greedy", "pass@1", "pass@2", "inverse", "reward"}
     greedy = comparison["all"]["greedy"]
     assert greedy["value"] == pytest.approx(end["all"]["greedy"]["value"] - start["all"]["greedy"]["value"])
-    assert greedy["tasks"] == 6 and greedy["p"] is not None and greedy["gained"] - greedy["lost"] == round(6 * greedy["value"])
+    assert (
+        greedy["tasks"] == 6
+        and greedy["p"] is not None
+        and greedy["gained"] - greedy["lost"] == round(6 * greedy["value"])
+    )
     assert (len(comparison["gained"]), len(comparison["lost"])) == (greedy["gained"], greedy["lost"])
     assert comparison["all"]["reward"]["value"] == 0.0  # noise does not depend on the policy
     assert set(comparison["intents"]) == set(start["intents"]) and set(comparison["domains"]) == {"network"}
@@ -179,7 +252,15 @@ def test_a_run_is_its_start_against_its_end(command: Evaluate, runs: Path, capsy
 
 def test_two_runs_and_a_checkpoint(command: Evaluate, runs: Path) -> None:
     checkpoint = runs / "network" / "checkpoints" / "cycle-0000"
-    report = command(str(checkpoint), str(runs / "network"), str(runs / "sql"), "--domain", "network", "--reward", "likelihood")
+    report = command(
+        str(checkpoint),
+        str(runs / "network"),
+        str(runs / "sql"),
+        "--domain",
+        "network",
+        "--reward",
+        "likelihood",
+    )
     assert [subject["name"] for subject in report["subjects"]] == ["network, cycle-0000", "network", "sql"]
     assert [(c["first"], c["second"]) for c in report["comparisons"]] == [
         ("network, cycle-0000", "network"),
@@ -260,7 +341,9 @@ def test_own_tasks(command: Evaluate, tmp_path: Path) -> None:
         ("task: x", "not JSON"),
     ],
 )
-def test_faulty_tasks_are_named_before_a_model_is_loaded(tmp_path: Path, refused: Callable[..., str], line: str, message: str) -> None:
+def test_faulty_tasks_are_named_before_a_model_is_loaded(
+    tmp_path: Path, refused: Callable[..., str], line: str, message: str
+) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"task": "x", "reference": "y"}\n' + line + "\n")
     said = refused("--model", "embedded", "--domain", "network", "--tasks-file", str(path))
@@ -270,19 +353,28 @@ def test_faulty_tasks_are_named_before_a_model_is_loaded(tmp_path: Path, refused
 # ---- without a sandbox ----
 
 
-def test_without_a_sandbox_the_rest_goes_on(command: Evaluate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_sandbox_the_rest_goes_on(
+    command: Evaluate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     _verdict.cache_clear()
     monkeypatch.setattr("envs.verify.shell.unavailable", lambda: MISSING)
     report = command("--model", "embedded", "--domain", "shell,network")
     said = capsys.readouterr()
-    assert f"18 commands were not executed and count neither way: {MISSING}" in said.out  # 6 greedy and 12 sampled ones
+    assert (
+        f"18 commands were not executed and count neither way: {MISSING}" in said.out
+    )  # 6 greedy and 12 sampled ones
     (subject,) = report["subjects"]
     assert subject["not_executed"] == 18
     shell, network = subject["domains"]["shell"], subject["domains"]["network"]
-    assert {shell[name]["value"] for name in ("greedy", "pass@1", "pass@2", "invalid", "auc", "best_of_k", "reward")} == {None}
+    assert {
+        shell[name]["value"]
+        for name in ("greedy", "pass@1", "pass@2", "invalid", "auc", "best_of_k", "reward")
+    } == {None}
     assert shell["not_executed"]["value"] == 1.0 and shell["greedy"]["tasks"] == 0
     assert network["greedy"]["tasks"] == 6 and network["greedy"]["value"] is not None
-    assert subject["all"]["greedy"] == network["greedy"] | {key: subject["all"]["greedy"][key] for key in ("low", "high")}
+    assert subject["all"]["greedy"] == network["greedy"] | {
+        key: subject["all"]["greedy"][key] for key in ("low", "high")
+    }
     assert subject["all"]["inverse"]["tasks"] == 12  # reading back needs no sandbox
     assert {"domain": "shell", "status": "not_executed", "reason": MISSING, "count": 18} in subject["reasons"]
     assert all(failure["status"] != "not_executed" for failure in subject["failures"])
@@ -303,7 +395,12 @@ def answers_of(cases: list[Case], statuses: str = "", samples: int = 0) -> list[
     known: dict[str, Status] = {"+": "correct", "-": "wrong", "!": "invalid", "?": "not_executed"}
     marks = statuses or "+" * len(cases)
     return [
-        Answer(case, Judged(f"command {mark}", Verdict(known[mark], "" if mark == "+" else f"because {mark}"), mark == "+"))
+        Answer(
+            case,
+            Judged(
+                f"command {mark}", Verdict(known[mark], "" if mark == "+" else f"because {mark}"), mark == "+"
+            ),
+        )
         for case, mark in zip(cases, marks, strict=True)
     ]
 
@@ -321,7 +418,9 @@ def test_gained_and_lost_are_what_mcnemar_counts() -> None:
     greedy = found["all"]["greedy"]
     assert (greedy["gained"], greedy["lost"], greedy["tasks"]) == (2, 1, 5)
     assert [row["why"] for row in found["gained"]] == ["because -", "because !"]
-    assert [(row["before"], row["command"], row["why"]) for row in found["lost"]] == [("command +", "command -", "because -")]
+    assert [(row["before"], row["command"], row["why"]) for row in found["lost"]] == [
+        ("command +", "command -", "because -")
+    ]
 
 
 def test_reasons_and_exact_matches() -> None:
@@ -331,12 +430,22 @@ def test_reasons_and_exact_matches() -> None:
         {"domain": "network", "status": "wrong", "reason": "because -", "count": 2},
         {"domain": "network", "status": "invalid", "reason": "because !", "count": 1},
     ]
-    assert described["exact_but"]["network"] == {"commands": 4, "exact": 1, "right but not exact": 0, "exact but not right": 0}
+    assert described["exact_but"]["network"] == {
+        "commands": 4,
+        "exact": 1,
+        "right but not exact": 0,
+        "exact but not right": 0,
+    }
     case = Case(Task("t/1", "network", "x"), "r")
     equal = Judged("r", Verdict("wrong"), True)
     other = Judged("q", Verdict("correct"), False)
     exact = describe([Answer(case, equal, (equal, other, other))], 2)["exact_but"]["network"]
-    assert exact == {"commands": 2, "exact": 1, "right but not exact": 1, "exact but not right": 1}  # different commands, each once
+    assert exact == {
+        "commands": 2,
+        "exact": 1,
+        "right but not exact": 1,
+        "exact but not right": 1,
+    }  # different commands, each once
 
 
 def test_a_report_has_no_number_that_json_has_not(command: Evaluate, tmp_path: Path) -> None:
@@ -365,8 +474,14 @@ def test_a_report_has_no_number_that_json_has_not(command: Evaluate, tmp_path: P
         (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
         (["--domain", ","], "--domain ',': name at least one domain"),
         (["--tasks-file", "no.jsonl"], "--tasks-file no.jsonl: needs --domain with the one domain"),
-        (["--tasks-file", "no.jsonl", "--domain", "all"], "--tasks-file no.jsonl: needs --domain with the one domain"),
-        (["--tasks-file", "no.jsonl", "--domain", "sql"], "no.jsonl: cannot be read (No such file or directory): give"),
+        (
+            ["--tasks-file", "no.jsonl", "--domain", "all"],
+            "--tasks-file no.jsonl: needs --domain with the one domain",
+        ),
+        (
+            ["--tasks-file", "no.jsonl", "--domain", "sql"],
+            "no.jsonl: cannot be read (No such file or directory): give",
+        ),
         (["--sample", "3"], "unknown flag --sample: did you mean --samples?"),
         (["--output", "/proc/no"], "--output /proc/no: cannot be written"),
     ],
@@ -377,14 +492,26 @@ def test_wrong_flags(refused: Callable[..., str], flags: list[str], message: str
 
 def test_wrong_subjects(refused: Callable[..., str], runs: Path, tmp_path: Path) -> None:
     run, adapter = str(runs / "sql"), str(runs / "sql" / "checkpoints" / "cycle-0001")
-    assert refused("runs/no-such-run").startswith("runs/no-such-run: no such folder: give a run, one of its checkpoints, or a model")
+    assert refused("runs/no-such-run").startswith(
+        "runs/no-such-run: no such folder: give a run, one of its checkpoints, or a model"
+    )
     assert refused(str(tmp_path / "no")).startswith(f"{tmp_path}/no: no such folder")
-    assert refused(run, "--model", "embedded").startswith("--model: give either subjects or --model and --adapter")
-    assert refused(run, "--adapter", adapter).startswith("--adapter: give either subjects or --model and --adapter")
-    assert refused(run, str(runs / "network")).startswith("--domain: the runs were made on different ones (network; sql): say which")
+    assert refused(run, "--model", "embedded").startswith(
+        "--model: give either subjects or --model and --adapter"
+    )
+    assert refused(run, "--adapter", adapter).startswith(
+        "--adapter: give either subjects or --model and --adapter"
+    )
+    assert refused(run, str(runs / "network")).startswith(
+        "--domain: the runs were made on different ones (network; sql): say which"
+    )
     lone = shutil.copytree(adapter, tmp_path / "lone")
-    assert refused(str(lone)).startswith(f"{lone}: an adapter that is in no run: give its base as --model and the folder as --adapter")
-    assert refused(run, "--tasks-file", "no.jsonl").startswith("no.jsonl: cannot be read")  # the run says the domain
+    assert refused(str(lone)).startswith(
+        f"{lone}: an adapter that is in no run: give its base as --model and the folder as --adapter"
+    )
+    assert refused(run, "--tasks-file", "no.jsonl").startswith(
+        "no.jsonl: cannot be read"
+    )  # the run says the domain
 
 
 def test_models_that_cannot_be_loaded(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -396,15 +523,28 @@ def test_models_that_cannot_be_loaded(refused: Callable[..., str], tmp_path: Pat
     assert said("shel").startswith("--model shel: cannot be loaded")
 
 
-BROKEN = [b"\xff\xfe", b"{", b"- a", b"", b"domain: sql", b"model: 3", b"model: a\ndomain: [sql]", b"model: a\ntemperature: warm"]
+BROKEN = [
+    b"\xff\xfe",
+    b"{",
+    b"- a",
+    b"",
+    b"domain: sql",
+    b"model: 3",
+    b"model: a\ndomain: [sql]",
+    b"model: a\ntemperature: warm",
+]
 
 
 @pytest.mark.parametrize("content", BROKEN)
-def test_a_run_whose_configuration_is_broken(runs: Path, tmp_path: Path, refused: Callable[..., str], content: bytes) -> None:
+def test_a_run_whose_configuration_is_broken(
+    runs: Path, tmp_path: Path, refused: Callable[..., str], content: bytes
+) -> None:
     folder = shutil.copytree(runs / "sql", tmp_path / "broken")
     (folder / "config.yaml").write_bytes(content)
     for subject in (folder, folder / "checkpoints" / "cycle-0001"):
-        assert refused(str(subject)).startswith(f"{folder}/config.yaml: cannot be read: restore the file, or give another run")
+        assert refused(str(subject)).startswith(
+            f"{folder}/config.yaml: cannot be read: restore the file, or give another run"
+        )
 
 
 def test_a_run_without_a_checkpoint(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

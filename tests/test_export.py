@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from agents import dpo, rejection_sft
+from agents.cli.command import run_command
 from agents.export import Config, has_template, main
-from agents.policy.model import EMBEDDED, Policy, load_policy
-from agents.training.command import run_command
+from agents.policy.load import EMBEDDED, load_policy
+from agents.policy.policy import Policy
 from envs.domain import load_domain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,8 +31,17 @@ def lines(path: Path) -> Rows:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def row(cycle: int, task: str, command: str, score: float | None, accepted: bool = False, **others: Any) -> dict[str, Any]:
-    where = {"cycle": cycle, "phase": "before", "task_id": f"train/x/{task}", "domain": "shell", "task": task, "tool": "wc"}
+def row(
+    cycle: int, task: str, command: str, score: float | None, accepted: bool = False, **others: Any
+) -> dict[str, Any]:
+    where = {
+        "cycle": cycle,
+        "phase": "before",
+        "task_id": f"train/x/{task}",
+        "domain": "shell",
+        "task": task,
+        "tool": "wc",
+    }
     return {**where, "command": command, "score": score, "truncated": False, "accepted": accepted, **others}
 
 
@@ -52,8 +62,12 @@ ROWS: Rows = [
 def make(folder: Path, rows: Rows = ROWS, **settings: Any) -> str:
     """A run's folder with these rollouts."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": "embedded", "domain": "all", "candidates": 3, **settings}))
-    (folder / "rollouts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"model": "embedded", "domain": "all", "candidates": 3, **settings})
+    )
+    (folder / "rollouts.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return str(folder)
 
 
@@ -65,10 +79,16 @@ def test_what_the_run_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = tmp_path / "new" / "sft.jsonl"
     assert export(make(tmp_path / "a"), "--format", "sft", "--output", str(out)) == 0
     prompt = load_domain("shell").prompt("forward", task="count α", tool="wc")
-    assert lines(out)[0] == {"prompt": [{"role": "user", "content": prompt}], "completion": [{"role": "assistant", "content": "wc -l a"}]}
+    assert lines(out)[0] == {
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": "wc -l a"}],
+    }
     assert commands(out, "completion") == ["wc -l a", "date"]
     about, last = capsys.readouterr().out.splitlines()
-    assert about == "2 examples for TRL's SFTTrainer, prompt, completion, as messages, since embedded has a chat template"
+    assert (
+        about
+        == "2 examples for TRL's SFTTrainer, prompt, completion, as messages, since embedded has a chat template"
+    )
     assert last == str(out)
     assert "α" in out.read_text(encoding="utf-8")
 
@@ -117,7 +137,9 @@ def test_a_domain_whose_path_was_relative(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_text((ROOT / "configs/domains/shell.yaml").read_text().replace("name: shell", "name: mine"))
     run = make(tmp_path / "a", [row(1, "x", "pwd", 0.1, True, domain="mine.yaml")], domain=f"shell,{path}")
     assert export(run, "--output", str(tmp_path / "o")) == 0
-    assert lines(tmp_path / "o")[0]["prompt"][0]["content"] == load_domain("shell").prompt("forward", task="x", tool="wc")
+    assert lines(tmp_path / "o")[0]["prompt"][0]["content"] == load_domain("shell").prompt(
+        "forward", task="x", tool="wc"
+    )
     path.unlink()
     load_domain.cache_clear()
 
@@ -127,11 +149,13 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from agents.export import Config, main\n"
-        "from agents.training.command import run_command\n"
+        "from agents.cli.command import run_command\n"
         f"assert run_command(Config, main, [{run!r}, '--format', 'dpo', '--output', {str(out)!r}], 'export') == 0\n"
         "print({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules))\n"
     )
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert (process.returncode, process.stderr) == (0, "")
     assert process.stdout.endswith("set()\n") and len(lines(out)) == 2
 
@@ -141,7 +165,14 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
 
 def settings(tmp: Path) -> dict[str, Any]:
     quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
-    return {"output_dir": str(tmp / "trl"), "max_steps": 1, "bf16": False, "gradient_checkpointing": False, "use_cpu": True, **quiet}
+    return {
+        "output_dir": str(tmp / "trl"),
+        "max_steps": 1,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        **quiet,
+    }
 
 
 def train_sft(folder: Path, data: Path, tmp: Path) -> Rows:
@@ -170,7 +201,9 @@ def train_dpo(folder: Path, data: Path, tmp: Path) -> Rows:
 
 def in_generation(policy: Policy, rows: Rows) -> list[tuple[list[int], list[int]]]:
     """Prompt ids in the generation template; ids of the command and the end of the sequence."""
-    prompts = policy.prompt_ids([load_domain(row["domain"]).prompt("forward", task=row["task"], tool=row["tool"]) for row in rows])
+    prompts = policy.prompt_ids(
+        [load_domain(row["domain"]).prompt("forward", task=row["task"], tool=row["tool"]) for row in rows]
+    )
     answers = policy.completion_ids([row["command"] for row in rows])
     return [(p, [*a, policy.tokenizer.eos_token_id]) for p, a in zip(prompts, answers, strict=True)]
 
@@ -179,7 +212,20 @@ def in_generation(policy: Policy, rows: Rows) -> list[tuple[list[int], list[int]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a cycle of online DPO, whose accepted candidates are those that it preferred."""
     folder = tmp_path_factory.mktemp("trained")
-    argv = ["--model", "embedded", "--tasks", "12", "--eval-tasks", "6", "--eval-subset", "6", "--eval-samples", "1", "--cycles", "1"]
+    argv = [
+        "--model",
+        "embedded",
+        "--tasks",
+        "12",
+        "--eval-tasks",
+        "6",
+        "--eval-subset",
+        "6",
+        "--eval-samples",
+        "1",
+        "--cycles",
+        "1",
+    ]
     argv += ["--reward", "random", "--output", str(folder), "--name", "run"]
     assert run_command(dpo.Config, dpo.main, argv, "dpo") == 0
     return folder / "run"
@@ -189,19 +235,27 @@ def test_sft_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, t
     assert export(str(trained), "--select", "best", "--output", str(tmp_path / "o.jsonl")) == 0
     seen = train_sft(EMBEDDED, tmp_path / "o.jsonl", tmp_path)
     groups = [lines(trained / "rollouts.jsonl")[start : start + 3] for start in range(0, 36, 3)]
-    best = [max((row for row in group if not row["truncated"]), key=lambda row: row["score"]) for group in groups]
+    best = [
+        max((row for row in group if not row["truncated"]), key=lambda row: row["score"]) for group in groups
+    ]
     wanted = in_generation(load_policy("embedded"), best)
     assert [row["input_ids"] for row in seen] == [prompt + answer for prompt, answer in wanted]
-    assert [row["labels"] for row in seen] == [[-100] * len(prompt) + answer for prompt, answer in wanted]  # no loss on prompts
+    assert [row["labels"] for row in seen] == [
+        [-100] * len(prompt) + answer for prompt, answer in wanted
+    ]  # no loss on prompts
     # They are those that the model wrote, but where it wrote a word in other tokens than the tokenizer does.
-    assert sum(answer[:-1] == row["token_ids"] for (_, answer), row in zip(wanted, best, strict=True)) > 0.8 * len(best)
+    assert sum(
+        answer[:-1] == row["token_ids"] for (_, answer), row in zip(wanted, best, strict=True)
+    ) > 0.8 * len(best)
 
 
 def test_dpo_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, tmp_path: Path) -> None:
     assert export(str(trained), "--format", "dpo", "--output", str(tmp_path / "o.jsonl")) == 0
     rows = lines(trained / "rollouts.jsonl")
     accepted = [row for row in rows if row["accepted"]]
-    assert commands(tmp_path / "o.jsonl", "chosen") == [row["command"] for row in accepted] and len(accepted) > 2
+    assert (
+        commands(tmp_path / "o.jsonl", "chosen") == [row["command"] for row in accepted] and len(accepted) > 2
+    )
     seen = train_dpo(EMBEDDED, tmp_path / "o.jsonl", tmp_path)
     wanted = in_generation(load_policy("embedded"), accepted)
     assert [(row["prompt_ids"], row["chosen_ids"]) for row in seen] == wanted
@@ -209,9 +263,14 @@ def test_dpo_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, t
     assert [row["rejected_ids"][:-1] for row in seen] == rejected
 
 
-def test_a_model_without_a_chat_template_gets_text(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_a_chat_template_gets_text(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`plain` has no chat template: generation ends the prompt in a line feed, and so does the text."""
-    rows, policy = [row(1, "show the date", "date", 0.9, True), row(1, "show the date", "wc -l", 0.1)], load_policy(str(plain))
+    rows, policy = (
+        [row(1, "show the date", "date", 0.9, True), row(1, "show the date", "wc -l", 0.1)],
+        load_policy(str(plain)),
+    )
     run = make(tmp_path / "a", rows, model=str(plain))
     assert export(run, "--output", str(tmp_path / "sft")) == 0
     assert capsys.readouterr().out.splitlines()[0].endswith(f"as text, since {plain} has no chat template")
@@ -221,21 +280,34 @@ def test_a_model_without_a_chat_template_gets_text(plain: Path, tmp_path: Path, 
     assert export(run, "--format", "dpo", "--output", str(tmp_path / "dpo")) == 0
     assert lines(tmp_path / "dpo")[0]["prompt"].endswith("show the date\n")
     (seen,) = train_dpo(plain, tmp_path / "dpo", tmp_path)
-    assert [seen[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")] == [prompt, answer, in_generation(policy, rows[1:])[0][1]]
+    assert [seen[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")] == [
+        prompt,
+        answer,
+        in_generation(policy, rows[1:])[0][1],
+    ]
 
 
-def test_which_models_have_a_chat_template(pocket: Path, plain: Path, foreign_mistral: Path, tmp_path: Path) -> None:
+def test_which_models_have_a_chat_template(
+    pocket: Path, plain: Path, foreign_mistral: Path, tmp_path: Path
+) -> None:
     assert [has_template(str(model)) for model in ("embedded", pocket, foreign_mistral)] == [True] * 3
     assert has_template(str(plain)) is False
     assert has_template("some/model-that-is-not-here") is None
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')  # where older versions keep it
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"chat_template": "{{ messages }}"}'
+    )  # where older versions keep it
     assert has_template(str(tmp_path)) is True
 
 
-def test_style_by_hand_and_where_it_is_not_known(tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_style_by_hand_and_where_it_is_not_known(
+    tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, out = make(tmp_path / "a", model="some/model-that-is-not-here"), tmp_path / "o"
     assert export(run, "--output", str(out)) == 0
-    assert "a chat template that some/model-that-is-not-here is taken to have: else give --style text" in capsys.readouterr().out
+    assert (
+        "a chat template that some/model-that-is-not-here is taken to have: else give --style text"
+        in capsys.readouterr().out
+    )
     assert isinstance(lines(out)[0]["prompt"], list)
     assert export(run, make(tmp_path / "b", model=str(plain)), "--output", str(out), "--style", "text") == 0
     assert isinstance(lines(out)[0]["prompt"], str)
@@ -253,7 +325,10 @@ def test_style_by_hand_and_where_it_is_not_known(tmp_path: Path, plain: Path, ca
         (["RUN", "--format", "kto"], "--format kto: must be one of sft, dpo"),
         (["RUN", "--format", "dpo", "--margin", "-1"], "--margin -1.0: must be 0 or more"),
         (["RUN", "--select", "threshold", "--threshold", "nan"], "--threshold nan: must be a number"),
-        (["RUN", "--threshold", "0.9"], "--threshold 0.9: is for --format sft --select threshold: leave it out"),
+        (
+            ["RUN", "--threshold", "0.9"],
+            "--threshold 0.9: is for --format sft --select threshold: leave it out",
+        ),
         (["RUN", "--margin", "0.1"], "--margin 0.1: is for --format dpo: leave it out"),
         (["RUN", "--format", "dpo", "--select", "best"], "--select best: is for --format sft"),
         (["RUN", "--format", "dpo", "--margin", "2"], "RUN: no example in it: lower --margin"),
@@ -316,7 +391,20 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 
 def test_of_a_run_that_chose_it_is_what_it_trained_on(tmp_path: Path) -> None:
-    argv = ["--model", "embedded", "--tasks", "6", "--eval-tasks", "6", "--eval-subset", "6", "--eval-samples", "1", "--cycles", "1"]
+    argv = [
+        "--model",
+        "embedded",
+        "--tasks",
+        "6",
+        "--eval-tasks",
+        "6",
+        "--eval-subset",
+        "6",
+        "--eval-samples",
+        "1",
+        "--cycles",
+        "1",
+    ]
     argv += ["--reward", "random", "--output", str(tmp_path), "--name", "run"]
     assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
     assert export(str(tmp_path / "run"), "--output", str(tmp_path / "o")) == 0

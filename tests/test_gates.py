@@ -11,7 +11,7 @@ import pytest
 from envs.domain import load_domain
 from envs.source import Templates
 from envs.types import Score, Task
-from envs.verify import reference
+from envs.verify.truth import reference
 from rewards import make_reward
 from rewards.gates import CAPS, LONGEST, Gated, copied_share, gate, stripped, syntax_of
 from rewards.inversion import Likelihood
@@ -31,16 +31,23 @@ class Noted:
         self.inverter = "current"
         self.used: list[str] = []
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         self.used.append(self.inverter)
         self.seen += [command for row in commands_P_G for command in row]
         score = Score(self.value, {"part": 1.0}, "back", "" if self.value is not None else "why")
-        return [[score if command else Score(None, reason="empty command") for command in row] for row in commands_P_G]
+        return [
+            [score if command else Score(None, reason="empty command") for command in row]
+            for row in commands_P_G
+        ]
 
 
 def honest(split: str, count: int) -> list[tuple[Task, str]]:
     """Tasks of the three domains with their references."""
-    tasks = Templates([load_domain(name) for name in ("network", "shell", "sql")], split).tasks(count, "gates")
+    tasks = Templates([load_domain(name) for name in ("network", "shell", "sql")], split).tasks(
+        count, "gates"
+    )
     return [(task, str(reference(task))) for task in tasks]
 
 
@@ -58,14 +65,25 @@ def test_right_commands_pass_unchanged(split: str) -> None:
 def test_gated_scores_of_right_commands_are_the_ungated_ones(embedded: Any) -> None:
     pairs = honest("heldout", 60)
     tasks, commands = [task for task, _ in pairs], [[command] for _, command in pairs]
-    for name in ("likelihood", "likelihood-min", "lift", "slots", "self-certainty", "entropy", "self-judge", "seed"):
-        gated, plain = (make_reward(name, embedded, [], gates=gates)(tasks, commands, seed=3) for gates in (True, False))
+    for name in (
+        "likelihood",
+        "likelihood-min",
+        "lift",
+        "slots",
+        "self-certainty",
+        "entropy",
+        "self-judge",
+        "seed",
+    ):
+        gated, plain = (
+            make_reward(name, embedded, [], gates=gates)(tasks, commands, seed=3) for gates in (True, False)
+        )
         assert [row[0].value for row in gated] == [row[0].value for row in plain], name
 
 
 @pytest.fixture(scope="module")
 def embedded() -> Any:
-    from agents.policy.model import load_policy
+    from agents.policy.load import load_policy
 
     return load_policy("embedded")
 
@@ -157,11 +175,26 @@ def test_what_is_stripped(task: Task, command: str, left: str) -> None:
 def test_the_reward_sees_what_is_left_and_its_score_is_multiplied() -> None:
     inner = Noted()
     [[right, comment, copied, empty, long]] = Gated(inner)(
-        [LINES], [["grep error notes.txt", "grep x y # all lines", "grep show all lines that contain", " ", "grep " + "x" * LONGEST]]
+        [LINES],
+        [
+            [
+                "grep error notes.txt",
+                "grep x y # all lines",
+                "grep show all lines that contain",
+                " ",
+                "grep " + "x" * LONGEST,
+            ]
+        ],
     )
     assert inner.seen == ["grep error notes.txt", "grep x y", "grep show all lines that contain", " ", ""]
     assert (right.value, comment.value, copied.value, long.value) == (0.7, 0.7, 0.0, None)
-    assert copied.parts == {"part": 1.0, "gate/valid": 1.0, "gate/copied": 0.0, "gate/characters": 1.0, "gate/template": 1.0}
+    assert copied.parts == {
+        "part": 1.0,
+        "gate/valid": 1.0,
+        "gate/copied": 0.0,
+        "gate/characters": 1.0,
+        "gate/template": 1.0,
+    }
     assert copied.reason == "repeats the words of its task" and copied.reconstruction == "back"
     assert long.reason == "more than 512 characters" and long.parts == {"gate/length": 0.0}
     assert empty == Noted()([LINES], [[" "]])[0][0]
@@ -189,7 +222,10 @@ def test_gates_are_a_choice_and_controls_and_truth_have_none() -> None:
     model: Any = None
     assert isinstance(make_reward("likelihood", model, []), Gated)
     assert isinstance(make_reward("likelihood", model, [], gates=False), Likelihood)
-    assert not any(isinstance(make_reward(name, model, []), Gated) for name in ("random", "shuffled", "length", "constant", "truth"))
+    assert not any(
+        isinstance(make_reward(name, model, []), Gated)
+        for name in ("random", "shuffled", "length", "constant", "truth")
+    )
     with pytest.raises(ValueError):
         Gated(Noted())([SCAN], [["a"], ["b"]])
 
@@ -205,15 +241,23 @@ def test_the_loop_scores_a_gated_reward_under_both_inverters(embedded: Any) -> N
     group = [Rollout(SCAN, Completion("nmap -p 443 web1.test"), Score(None))]
     gap = inverter_gap(reward, [group], 0)
     under = [
-        make_reward("likelihood", embedded, [], inverter=which)([SCAN], [["nmap -p 443 web1.test"]])[0][0] for which in ("current", "base")
+        make_reward("likelihood", embedded, [], inverter=which)([SCAN], [["nmap -p 443 web1.test"]])[0][0]
+        for which in ("current", "base")
     ]
-    assert gap is not None and gap != 0.0 and gap == pytest.approx(float(under[0].value or 0) - float(under[1].value or 0))
+    assert (
+        gap is not None
+        and gap != 0.0
+        and gap == pytest.approx(float(under[0].value or 0) - float(under[1].value or 0))
+    )
     assert 0 <= keep_score(embedded, reward, [SCAN, LINES], 16, 0) <= 1 and reward.inverter == "current"  # type: ignore[attr-defined]
 
 
 def test_an_environment_passes_gates_and_inverter_on() -> None:
-    from agents.policy.environment import make_env
+    from agents.policy.gym_factory import make_env
 
-    gated, plain = (make_env("network", reward="likelihood", gates=gates, inverter="current").reward for gates in (True, False))
+    gated, plain = (
+        make_env("network", reward="likelihood", gates=gates, inverter="current").reward
+        for gates in (True, False)
+    )
     assert isinstance(gated, Gated) and isinstance(plain, Likelihood)
     assert gated.inverter == plain.inverter == "current"

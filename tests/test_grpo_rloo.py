@@ -17,8 +17,9 @@ import pytest
 import torch
 from conftest import kill_after_the_first_of_three, stir
 
-from agents.policy.model import Lora, Policy, load_policy
-from agents.training.command import run_command
+from agents.cli.command import run_command
+from agents.policy.load import Lora, load_policy
+from agents.policy.policy import Policy
 from agents.training.config import TrainingError
 from agents.training.rollouts import forward_prompt
 from agents.training.update import adamw
@@ -29,11 +30,24 @@ from envs.types import Score, Task
 
 trl = pytest.importorskip("trl")
 
-from agents.training import online  # noqa: E402
+from agents.training import trl_online as online  # noqa: E402
 
 AGENTS = ("grpo", "rloo")
 TRAINERS = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer"}
-SMALL = ["--tasks", "4", "--batch-size", "6", "--eval-tasks", "6", "--eval-subset", "3", "--eval-samples", "1", "--max-new-tokens", "48"]
+SMALL = [
+    "--tasks",
+    "4",
+    "--batch-size",
+    "6",
+    "--eval-tasks",
+    "6",
+    "--eval-subset",
+    "3",
+    "--eval-samples",
+    "1",
+    "--max-new-tokens",
+    "48",
+]
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl", "progress.json", "self_improvement_results.json")
 
 
@@ -56,11 +70,18 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 def written(folder: Path) -> dict[str, bytes]:
     """What must be the same bytes for the same seed: logs, results, the last adapter and the optimizer's moments."""
     last = max((folder / "checkpoints").iterdir())
-    files = {name: (folder / name).read_bytes().replace(str(folder.parent).encode(), b"OUTPUT") for name in LOGS}
-    return {**files, **{name: (last / name).read_bytes() for name in ("adapter_model.safetensors", "optimizer.pt")}}
+    files = {
+        name: (folder / name).read_bytes().replace(str(folder.parent).encode(), b"OUTPUT") for name in LOGS
+    }
+    return {
+        **files,
+        **{name: (last / name).read_bytes() for name in ("adapter_model.safetensors", "optimizer.pt")},
+    }
 
 
-def abstaining(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+def abstaining(
+    tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+) -> list[list[Score]]:
     """A score that depends on the command and the seed; none for the first candidate of every second task."""
     return [
         [
@@ -98,15 +119,30 @@ class Spy:
 def learner(policy: Policy, tmp_path: Path) -> Iterator[Callable[..., online.Online]]:
     """`learner(agent, policy=, reward=, trl=, **settings)`: TRL's trainer on a tiny policy, with 4 shell tasks x 3 candidates a cycle."""
 
-    def make(agent: str, model: Policy | None = None, reward: Any = abstaining, source: Any = None, **settings: Any) -> online.Online:
+    def make(
+        agent: str, model: Policy | None = None, reward: Any = abstaining, source: Any = None, **settings: Any
+    ) -> online.Online:
         module = importlib.import_module(f"agents.{agent}")
-        settings = {"tasks": 4, "candidates": 3, "batch_size": 6, "max_new_tokens": 48, "lr": 1e-2, "output": str(tmp_path), **settings}
+        settings = {
+            "tasks": 4,
+            "candidates": 3,
+            "batch_size": 6,
+            "max_new_tokens": 48,
+            "lr": 1e-2,
+            "output": str(tmp_path),
+            **settings,
+        }
         config = module.Config(**settings)
         session: Any = SimpleNamespace(
-            policy=model or policy, source=source or Templates([load_domain("shell")]), reward=reward, run=SimpleNamespace(folder=tmp_path)
+            policy=model or policy,
+            source=source or Templates([load_domain("shell")]),
+            reward=reward,
+            run=SimpleNamespace(folder=tmp_path),
         )
         optimizer = adamw(session.policy.trainable(), config.lr, None)
-        return online.Online(getattr(trl, TRAINERS[agent]), module.arguments(config), config, session, optimizer)
+        return online.Online(
+            getattr(trl, TRAINERS[agent]), module.arguments(config), config, session, optimizer
+        )
 
     return make
 
@@ -116,7 +152,11 @@ def learner(policy: Policy, tmp_path: Path) -> Iterator[Callable[..., online.Onl
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_logged_reward_is_the_trained_reward(
-    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch, agent: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    pocket: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    agent: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("agents.training.session.make_reward", lambda *_, **__: abstaining)
     spy = Spy(monkeypatch, agent)
@@ -136,30 +176,60 @@ def test_the_logged_reward_is_the_trained_reward(
             deviation = torch.stack([group[~group.isnan()].std() for group in groups])[:, None]
             wanted = (groups - groups.nanmean(1, keepdim=True)) / (deviation + 1e-4)
         else:
-            wanted = groups - (groups.nansum(1, keepdim=True) - groups) / ((~groups.isnan()).sum(1, keepdim=True) - 1)
+            wanted = groups - (groups.nansum(1, keepdim=True) - groups) / (
+                (~groups.isnan()).sum(1, keepdim=True) - 1
+            )
         assert torch.allclose(batch["advantages"].view(4, 3), wanted.nan_to_num(0.0), atol=1e-5)
         for row, ids, mask in zip(logged, batch["completion_ids"], batch["completion_mask"], strict=True):
             trained_ids = ids[mask.bool()].tolist()
             assert trained_ids[: len(row["token_ids"])] == ([] if row["truncated"] else row["token_ids"])
             assert len(trained_ids) <= len(row["token_ids"]) + 1  # the token that ended it
-        assert {row["truncated"] for row in rows} == {True, False}  # and one that was cut has no token in the loss
+        assert {row["truncated"] for row in rows} == {
+            True,
+            False,
+        }  # and one that was cut has no token in the loss
     printed = capsys.readouterr()
     assert "grad_norm" not in printed.out and "train_runtime" not in printed.out
     assert printed.err == ""
-    ours = ("model:", "reward:", "start", "cycle", "all, ", "24 candidates", "held-out", "curves:", str(folder), *"┏┃┡│└")
+    ours = (
+        "model:",
+        "reward:",
+        "start",
+        "cycle",
+        "all, ",
+        "24 candidates",
+        "held-out",
+        "curves:",
+        str(folder),
+        *"┏┃┡│└",
+    )
     assert all(line.startswith(ours) or "not executed" in line for line in printed.out.splitlines())
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_metrics_have_our_names_and_the_adapter_changes_every_cycle(tmp_path: Path, pocket: Path, agent: str) -> None:
+def test_metrics_have_our_names_and_the_adapter_changes_every_cycle(
+    tmp_path: Path, pocket: Path, agent: str
+) -> None:
     folder = run(tmp_path, agent, pocket, "--cycles", "2")
-    wanted = {"loss", "grad_norm", "kl", "entropy", "clip_fraction", "reward_std", "frac_reward_zero_std", "steps"}
+    wanted = {
+        "loss",
+        "grad_norm",
+        "kl",
+        "entropy",
+        "clip_fraction",
+        "reward_std",
+        "frac_reward_zero_std",
+        "steps",
+    }
     for row in lines(folder, "metrics.jsonl")[1:]:
         assert {name for name in row if name.startswith("train/")} == {f"train/{name}" for name in wanted}
         assert row["train/steps"] == 2 and row["train/grad_norm"] > 0 and row["train/entropy"] > 0
     timings = lines(folder, "timings.jsonl")[-1]
     assert all(timings[f"time/{name}"] > 0 for name in ("generate", "reward", "train"))
-    adapters = {(folder / "checkpoints" / f"cycle-000{cycle}" / "adapter_model.safetensors").read_bytes() for cycle in (1, 2)}
+    adapters = {
+        (folder / "checkpoints" / f"cycle-000{cycle}" / "adapter_model.safetensors").read_bytes()
+        for cycle in (1, 2)
+    }
     assert len(adapters) == 2
     known = {*LOGS, "config.yaml", "environment.json", "timings.jsonl", "tensorboard", "checkpoints"}
     assert {path.name for path in folder.iterdir()} == known
@@ -177,7 +247,10 @@ def test_a_rollout_holds_the_probabilities_of_what_was_written(learner: Any, age
         for rollout in group:
             [expected] = policy.logprobs_of_ids([(prompt, rollout.completion.token_ids)])
             assert np.allclose(rollout.completion.logprobs, expected, atol=1e-4)
-            assert rollout.completion.text == policy.completion(list(rollout.completion.token_ids), expected).text
+            assert (
+                rollout.completion.text
+                == policy.completion(list(rollout.completion.token_ids), expected).text
+            )
 
 
 # --- TRL writes as the policy does
@@ -186,7 +259,14 @@ def test_a_rollout_holds_the_probabilities_of_what_was_written(learner: Any, age
 @pytest.mark.parametrize("agent", AGENTS)
 def test_trl_writes_as_the_policy_does(agent: str, tmp_path: Path, learner: Any) -> None:
     """At a temperature near 0 both write the likeliest tokens."""
-    settings = {"tasks": 6, "candidates": 2, "batch_size": 12, "max_new_tokens": 48, "temperature": 0.001, "beta": 0.0}
+    settings = {
+        "tasks": 6,
+        "candidates": 2,
+        "batch_size": 12,
+        "max_new_tokens": 48,
+        "temperature": 0.001,
+        "beta": 0.0,
+    }
     batch, _ = learner(agent, load_policy("embedded"), by_row, **settings).learn(1)
     prompts = [forward_prompt(group[0].task) for group in batch.groups]
     expected = load_policy("embedded").generate(prompts, temperature=0.0, max_new_tokens=48)
@@ -195,13 +275,17 @@ def test_trl_writes_as_the_policy_does(agent: str, tmp_path: Path, learner: Any)
     assert not any(rollout.completion.truncated for rollout in batch.rollouts)
 
 
-def by_row(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+def by_row(
+    tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+) -> list[list[Score]]:
     """Scores by position alone."""
     return [[Score(float(column)) for column in range(len(row))] for row in commands_P_G]
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_line_feed_ends_a_completion(agent: str, learner: Any, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_feed_ends_a_completion(
+    agent: str, learner: Any, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A line feed of its own, one within a token, the end of sequence, and none: what is read, and what is trained."""
     spy = Spy(monkeypatch, agent)
     learning = learner(agent, tasks=2, candidates=2, batch_size=4, max_new_tokens=6, reward=by_row)
@@ -214,7 +298,12 @@ def test_a_line_feed_ends_a_completion(agent: str, learner: Any, script: Any, mo
         script(policy, texts)
         batch, _ = learning.learn(1)
     completions = [rollout.completion for rollout in batch.rollouts]
-    assert [completion.text for completion in completions] == ["ls", 'ls"', "ls", policy.tokenizer.decode((ls * 6)[:6])]
+    assert [completion.text for completion in completions] == [
+        "ls",
+        'ls"',
+        "ls",
+        policy.tokenizer.decode((ls * 6)[:6]),
+    ]
     assert [completion.truncated for completion in completions] == [False, False, False, True]
     batch_ids, masks = (spy.batches[0][f"completion_{name}"] for name in ("ids", "mask"))
     trained = [ids[mask.bool()].tolist() for ids, mask in zip(batch_ids, masks, strict=True)]
@@ -229,7 +318,9 @@ def test_the_reference_is_the_base_whatever_the_run_starts_from(
     tmp_path: Path, pocket: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
     spy = Spy(monkeypatch, agent)
-    policy.restore({name: tensor * 0.3 for name, tensor in policy.snapshot().items()})  # far from the base, and it still ends its lines
+    policy.restore(
+        {name: tensor * 0.3 for name, tensor in policy.snapshot().items()}
+    )  # far from the base, and it still ends its lines
     policy.save(tmp_path / "stirred")
     flags = ["--adapter", str(tmp_path / "stirred"), "--temperature", "1", "--beta", "0.3"]
     folder = run(tmp_path, agent, pocket, "--cycles", "2", *flags)
@@ -258,7 +349,10 @@ def test_the_reference_is_the_base_whatever_the_run_starts_from(
 
 def look(policy: Policy) -> list[Any]:
     """What generation and evaluation give."""
-    prompts = ["Write one network command, nothing else.\nTask: scan port 443 on web1.test with nmap", "list files"]
+    prompts = [
+        "Write one network command, nothing else.\nTask: scan port 443 on web1.test with nmap",
+        "list files",
+    ]
     state = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())
     return [
         policy.generate(prompts, 3, temperature=0.7, max_new_tokens=16, seed=1),
@@ -267,7 +361,11 @@ def look(policy: Policy) -> list[Any]:
         policy.entropies(prompts, ["ls -l", "date"]),
         policy.entropy_and_kl([(prompt, (5, 6)) for prompt in policy.prompt_ids(prompts)]),
         (policy.tokenizer.pad_token, policy.tokenizer.padding_side, policy.pad, policy.prompt_ids(prompts)),
-        (policy.model.config.pad_token_id, policy.model.config.eos_token_id, policy.model.generation_config.to_dict()),
+        (
+            policy.model.config.pad_token_id,
+            policy.model.config.eos_token_id,
+            policy.model.generation_config.to_dict(),
+        ),
         (list(policy.model.peft_config), policy.model.active_adapters),
         (len(policy.trainable()), {str(parameter.dtype) for parameter in policy.trainable()}),
         any(module.training for module in policy.model.modules()),
@@ -298,7 +396,9 @@ def test_an_adapter_that_trl_would_make_coarse_keeps_its_precision(learner: Any,
     base.is_loaded_in_4bit = True
     try:
         learner("grpo")
-        assert policy.adapter_hash() == before and {parameter.dtype for parameter in policy.trainable()} == {torch.float32}
+        assert policy.adapter_hash() == before and {parameter.dtype for parameter in policy.trainable()} == {
+            torch.float32
+        }
     finally:
         del base.is_loaded_in_4bit
 
@@ -328,7 +428,19 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, pocket: Path
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pocket: Path, agent: str) -> None:
-    flags = ["--cycles", "3", "--reward", "likelihood", "--no-gates", "--inverter", "ema", "--lora-dropout", "0.1", "--epochs", "2"]
+    flags = [
+        "--cycles",
+        "3",
+        "--reward",
+        "likelihood",
+        "--no-gates",
+        "--inverter",
+        "ema",
+        "--lora-dropout",
+        "0.1",
+        "--epochs",
+        "2",
+    ]
     whole = run(tmp_path / "whole", agent, pocket, *flags)
     argv = ["-m", f"agents.{agent}", "--model", str(pocket), *SMALL, *flags]
     argv += ["--output", str(tmp_path / "killed"), "--name", "a"]
@@ -340,7 +452,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pocket: Path, a
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_cycle_is_generated_once_and_stepped_through_as_asked(agent: str, learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cycle_is_generated_once_and_stepped_through_as_asked(
+    agent: str, learner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spy = Spy(monkeypatch, agent)
     learning = learner(agent, epochs=3, micro_batch=2)
     seen = []
@@ -362,7 +476,9 @@ def test_less_at_a_time_is_the_same_step(agent: str, learner: Any, pocket: Path)
     gradients: list[list[torch.Tensor]] = []
 
     def note(*_: Any) -> None:
-        gradients.append([parameter.grad.clone() for parameter in policy.trainable() if parameter.grad is not None])
+        gradients.append(
+            [parameter.grad.clone() for parameter in policy.trainable() if parameter.grad is not None]
+        )
 
     for micro_batch in (None, 3, 1):
         policy.restore(before)
@@ -372,13 +488,17 @@ def test_less_at_a_time_is_the_same_step(agent: str, learner: Any, pocket: Path)
     assert len(gradients) == 3
     largest = max(float(gradient.abs().max()) for gradient in gradients[0])
     for other in gradients[1:]:
-        assert all(torch.allclose(a, b, atol=1e-4 * largest) for a, b in zip(gradients[0], other, strict=True))
+        assert all(
+            torch.allclose(a, b, atol=1e-4 * largest) for a, b in zip(gradients[0], other, strict=True)
+        )
 
 
 # --- learning
 
 
-def few_options(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+def few_options(
+    tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+) -> list[list[Score]]:
     """1 for a command without a dash, else 0."""
     return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
 
@@ -386,7 +506,15 @@ def few_options(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_trivial_reward_rises(agent: str, learner: Any) -> None:
     learning = learner(
-        agent, load_policy("embedded"), few_options, tasks=40, candidates=3, batch_size=12, lr=3e-3, max_new_tokens=32, beta=0.01
+        agent,
+        load_policy("embedded"),
+        few_options,
+        tasks=40,
+        candidates=3,
+        batch_size=12,
+        lr=3e-3,
+        max_new_tokens=32,
+        beta=0.01,
     )
     means = []
     for cycle in range(1, 7):
@@ -397,7 +525,9 @@ def test_a_trivial_reward_rises(agent: str, learner: Any) -> None:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_equal_scores_teach_nothing_and_it_says_so(tmp_path: Path, pocket: Path, agent: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_scores_teach_nothing_and_it_says_so(
+    tmp_path: Path, pocket: Path, agent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run(tmp_path, agent, pocket, "--cycles", "2", "--reward", "constant", "--beta", "0")
     assert capsys.readouterr().out.count(online.NOTHING) == 2
     assert [row["train/frac_reward_zero_std"] for row in lines(folder, "metrics.jsonl")[1:]] == [1.0, 1.0]
@@ -414,7 +544,11 @@ def test_scores_that_differ_must_change_the_adapter(learner: Any) -> None:
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
-    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], agent: str
+    tmp_path: Path,
+    pocket: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    agent: str,
 ) -> None:
     folder = run(tmp_path, agent, pocket, "--cycles", "1")
     before = (folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors").read_bytes()
@@ -446,15 +580,20 @@ def test_a_source_that_gives_fewer_tasks_fills_the_batch(learner: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tasks", "batch", "size"), [(50, 30, 30), (50, 32, 30), (50, 4, 5), (6, 30, 18), (1, 1, 1), (7, 5, 7), (50, 1000, 150)]
+    ("tasks", "batch", "size"),
+    [(50, 30, 30), (50, 32, 30), (50, 4, 5), (6, 30, 18), (1, 1, 1), (7, 5, 7), (50, 1000, 150)],
 )
 def test_a_step_is_the_nearest_size_that_divides_the_batch(tasks: int, batch: int, size: int) -> None:
     from agents.grpo import Config
 
     config = Config(tasks=tasks, batch_size=batch)
     assert online.step_size(config) == size
-    assert (f"nearest to --batch-size {batch} among the divisors of {3 * tasks}" in online.step_line(config, 1)) == (size != batch)
-    assert online.step_line(config, 2).startswith(f"{2 * 3 * tasks // size} steps a cycle, {size} candidates in each")
+    assert (
+        f"nearest to --batch-size {batch} among the divisors of {3 * tasks}" in online.step_line(config, 1)
+    ) == (size != batch)
+    assert online.step_line(config, 2).startswith(
+        f"{2 * 3 * tasks // size} steps a cycle, {size} candidates in each"
+    )
 
 
 def test_options_are_read_as_yaml() -> None:
@@ -468,11 +607,21 @@ def test_options_of_trl_pass_through_untouched(name: str, monkeypatch: pytest.Mo
     from agents.grpo import Config
 
     monkeypatch.setattr(online, "find_spec", lambda name: name)  # as if vLLM were installed
-    options = ["use_vllm=true", "vllm_mode=server", "vllm_server_port=8123", "vllm_gpu_memory_utilization=0.4", "top_k=7"]
+    options = [
+        "use_vllm=true",
+        "vllm_mode=server",
+        "vllm_server_port=8123",
+        "vllm_gpu_memory_utilization=0.4",
+        "top_k=7",
+    ]
     arguments = online.trl_arguments(name, Config(output="x"), None, options, beta=0.1)
     assert (arguments.use_vllm, arguments.vllm_mode, arguments.vllm_server_port) == (True, "server", 8123)
     assert (arguments.vllm_gpu_memory_utilization, arguments.top_k, arguments.beta) == (0.4, 7, 0.1)
-    assert (arguments.num_generations, arguments.generation_batch_size, arguments.temperature) == (3, 150, 0.7)
+    assert (arguments.num_generations, arguments.generation_batch_size, arguments.temperature) == (
+        3,
+        150,
+        0.7,
+    )
 
 
 class Engine:
@@ -485,7 +634,9 @@ class Engine:
     def sync_weights(self) -> None:
         self.weights.append(self.policy.adapter_hash())
 
-    def generate(self, prompts: list[list[int]], **_: Any) -> tuple[Any, list[list[int]], list[list[list[float]]], None]:
+    def generate(
+        self, prompts: list[list[int]], **_: Any
+    ) -> tuple[Any, list[list[int]], list[list[list[float]]], None]:
         texts, eos = [f"ls {row}" for row in range(len(prompts))], self.policy.tokenizer.eos_token_id
         completions = [[*ids, eos] for ids in self.policy.completion_ids(texts)]
         return prompts, completions, [[[-1.0]] * len(ids) for ids in completions], None
@@ -496,8 +647,12 @@ def test_an_engine_such_as_vllm_gets_the_weights_of_every_cycle(
     agent: str, learner: Any, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(online, "find_spec", lambda name: name)
-    monkeypatch.setattr(f"trl.trainer.{agent}_trainer.VLLMGeneration", lambda **settings: Engine(policy, **settings))
-    learning = learner(agent, trl=("use_vllm=true", "vllm_gpu_memory_utilization=0.4", "generation_kwargs={seed: 3}"))
+    monkeypatch.setattr(
+        f"trl.trainer.{agent}_trainer.VLLMGeneration", lambda **settings: Engine(policy, **settings)
+    )
+    learning = learner(
+        agent, trl=("use_vllm=true", "vllm_gpu_memory_utilization=0.4", "generation_kwargs={seed: 3}")
+    )
     engine, weights = learning.trainer.vllm_generation, []
     assert engine.settings["gpu_memory_utilization"] == 0.4
     assert engine.settings["generation_kwargs"] == {"seed": 3, "stop_token_ids": sorted(policy.ends)}
@@ -518,25 +673,55 @@ def test_every_option_that_is_ours_is_known_to_trl() -> None:
     from dataclasses import fields
 
     for name in ("GRPOConfig", "RLOOConfig"):
-        assert {*online.FLAGS, *online.FIXED, *online.DEFAULTS} <= {field.name for field in fields(getattr(trl, name))}
+        assert {*online.FLAGS, *online.FIXED, *online.DEFAULTS} <= {
+            field.name for field in fields(getattr(trl, name))
+        }
 
 
 @pytest.mark.parametrize(
     ("agent", "flags", "message"),
     [
-        ("grpo", ["--trl", "use_vlm=true"], "--trl use_vlm=true: TRL has no option use_vlm (did you mean 'use_vllm'?)"),
-        ("rloo", ["--trl", "scale_rewards=none"], "--trl scale_rewards=none: TRL has no option scale_rewards"),
+        (
+            "grpo",
+            ["--trl", "use_vlm=true"],
+            "--trl use_vlm=true: TRL has no option use_vlm (did you mean 'use_vllm'?)",
+        ),
+        (
+            "rloo",
+            ["--trl", "scale_rewards=none"],
+            "--trl scale_rewards=none: TRL has no option scale_rewards",
+        ),
         ("grpo", ["--trl", "top_k"], "--trl top_k: write key=value"),
         ("grpo", ["--trl", "learning_rate=1e-6"], "--trl learning_rate=1e-6: use --lr"),
         ("rloo", ["--trl", "num_generations=4"], "--trl num_generations=4: use --candidates"),
-        ("grpo", ["--trl", "save_strategy=steps"], "--trl save_strategy=steps: is set by this command: leave it out"),
+        (
+            "grpo",
+            ["--trl", "save_strategy=steps"],
+            "--trl save_strategy=steps: is set by this command: leave it out",
+        ),
         ("grpo", ["--trl", "top_k=1", "top_k=2"], "--trl top_k=2: top_k is given twice"),
         ("grpo", ["--trl", "top_k=[1"], "--trl top_k=[1: [1 is not YAML"),
         ("grpo", ["--trl", "adam_beta1=0.5"], "--trl adam_beta1=0.5: is set by this command: leave it out"),
-        ("rloo", ["--trl", "log_completions=true"], "--trl log_completions=true: is set by this command: leave it out"),
-        ("grpo", ["--trl", "use_vllm=true"], "--trl use_vllm: vLLM is not installed: pip install 'trl[vllm]'"),
-        ("rloo", ["--trl", "auto_find_batch_size=true"], "--trl: TRL says: auto_find_batch_size is not supported by RLOO"),
-        ("grpo", ["--candidates", "1"], "--candidates 1: must be 2 or more: candidates of a task are compared"),
+        (
+            "rloo",
+            ["--trl", "log_completions=true"],
+            "--trl log_completions=true: is set by this command: leave it out",
+        ),
+        (
+            "grpo",
+            ["--trl", "use_vllm=true"],
+            "--trl use_vllm: vLLM is not installed: pip install 'trl[vllm]'",
+        ),
+        (
+            "rloo",
+            ["--trl", "auto_find_batch_size=true"],
+            "--trl: TRL says: auto_find_batch_size is not supported by RLOO",
+        ),
+        (
+            "grpo",
+            ["--candidates", "1"],
+            "--candidates 1: must be 2 or more: candidates of a task are compared",
+        ),
         ("rloo", ["--beta", "-1"], "--beta -1.0: must be 0 or more"),
         ("grpo", ["--clip", "0"], "--clip 0.0: must be above 0"),
         ("rloo", ["--micro-batch", "4"], "--micro-batch 4: must divide the 6 candidates of a training step"),
@@ -545,9 +730,16 @@ def test_every_option_that_is_ours_is_known_to_trl() -> None:
     ],
 )
 def test_bad_input_is_one_line_and_loads_no_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, agent: str, flags: list[str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    agent: str,
+    flags: list[str],
+    message: str,
 ) -> None:
-    monkeypatch.setattr("agents.training.session.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "agents.training.session.load_policy", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     assert command(agent, ["--model", "embedded", *SMALL, "--output", str(tmp_path / "runs"), *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: " + message)
@@ -562,7 +754,9 @@ def test_without_trl_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "trl", None)
     assert command(agent, ["--model", "embedded", *SMALL, "--output", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {agent.upper()} is TRL's, which cannot be imported") and error.endswith("pip install '.[trl]'\n")
+    assert error.startswith(f"error: {agent.upper()} is TRL's, which cannot be imported") and error.endswith(
+        "pip install '.[trl]'\n"
+    )
     assert error.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
@@ -576,6 +770,8 @@ def test_help_needs_neither_torch_nor_trl(agent: str) -> None:
         "except SystemExit as stop:\n"
         "    sys.exit(stop.code or ', '.join(name for name in ('torch', 'trl', 'transformers') if name in sys.modules) or 0)\n"
     )
-    process = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=120
+    )
     assert (process.returncode, process.stderr) == (0, "")
     assert all(flag in process.stdout for flag in ("--beta", "--clip", "--micro-batch", "--trl"))

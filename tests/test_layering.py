@@ -16,14 +16,20 @@ PACKAGES = ("envs", "rewards", "agents")
 # The only importers of envs.verify, direct or through others; agents.bench times the sandbox and trains nothing.
 MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.pretrain"}
 MAY_KNOW |= {f"agents.evaluation.{name}" for name in ("heldout", "report", "statistics")}
-MAY_KNOW |= {"rewards.labelled"}  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
-COMMANDS_ELSEWHERE = {Path("envs/verify/sandbox.py")}  # attacks itself; all other commands are files in agents/
+MAY_KNOW |= {
+    "rewards.labelled"
+}  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
+COMMANDS_ELSEWHERE = {
+    Path("envs/verify/sandbox.py")
+}  # attacks itself; all other commands are files in agents/
 SPEC_NAMES = {"load_spec", "IntentSpec", "DomainSpec"}  # what holds the reference commands of a domain's file
 # Modules that are named in strings, which the import graph cannot see, and that lie higher up or know what is right.
 DOORS = {
-    "agents.training.session": {"agents.evaluation.heldout"},  # the trainer hands it the policy and logs the numbers that come back
+    "agents.training.session": {
+        "agents.evaluation.heldout"
+    },  # the trainer hands it the policy and logs the numbers that come back
     "rewards": {"rewards.labelled"},  # loaded where the reward `truth` is asked for by name, and by no other
-    "envs": {"agents.policy.environment"},  # resolved by Gymnasium when an environment is made
+    "envs": {"agents.policy.gym_factory"},  # resolved by Gymnasium when an environment is made
 }
 
 
@@ -43,7 +49,9 @@ def imports(root: Path) -> dict[str, set[str]]:
     return {
         name: {
             known_name
-            for wanted in _wanted(ast.parse(path.read_text(encoding="utf-8")), name, path.name == "__init__.py")
+            for wanted in _wanted(
+                ast.parse(path.read_text(encoding="utf-8")), name, path.name == "__init__.py"
+            )
             for known_name in _with_parents(wanted)
             if known_name in known and known_name != name
         }
@@ -94,7 +102,12 @@ def upward(graph: dict[str, set[str]]) -> list[str]:
 
 def knowing(graph: dict[str, set[str]]) -> set[str]:
     """Modules outside envs.verify that reach it."""
-    return {name for name in graph if not under(name, "envs.verify") and any(under(other, "envs.verify") for other in reached(graph, name))}
+    return {
+        name
+        for name in graph
+        if not under(name, "envs.verify")
+        and any(under(other, "envs.verify") for other in reached(graph, name))
+    }
 
 
 def using(root: Path, names: Iterable[str]) -> dict[str, set[str]]:
@@ -106,7 +119,11 @@ def using(root: Path, names: Iterable[str]) -> dict[str, set[str]]:
             if isinstance(node, ast.alias):
                 mentioned |= {node.name, *node.name.split(".")}
             else:
-                mentioned |= {str(value) for value in (getattr(node, field, None) for field in ("id", "attr", "name", "value")) if value}
+                mentioned |= {
+                    str(value)
+                    for value in (getattr(node, field, None) for field in ("id", "attr", "name", "value"))
+                    if value
+                }
                 if isinstance(node, ast.Constant):
                     mentioned.add(str(node.value))
         if used := mentioned & set(names):
@@ -121,7 +138,11 @@ def doors(root: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for module, path in known.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and pattern.fullmatch(node.value):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and pattern.fullmatch(node.value)
+            ):
                 name = node.value.partition(":")[0]
                 while name not in known and "." in name:
                     name = name.rpartition(".")[0]
@@ -145,7 +166,9 @@ def is_command(path: Path) -> bool:
     """Whether a file has a `main` and runs it when it is the program."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     has_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
-    return has_main and any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body)
+    return has_main and any(
+        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body
+    )
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +177,14 @@ def graph() -> dict[str, set[str]]:
 
 
 def test_the_graph_is_that_of_this_project(graph: dict[str, set[str]]) -> None:
-    assert {"envs", "envs.domain", "envs.verify", "rewards", "agents.evaluation.heldout", "agents.training.session"} <= set(graph)
+    assert {
+        "envs",
+        "envs.domain",
+        "envs.verify",
+        "rewards",
+        "agents.evaluation.heldout",
+        "agents.training.session",
+    } <= set(graph)
     assert {"envs.domain", "envs.types", "envs"} <= graph["envs.source"]
     assert "rewards" in graph["agents.evaluate"]  # imported in a function
 
@@ -177,7 +207,12 @@ def test_reference_commands_are_read_in_one_place() -> None:
 
 
 def test_files_in_agents_are_commands_and_folders_are_machinery() -> None:
-    assert {path.name for path in (ROOT / "agents").glob("*.py")} > {"__init__.py", "evaluate.py", "pretrain.py", "rejection_sft.py"}
+    assert {path.name for path in (ROOT / "agents").glob("*.py")} > {
+        "__init__.py",
+        "evaluate.py",
+        "pretrain.py",
+        "rejection_sft.py",
+    }
     for path in (ROOT / "agents").glob("*.py"):
         assert is_command(path) == (path.name != "__init__.py"), path
     for package in PACKAGES:
@@ -189,9 +224,11 @@ def test_files_in_agents_are_commands_and_folders_are_machinery() -> None:
 def test_training_does_not_load_what_is_right() -> None:
     code = (
         "import sys, agents.rejection_sft, rewards, envs.source, agents.training.session, agents.training.update\n"
-        "sys.exit(', '.join(name for name in sys.modules if name.startswith(('envs.verify', 'agents.evaluat'))) or 0)"
+        "sys.exit(', '.join(name for name in sys.modules if name.startswith('envs.verify')) or 0)"
     )
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert (process.returncode, process.stderr) == (0, "")
 
 
@@ -206,7 +243,9 @@ def test_only_the_labelled_reward_loads_what_is_right() -> None:
         "    assert known() == rewards.REWARDS[name].labelled, name\n"
         "    assert rewards.shown(name) == name + ' (labelled)' * known(), name\n"
     )
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert process.returncode == 0, process.stderr
 
 
@@ -255,10 +294,22 @@ def test_a_tree_without_fault_passes(tree: Path) -> None:
     ("file", "text", "wrong"),
     [
         ("envs/domain.py", "import rewards", "envs.domain imports rewards"),
-        ("envs/domain.py", "def f():\n    from agents.training import loop", "envs.domain imports agents.training.loop"),
+        (
+            "envs/domain.py",
+            "def f():\n    from agents.training import loop",
+            "envs.domain imports agents.training.loop",
+        ),
         ("envs/__init__.py", "if TYPE_CHECKING:\n    import agents", "envs imports agents"),
-        ("rewards/__init__.py", "try:\n    import agents.evaluate as e\nexcept ImportError: ...", "rewards imports agents.evaluate"),
-        ("rewards/new.py", "class C:\n    def f(self):\n        from agents import train", "rewards.new imports agents.train"),
+        (
+            "rewards/__init__.py",
+            "try:\n    import agents.evaluate as e\nexcept ImportError: ...",
+            "rewards imports agents.evaluate",
+        ),
+        (
+            "rewards/new.py",
+            "class C:\n    def f(self):\n        from agents import train",
+            "rewards.new imports agents.train",
+        ),
     ],
 )
 def test_a_planted_import_against_the_way_is_found(tree: Path, file: str, text: str, wrong: str) -> None:
@@ -273,14 +324,24 @@ def test_a_planted_import_against_the_way_is_found(tree: Path, file: str, text: 
         ("agents/train.py", "from envs import verify", {"agents.train"}),
         ("agents/train.py", "from envs.verify.shell import run as r", {"agents.train"}),
         ("agents/train.py", "def main():\n    if True:\n        import envs.verify.shell", {"agents.train"}),
-        ("agents/train.py", "from agents.evaluate import main", {"agents.train"}),  # by way of a module that may
+        (
+            "agents/train.py",
+            "from agents.evaluate import main",
+            {"agents.train"},
+        ),  # by way of a module that may
         ("agents/train.py", "from . import evaluate", {"agents.train"}),
         ("agents/training/loop.py", "from ..evaluate import main", {"agents.train", "agents.training.loop"}),
-        ("agents/training/__init__.py", "from envs.verify import *", {"agents.train", "agents.training", "agents.training.loop"}),
+        (
+            "agents/training/__init__.py",
+            "from envs.verify import *",
+            {"agents.train", "agents.training", "agents.training.loop"},
+        ),
         ("rewards/__init__.py", "def score():\n    from envs import verify", {"rewards", "agents.train"}),
     ],
 )
-def test_a_planted_way_to_what_is_right_is_found(tree: Path, file: str, text: str, culprits: set[str]) -> None:
+def test_a_planted_way_to_what_is_right_is_found(
+    tree: Path, file: str, text: str, culprits: set[str]
+) -> None:
     (tree / file).write_text(text)
     if file != "agents/train.py":
         assert "rewards" in imports(tree)["agents.train"]
@@ -304,7 +365,11 @@ def test_a_planted_reader_of_references_is_found(tree: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["importlib.import_module('envs.verify')", "pkgutil.resolve_name('envs.verify:reference')", "DOOR = 'envs.verify.reference'"],
+    [
+        "importlib.import_module('envs.verify')",
+        "pkgutil.resolve_name('envs.verify:reference')",
+        "DOOR = 'envs.verify.reference'",
+    ],
 )
 def test_a_planted_door_is_found(tree: Path, text: str) -> None:
     (tree / "agents/training/loop.py").write_text(text)
@@ -313,7 +378,9 @@ def test_a_planted_door_is_found(tree: Path, text: str) -> None:
 
 def test_a_planted_door_upwards_or_through_evaluation_is_found(tree: Path) -> None:
     (tree / "rewards/__init__.py").write_text("entry_point = 'agents.training.loop:make'")
-    (tree / "agents/train.py").write_text("commands = ['agents.evaluate', 'agents.train', 'agents.nothing', 'envs']")
+    (tree / "agents/train.py").write_text(
+        "commands = ['agents.evaluate', 'agents.train', 'agents.nothing', 'envs']"
+    )
     assert risky_doors(tree) == {"rewards": {"agents.training.loop"}, "agents.train": {"agents.evaluate"}}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agents.policy.model import load_policy
+from agents.policy.load import load_policy
 from agents.rejection_sft import examples_of, select
 from agents.training.rollouts import collect
 from agents.training.update import fine_tune
@@ -13,7 +13,9 @@ from envs.source import Templates
 from envs.types import Score, Task
 
 
-def few_options(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+def few_options(
+    tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+) -> list[list[Score]]:
     """1 for a command without a dash, else 0."""
     return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
 
@@ -24,7 +26,14 @@ def test_rejection_sampling_raises_a_trivial_reward() -> None:
     means = []
     for cycle in range(4):
         batch = collect(
-            policy, source, few_options, tasks=60, candidates=3, temperature=0.7, max_new_tokens=32, stream=(0, cycle, "before")
+            policy,
+            source,
+            few_options,
+            tasks=60,
+            candidates=3,
+            temperature=0.7,
+            max_new_tokens=32,
+            stream=(0, cycle, "before"),
         )
         values = [[rollout.score.value for rollout in group] for group in batch.groups]
         means.append(sum(value or 0.0 for row in values for value in row) / 180)

@@ -8,7 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from agents.training.metrics import auc, best_of, bootstrap_interval, mean, pass_at_k, t_interval, within_task_auc
+from agents.evaluation.metrics import (
+    auc,
+    best_of,
+    bootstrap_interval,
+    mean,
+    pass_at_k,
+    t_interval,
+    within_task_auc,
+)
 
 
 def test_mean() -> None:
@@ -22,7 +30,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int) -> None:
         assert pass_at_k(correct, n, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
-@pytest.mark.parametrize(("correct", "n", "k"), [(0, 3, 5), (1, 3, 4), (0, 0, 1), (4, 3, 1), (-1, 3, 1), (1, 3, 0)])
+@pytest.mark.parametrize(
+    ("correct", "n", "k"), [(0, 3, 5), (1, 3, 4), (0, 0, 1), (4, 3, 1), (-1, 3, 1), (1, 3, 0)]
+)
 def test_pass_at_k_is_not_defined_for_more_than_there_are(correct: int, n: int, k: int) -> None:
     with pytest.raises(ValueError):
         pass_at_k(correct, n, k)
@@ -40,7 +50,11 @@ def test_auc_is_scikit_learns() -> None:
 
 def test_auc_at_the_edges() -> None:
     assert auc([], []) is auc([True], [1.0]) is auc([False, False], [0.0, 1.0]) is None
-    assert (auc([True, False], [1.0, 0.0]), auc([True, False], [0.0, 1.0]), auc([True, False], [1.0, 1.0])) == (1.0, 0.0, 0.5)
+    assert (
+        auc([True, False], [1.0, 0.0]),
+        auc([True, False], [0.0, 1.0]),
+        auc([True, False], [1.0, 1.0]),
+    ) == (1.0, 0.0, 0.5)
     assert auc([True, False], [-1.0, -math.inf]) == 1.0
     with pytest.raises(ValueError):
         auc([True], [1.0, 2.0])
@@ -55,7 +69,9 @@ def test_within_task_auc_compares_no_tasks() -> None:
 
 def test_best_of() -> None:
     assert best_of([[False, True], [True, False]], [[0.1, 0.2], [0.1, 0.2]]) == 0.5
-    assert best_of([[False, True, True], [True, False, False]], [[0.5, 0.5, 0.1], [0.5, 0.5, 0.5]]) == 0.5  # the first of equals
+    assert (
+        best_of([[False, True, True], [True, False, False]], [[0.5, 0.5, 0.1], [0.5, 0.5, 0.5]]) == 0.5
+    )  # the first of equals
     assert best_of([[True], []], [[0.0], []]) == 1.0 and best_of([], []) is best_of([[]], [[]]) is None
     with pytest.raises(ValueError):
         best_of([[True]], [])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from agents.cli.command import run_command
 from agents.rejection_sft import Config, main
-from agents.training.command import run_command
 from agents.training.monitor import COLLAPSE, Monitor, keep_score, rose, text_metrics
 from agents.training.rollouts import Rollout
 from envs.types import Completion, Score, Task
@@ -58,7 +58,9 @@ def test_divergence_needs_both_a_rise_of_the_score_and_a_fall_of_truth() -> None
 
     higher = [score + 0.3 for score in rising]
     assert alarm(higher, FELL) == 1.0
-    assert alarm(higher, {**FELL, "eval/since_peak/high": 0.01}) == 0.0  # the interval does not say that truth fell
+    assert (
+        alarm(higher, {**FELL, "eval/since_peak/high": 0.01}) == 0.0
+    )  # the interval does not say that truth fell
     assert alarm(higher, {}) == 0.0  # too early to tell
     assert alarm(rising, FELL) == 0.0  # both fall or stay: no good run, but it does not deceive
     assert alarm(flat, FELL) in (0.0, 1.0)
@@ -76,7 +78,9 @@ def test_divergence_needs_both_a_rise_of_the_score_and_a_fall_of_truth() -> None
         ("reward/current_minus_base", 0.16, "private code"),
     ],
 )
-def test_each_kind_of_collapse_is_said_once_and_marked_in_every_cycle(metric: str, value: float, name: str) -> None:
+def test_each_kind_of_collapse_is_said_once_and_marked_in_every_cycle(
+    metric: str, value: float, name: str
+) -> None:
     monitor = Monitor()
     assert watch(monitor, [0.5])[1] == []
     values, lines = watch(monitor, [0.5], **{metric.replace("/", "__"): value})
@@ -104,11 +108,16 @@ def test_rose() -> None:
 
 def test_text_metrics() -> None:
     found = text_metrics(
-        [rollout("list all the files of docs", "find docs -type f"), rollout("count lines of a.txt", "echo count lines of")]
+        [
+            rollout("list all the files of docs", "find docs -type f"),
+            rollout("count lines of a.txt", "echo count lines of"),
+        ]
     )
     assert found["policy/distinct"] == 1.0
     assert found["policy/distinct_2"] == 1.0
-    assert found["policy/copied"] == pytest.approx((1 / 5 + 2 / 2) / 2)  # docs of list, all, the, files, docs; count and lines
+    assert found["policy/copied"] == pytest.approx(
+        (1 / 5 + 2 / 2) / 2
+    )  # docs of list, all, the, files, docs; count and lines
     same = text_metrics([rollout("x", "a b c")] * 4)
     assert same == {"policy/distinct": 0.25, "policy/distinct_2": 0.25, "policy/copied": None}
     assert text_metrics([]) == {"policy/distinct": None, "policy/distinct_2": None, "policy/copied": None}
@@ -124,7 +133,9 @@ class Base:
 
     inverter = "current"
 
-    def __call__(self, tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         assert [len(row) for row in commands_P_G] == [1] * len(tasks)
         return [[Score(0.75 if self.inverter == "base" else 0.0)] for _ in tasks]
 
@@ -136,10 +147,25 @@ def test_the_score_to_keep_by_is_that_of_the_base(policy: Any) -> None:
     assert reward.inverter == "current"
 
 
-SMALL = ["--tasks", "6", "--eval-tasks", "9", "--eval-subset", "6", "--eval-samples", "2", "--max-new-tokens", "32", "--model", "embedded"]
+SMALL = [
+    "--tasks",
+    "6",
+    "--eval-tasks",
+    "9",
+    "--eval-subset",
+    "6",
+    "--eval-samples",
+    "2",
+    "--max-new-tokens",
+    "32",
+    "--model",
+    "embedded",
+]
 
 
-def test_keep_best_ends_with_the_best_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keep_best_ends_with_the_best_cycle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from agents.training import loop
 
     scores = iter((0.1, 0.9, 0.5, 0.4, 0.3))
@@ -150,7 +176,11 @@ def test_keep_best_ends_with_the_best_cycle(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "a"
     results = json.loads((folder / "progress.json").read_text())
     assert results["kept"] == 1
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["cycle-0001", "cycle-0003", "cycle-0004"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "cycle-0001",
+        "cycle-0003",
+        "cycle-0004",
+    ]
     rows = [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()]
     assert {row["cycle"] for row in rows if row["part"] == "whole"} == {0, 1}
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -170,13 +200,39 @@ def test_a_reward_that_can_be_gamed_raises_the_alarm(
     from agents.training import session
 
     class Longer:
-        def __call__(self, tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+        def __call__(
+            self, tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+        ) -> list[list[Score]]:
             return [[Score(min(1.0, len(command) / 100)) for command in row] for row in commands_P_G]
 
     monkeypatch.setattr(session, "make_reward", lambda *_, **__: Longer())
-    flags = ["--model", "embedded", "--reward", "random", "--domain", "network", "--cycles", "6", "--lr", "2e-3", "--select", "best"]
+    flags = [
+        "--model",
+        "embedded",
+        "--reward",
+        "random",
+        "--domain",
+        "network",
+        "--cycles",
+        "6",
+        "--lr",
+        "2e-3",
+        "--select",
+        "best",
+    ]
     flags += ["--temperature", "1.4", "--candidates", "6"]  # room to game: odd commands among the candidates
-    flags += ["--tasks", "40", "--eval-tasks", "60", "--eval-subset", "60", "--output", str(tmp_path), "--name", "a"]
+    flags += [
+        "--tasks",
+        "40",
+        "--eval-tasks",
+        "60",
+        "--eval-subset",
+        "60",
+        "--output",
+        str(tmp_path),
+        "--name",
+        "a",
+    ]
     assert run_command(Config, main, flags, "rejection_sft") == 0
     assert "ALARM divergence: its own score rises while held-out truth falls" in capsys.readouterr().out
     metrics = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from agents.cli.command import run_command
 from agents.play import Config, best_of, main, show, visible
-from agents.training.command import run_command
 from envs.types import Completion, Score, Task
 
 
@@ -21,10 +21,14 @@ class Scripted:
     def __init__(self, greedy: str, sampled: Sequence[str]) -> None:
         self.greedy, self.sampled = greedy, sampled
 
-    def generate(self, prompts: Sequence[str], n: int = 1, *, temperature: float, **_: Any) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[str], n: int = 1, *, temperature: float, **_: Any
+    ) -> list[list[Completion]]:
         if "Command: " in prompts[0]:
             return [[Completion(prompt.split("Command: ")[1].upper())] for prompt in prompts]
-        return [[Completion(text) for text in (self.sampled if temperature else [self.greedy])] for _ in prompts]
+        return [
+            [Completion(text) for text in (self.sampled if temperature else [self.greedy])] for _ in prompts
+        ]
 
     def inverter(self, which: str) -> Any:
         import contextlib
@@ -33,16 +37,23 @@ class Scripted:
 
 
 def scored(values: dict[str, float | None]) -> Any:
-    def reward(tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def reward(
+        tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         return [
-            [Score(values[command], reason="" if values[command] is not None else "empty command") for command in row]
+            [
+                Score(values[command], reason="" if values[command] is not None else "empty command")
+                for command in row
+            ]
             for row in commands_P_G
         ]
 
     return reward
 
 
-def answer(values: dict[str, float | None], greedy: str, sampled: Sequence[str], **settings: Any) -> dict[str, Any]:
+def answer(
+    values: dict[str, float | None], greedy: str, sampled: Sequence[str], **settings: Any
+) -> dict[str, Any]:
     policy: Any = Scripted(greedy, sampled)
     return best_of(policy, scored(values), Task("typed", "shell", "a task"), Config(**settings))
 
@@ -87,9 +98,13 @@ def test_hostile_text_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[red]x\\x07" in printed and "\x07" not in printed
 
 
-def test_the_command_on_the_embedded_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_on_the_embedded_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", io.StringIO("show the first 5 lines of report.txt\n\nfrobnicate the quux\n"))
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("show the first 5 lines of report.txt\n\nfrobnicate the quux\n")
+    )
     assert run_command(Config, main, ["--model", "embedded", "--candidates", "4", "--json"], "play") == 0
     known, odd = map(json.loads, capsys.readouterr().out.splitlines())
     assert known["choice"] == "head -n 5 report.txt" and known["trusted"]

@@ -15,8 +15,10 @@ import torch
 from conftest import save_model, stir
 from peft import LoraConfig, get_peft_model
 
-from agents.policy import model as policy_module
-from agents.policy.model import Lora, Policy, load_policy, seed_of, seeded
+from agents.policy import policy as policy_module
+from agents.policy.load import Lora, load_policy
+from agents.policy.policy import Policy
+from agents.policy.seeds import seed_of, seeded
 from agents.training.update import fine_tune
 from envs.types import Completion, InputError, LanguageModel
 
@@ -63,26 +65,38 @@ def test_samples_depend_on_the_seed_alone(policy: Policy) -> None:
     assert policy.generate(PROMPTS, 3, temperature=0.7, max_new_tokens=12, seed=1) == first
     assert policy.generate(PROMPTS, 3, temperature=0.7, max_new_tokens=12, seed=2) != first
     assert [len(row) for row in first] == [3] * 5
-    assert len({completion.text for completion in first[0] + first[4]}) > 3  # copies, and equal prompts, are drawn anew
+    assert (
+        len({completion.text for completion in first[0] + first[4]}) > 3
+    )  # copies, and equal prompts, are drawn anew
 
 
 @pytest.mark.parametrize("batch_size", [2, 128])
 @pytest.mark.parametrize("folder", ["pocket", "plain", "foreign_mistral"])
-def test_results_follow_the_prompts_whatever_shares_their_batch(folder: str, batch_size: int, request: pytest.FixtureRequest) -> None:
+def test_results_follow_the_prompts_whatever_shares_their_batch(
+    folder: str, batch_size: int, request: pytest.FixtureRequest
+) -> None:
     policy = load_policy(str(request.getfixturevalue(folder)), batch_size=batch_size)
     stir(policy)
     together = policy.generate(PROMPTS, temperature=0.0, max_new_tokens=10)
     assert len({row[0].text for row in together}) == 4
     for prompt, [completion] in zip(PROMPTS, together, strict=True):
         [[alone]] = policy.generate([prompt], temperature=0.0, max_new_tokens=10)
-        assert (alone.text, alone.token_ids, alone.truncated) == (completion.text, completion.token_ids, completion.truncated)
+        assert (alone.text, alone.token_ids, alone.truncated) == (
+            completion.text,
+            completion.token_ids,
+            completion.truncated,
+        )
         assert close(alone.logprobs, completion.logprobs)
 
 
 def test_greedy_duplicates_are_decoded_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spy(policy, monkeypatch)
     written = policy.generate(PROMPTS, 3, temperature=0.0, max_new_tokens=4)
-    assert [len(output.sequences) for output in calls] == [4] and written[0] == written[4] and written[0] == [written[0][0]] * 3
+    assert (
+        [len(output.sequences) for output in calls] == [4]
+        and written[0] == written[4]
+        and written[0] == [written[0][0]] * 3
+    )
     assert len({row[0].text for row in written}) == 4
 
 
@@ -90,11 +104,19 @@ def test_greedy_duplicates_are_decoded_once(policy: Policy, monkeypatch: pytest.
 def test_nothing_asked_nothing_written(policy: Policy, temperature: float) -> None:
     assert policy.generate([], temperature=temperature) == []
     assert policy.generate(["a", "b"], 0, temperature=temperature) == [[], []]
-    assert policy.logprobs([], []) == policy.logprobs_of_ids([]) == policy.prompt_ids([]) == policy.completion_ids([]) == []
+    assert (
+        policy.logprobs([], [])
+        == policy.logprobs_of_ids([])
+        == policy.prompt_ids([])
+        == policy.completion_ids([])
+        == []
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
-def test_logprobs_are_those_of_the_distribution_at_temperature_one(policy: Policy, temperature: float) -> None:
+def test_logprobs_are_those_of_the_distribution_at_temperature_one(
+    policy: Policy, temperature: float
+) -> None:
     written = policy.generate(PROMPTS, 2, temperature=temperature, max_new_tokens=10, seed=3)
     prompts = policy.prompt_ids(PROMPTS)
     for prompt, row in zip(prompts, written, strict=True):
@@ -107,7 +129,14 @@ def test_what_a_model_brings_for_generation_is_not_used(pocket: Path, tmp_path: 
     plain = load_policy(str(pocket))
     folder = shutil.copytree(pocket, tmp_path / "model")
     settings = json.loads((folder / "generation_config.json").read_text())
-    settings |= {"do_sample": True, "top_k": 1, "top_p": 0.1, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_length": 99}
+    settings |= {
+        "do_sample": True,
+        "top_k": 1,
+        "top_p": 0.1,
+        "repetition_penalty": 9.0,
+        "no_repeat_ngram_size": 1,
+        "min_length": 99,
+    }
     (folder / "generation_config.json").write_text(json.dumps(settings))
     opinionated = load_policy(str(folder))
     for temperature in (0.0, 1.0):
@@ -130,7 +159,9 @@ def test_nothing_outside_changes(policy: Policy) -> None:
         raise ZeroDivisionError
     policy.model.train()
     # Dropout is off although the model is in training mode.
-    assert policy.generate(PROMPTS, temperature=0.0, max_new_tokens=6) == policy.generate(PROMPTS, temperature=0.0, max_new_tokens=6)
+    assert policy.generate(PROMPTS, temperature=0.0, max_new_tokens=6) == policy.generate(
+        PROMPTS, temperature=0.0, max_new_tokens=6
+    )
 
 
 def test_seeds() -> None:
@@ -160,8 +191,14 @@ def test_a_line_feed_ends_the_line(policy: Policy, script: Callable[..., None]) 
         "line feed": ([*wanted, *feed, *wanted], wanted),
         "end of sequence": ([*wanted, eos, *wanted], wanted),
         "leading line feeds": ([*feed, *feed, *wanted, *feed, *wanted], [*feed, *feed, *wanted]),
-        "leading blank line": ([*ids_of(policy, " "), *feed, *wanted, *feed, *wanted], [*ids_of(policy, " "), *feed, *wanted]),
-        "leading token of both": ([*ids_of(policy, " \n"), *wanted, *ids_of(policy, " \n"), *wanted], [*ids_of(policy, " \n"), *wanted]),
+        "leading blank line": (
+            [*ids_of(policy, " "), *feed, *wanted, *feed, *wanted],
+            [*ids_of(policy, " "), *feed, *wanted],
+        ),
+        "leading token of both": (
+            [*ids_of(policy, " \n"), *wanted, *ids_of(policy, " \n"), *wanted],
+            [*ids_of(policy, " \n"), *wanted],
+        ),
     }.values():
         script(policy, [rows])
         [[completion]] = policy.generate(["x"], temperature=0.0, max_new_tokens=len(rows) + 5)
@@ -203,13 +240,20 @@ def test_the_line_ends_as_well_where_the_limit_is(policy: Policy, script: Callab
 def test_rows_of_a_batch_end_by_themselves(policy: Policy, script: Callable[..., None]) -> None:
     wanted, feed, eos = ids_of(policy, "ls -a docs"), ids_of(policy, "\n"), policy.tokenizer.eos_token_id
     script(policy, [[*wanted[:1], *feed], [*wanted[:2], eos], [eos], wanted * 3])
-    written = [row[0] for row in policy.generate(["aaaa", "aaa", "aa", "a"], temperature=0.0, max_new_tokens=len(wanted) + 2)]
+    written = [
+        row[0]
+        for row in policy.generate(
+            ["aaaa", "aaa", "aa", "a"], temperature=0.0, max_new_tokens=len(wanted) + 2
+        )
+    ]
     assert [completion.token_ids for completion in written[:3]] == [tuple(wanted[:1]), tuple(wanted[:2]), ()]
     assert [completion.truncated for completion in written] == [False, False, False, True]
     assert written[2].text == "" and len(written[3].token_ids) == len(wanted) + 2
 
 
-def test_generation_stops_when_all_lines_have_ended(policy: Policy, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_stops_when_all_lines_have_ended(
+    policy: Policy, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = spy(policy, monkeypatch)
     wanted = ids_of(policy, "ls")
     script(policy, [[*wanted, *ids_of(policy, "\n")]])
@@ -219,13 +263,19 @@ def test_generation_stops_when_all_lines_have_ended(policy: Policy, script: Call
 
 def test_random_text_has_no_line_feed(policy: Policy) -> None:
     rows = policy.generate(PROMPTS, 40, temperature=3.0, max_new_tokens=20, seed=1)
-    assert all("\n" not in completion.text and completion.text == completion.text.strip() for row in rows for completion in row)
+    assert all(
+        "\n" not in completion.text and completion.text == completion.text.strip()
+        for row in rows
+        for completion in row
+    )
     assert len({completion.truncated for row in rows for completion in row}) == 2
 
 
 def test_decoding_leaves_spaces_before_punctuation(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy.tokenizer, "clean_up_tokenization_spaces", True)
-    monkeypatch.setattr(policy.tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", True)
+    monkeypatch.setattr(
+        policy.tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", True
+    )
     ids = ids_of(policy, "find . ! -name x")
     assert policy.completion(ids, [0.0] * len(ids)).text == "find . ! -name x"
 
@@ -241,20 +291,30 @@ def test_without_a_chat_template_a_line_feed_ends_the_prompt(plain: Path) -> Non
 
 def test_with_a_chat_template_the_completion_follows_at_once(policy: Policy) -> None:
     [ids] = policy.prompt_ids(["list\nfiles"])
-    assert policy.tokenizer.decode(ids) == "<s>[INST] list\nfiles [/INST]" and ids.count(policy.tokenizer.bos_token_id) == 1
+    assert (
+        policy.tokenizer.decode(ids) == "<s>[INST] list\nfiles [/INST]"
+        and ids.count(policy.tokenizer.bos_token_id) == 1
+    )
 
 
 def test_a_tokenizer_like_mistrals(foreign_mistral: Path, script: Callable[..., None]) -> None:
     policy = load_policy(str(foreign_mistral))
     tokens = policy.tokenizer.convert_ids_to_tokens
     [prompt] = policy.prompt_ids(["list all files\né"])
-    assert tokens(prompt)[:6] == ["<s>", "▁[", "INST", "]", "▁list", "▁all"] and prompt.count(policy.tokenizer.bos_token_id) == 1
+    assert (
+        tokens(prompt)[:6] == ["<s>", "▁[", "INST", "]", "▁list", "▁all"]
+        and prompt.count(policy.tokenizer.bos_token_id) == 1
+    )
     assert "<0x0A>" in tokens(prompt) and "<unk>" not in tokens(prompt) and tokens(prompt)[-1] == "]"
     # A completion begins as the model writes it after the prompt: with the space that decoding drops.
     wanted = ids_of(policy, "ls -a")
     assert tokens(wanted) == ["▁ls", "▁", "-", "a"]
     space, feed = policy.tokenizer.convert_tokens_to_ids(["▁", "<0x0A>"])
-    for rows in ([*wanted, feed, *wanted], [space, feed, *wanted, feed], [*wanted, policy.tokenizer.eos_token_id]):
+    for rows in (
+        [*wanted, feed, *wanted],
+        [space, feed, *wanted, feed],
+        [*wanted, policy.tokenizer.eos_token_id],
+    ):
         script(policy, [rows])
         [[completion]] = policy.generate(["x"], temperature=0.0, max_new_tokens=20)
         assert (completion.text, completion.truncated) == ("ls -a", False)
@@ -268,7 +328,9 @@ def test_padding_that_is_the_end_of_sequence_token_is_no_context(foreign_mistral
     assert close(alone[0], policy.logprobs(["x", "x" * 60], ["ls", "ls -a" * 9])[0])
 
 
-def test_end_of_sequence_tokens_of_model_and_tokenizer_both_count(pocket: Path, tmp_path: Path, script: Callable[..., None]) -> None:
+def test_end_of_sequence_tokens_of_model_and_tokenizer_both_count(
+    pocket: Path, tmp_path: Path, script: Callable[..., None]
+) -> None:
     folder = shutil.copytree(pocket, tmp_path / "model")
     settings = json.loads((folder / "generation_config.json").read_text())
     for eos in ([5, 6], 5, None):
@@ -279,7 +341,9 @@ def test_end_of_sequence_tokens_of_model_and_tokenizer_both_count(pocket: Path, 
             assert policy.generate(["x"], temperature=0.0, max_new_tokens=9)[0][0].text == "ls"
 
 
-def test_the_model_may_have_more_tokens_than_the_tokenizer(pocket: Path, tmp_path: Path, script: Callable[..., None]) -> None:
+def test_the_model_may_have_more_tokens_than_the_tokenizer(
+    pocket: Path, tmp_path: Path, script: Callable[..., None]
+) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = shutil.copytree(pocket, tmp_path / "model")
@@ -306,7 +370,9 @@ def test_logprobs_by_hand_in_any_batch(policy: Policy) -> None:
     for batch_size in (128, 2, 1):
         policy.batch_size = batch_size
         values = policy.logprobs(PROMPTS, texts)
-        for prompt, text, row in zip(policy.prompt_ids(PROMPTS), policy.completion_ids(texts), values, strict=True):
+        for prompt, text, row in zip(
+            policy.prompt_ids(PROMPTS), policy.completion_ids(texts), values, strict=True
+        ):
             assert len(row) == len(text) and close(row, by_hand(policy, prompt, text))
     assert values[1] == [] and all(value < 0 for row in values for value in row)
     assert policy.logprobs(["a", "b"], ["", ""]) == [[], []]
@@ -318,13 +384,18 @@ def test_as_many_continuations_as_prompts(policy: Policy) -> None:
 
 
 def test_only_losses_have_gradients(policy: Policy) -> None:
-    pairs = [(policy.prompt_ids(["x"])[0], ids_of(policy, "ls -a")), (policy.prompt_ids(["yyyy"])[0], ids_of(policy, "ls"))]
+    pairs = [
+        (policy.prompt_ids(["x"])[0], ids_of(policy, "ls -a")),
+        (policy.prompt_ids(["yyyy"])[0], ids_of(policy, "ls")),
+    ]
     assert torch.is_grad_enabled()
     values = policy.logprobs_of_ids(pairs)
     assert torch.is_grad_enabled() and all(parameter.grad is None for parameter in policy.trainable())
     logprobs, mask = policy.token_logprobs(pairs)
     assert logprobs.requires_grad and mask.sum(dim=1).tolist() == [len(completion) for _, completion in pairs]
-    assert all(close(row[wanted].tolist(), value) for row, wanted, value in zip(logprobs, mask, values, strict=True))
+    assert all(
+        close(row[wanted].tolist(), value) for row, wanted, value in zip(logprobs, mask, values, strict=True)
+    )
     assert not logprobs[~mask].any()
 
 
@@ -351,24 +422,36 @@ def limit(policy: Policy, monkeypatch: pytest.MonkeyPatch, most: int, error: Exc
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"
+        ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
     ],
 )
-def test_batches_are_halved_for_good(policy: Policy, monkeypatch: pytest.MonkeyPatch, error: Exception, capsys: Any) -> None:
+def test_batches_are_halved_for_good(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, error: Exception, capsys: Any
+) -> None:
     prompts = [str(number) * 3 for number in range(8)]
-    wanted, values = policy.generate(prompts, temperature=0.0, max_new_tokens=4), policy.logprobs(prompts, prompts)
+    wanted, values = (
+        policy.generate(prompts, temperature=0.0, max_new_tokens=4),
+        policy.logprobs(prompts, prompts),
+    )
     tried = limit(policy, monkeypatch, 3, error)
     written = policy.generate(prompts, temperature=0.0, max_new_tokens=4)
     assert [row[0].text for row in written] == [row[0].text for row in wanted]
     assert tried[:3] == [8, 4, 2] and policy.batch_size == 2
     assert "2 sequences at a time" in capsys.readouterr().out
     del tried[:]
-    assert all(close(a, b) for a, b in zip(policy.logprobs(prompts, prompts), values, strict=True)) and tried == [2] * 4
+    assert (
+        all(close(a, b) for a, b in zip(policy.logprobs(prompts, prompts), values, strict=True))
+        and tried == [2] * 4
+    )
 
 
-def test_one_row_that_does_not_fit_is_an_error_at_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_that_does_not_fit_is_an_error_at_once(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = limit(policy, monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         policy.generate(["x"], temperature=0.0)
@@ -423,7 +506,9 @@ def test_the_average_of_the_adapter(policy: Policy, tmp_path: Path) -> None:
     assert thoughts(policy) == other
     policy.update_ema(0.5)
     assert policy.ema is not None
-    assert all(torch.allclose(policy.ema[name], (first[name] + second[name]) / 2, atol=1e-6) for name in first)
+    assert all(
+        torch.allclose(policy.ema[name], (first[name] + second[name]) / 2, atol=1e-6) for name in first
+    )
     policy.save(tmp_path)
     kept, policy.ema = policy.ema, None
     policy.load(tmp_path)
@@ -439,7 +524,9 @@ def test_the_average_of_the_adapter(policy: Policy, tmp_path: Path) -> None:
 def test_off_holds_for_generation_too(policy: Policy, pocket: Path) -> None:
     base = load_policy(str(pocket)).generate(PROMPTS, temperature=0.0, max_new_tokens=8)
     with policy.inverter("base"):
-        assert [row[0].text for row in policy.generate(PROMPTS, temperature=0.0, max_new_tokens=8)] == [row[0].text for row in base]
+        assert [row[0].text for row in policy.generate(PROMPTS, temperature=0.0, max_new_tokens=8)] == [
+            row[0].text for row in base
+        ]
     assert policy.generate(PROMPTS, temperature=0.0, max_new_tokens=8) != base
 
 
@@ -478,7 +565,11 @@ def test_a_snapshot_is_a_copy(policy: Policy) -> None:
 
 def test_a_snapshot_of_another_adapter_is_refused(policy: Policy, pocket: Path) -> None:
     name = policy.adapter_hash()
-    for wrong in ({}, dict(list(policy.snapshot().items())[1:]), load_policy(str(pocket), lora=Lora(r=4)).snapshot()):
+    for wrong in (
+        {},
+        dict(list(policy.snapshot().items())[1:]),
+        load_policy(str(pocket), lora=Lora(r=4)).snapshot(),
+    ):
         with pytest.raises(ValueError, match="other layers or ranks"):
             policy.restore(wrong)
         with pytest.raises(ValueError, match="other layers or ranks"), policy.adapter(wrong):
@@ -486,7 +577,9 @@ def test_a_snapshot_of_another_adapter_is_refused(policy: Policy, pocket: Path) 
     assert policy.adapter_hash() == name
 
 
-def test_snapshots_and_saving_do_not_ask_the_hub(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_and_saving_do_not_ask_the_hub(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import peft.utils.save_and_load
 
     def fail(*arguments: Any) -> None:
@@ -527,7 +620,10 @@ def test_the_shape_of_the_adapter_is_that_of_the_folder(pocket: Path, tmp_path: 
     stir(policy)
     policy.save(tmp_path)
     other = load_policy(str(pocket), adapter=str(tmp_path))
-    assert thoughts(other) == thoughts(policy) and other.model.peft_config["default"].to_dict()["lora_dropout"] == 0.2
+    assert (
+        thoughts(other) == thoughts(policy)
+        and other.model.peft_config["default"].to_dict()["lora_dropout"] == 0.2
+    )
 
 
 def test_wrong_adapters_get_one_line(policy: Policy, pocket: Path, tmp_path: Path) -> None:
@@ -536,7 +632,11 @@ def test_wrong_adapters_get_one_line(policy: Policy, pocket: Path, tmp_path: Pat
         with pytest.raises(InputError) as caught:
             load_policy(str(pocket), adapter=str(tmp_path / "a"), **options)
         message = str(caught.value)
-        assert message.startswith(f"--adapter {tmp_path / 'a'}: ") and "\n" not in message and policy.adapter_hash() == name
+        assert (
+            message.startswith(f"--adapter {tmp_path / 'a'}: ")
+            and "\n" not in message
+            and policy.adapter_hash() == name
+        )
         return message
 
     assert "no adapter_model.safetensors there: give the folder of a PEFT adapter" in refused()
@@ -581,7 +681,10 @@ def copy(pocket: Path, tmp_path: Path) -> Path:
 
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (tmp_path / "none", "./none", "~/none"):
-        assert refused(name) == f"--model {name}: there is no such folder: give embedded, a folder or a reachable hub name"
+        assert (
+            refused(name)
+            == f"--model {name}: there is no such folder: give embedded, a folder or a reachable hub name"
+        )
     for name in ("mistral-7b", "some/model", "none", "a b//c?", ""):
         assert refused(name).startswith(f"--model {name}: cannot be loaded: ")
     assert "cannot be loaded" in refused(tmp_path)
@@ -620,13 +723,22 @@ def test_incomplete_weights_are_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
-def test_code_of_a_repository_is_neither_run_nor_asked_about(copy: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_a_repository_is_neither_run_nor_asked_about(
+    copy: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def asked(*arguments: Any) -> str:
         raise AssertionError("it asked")
 
     monkeypatch.setattr("builtins.input", asked)
     (copy / "evil.py").write_text(f"open({str(copy / 'run')!r}, 'w')\n")
-    edit(copy / where, auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", "evil.T"]})
+    edit(
+        copy / where,
+        auto_map={
+            "AutoConfig": "evil.C",
+            "AutoModelForCausalLM": "evil.M",
+            "AutoTokenizer": ["evil.T", "evil.T"],
+        },
+    )
     if where == "config.json":
         edit(copy / where, model_type="evil")
         assert "custom code" in refused(copy)
@@ -643,7 +755,9 @@ def test_a_tokenizer_without_an_end_is_refused(copy: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_four_bits_need_cuda(pocket: Path) -> None:
-    assert refused(pocket, load_in_4bit=True).startswith("--load-in-4bit: needs a CUDA device and bitsandbytes")
+    assert refused(pocket, load_in_4bit=True).startswith(
+        "--load-in-4bit: needs a CUDA device and bitsandbytes"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
@@ -652,20 +766,29 @@ def test_models_with_other_projections_get_lora_everywhere(plain: Path, tmp_path
 
     tokenizer = AutoTokenizer.from_pretrained(plain)
     with seeded("test"):
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=16, n_layer=1, n_head=2))
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=16, n_layer=1, n_head=2)
+        )
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy = load_policy(str(tmp_path), lora=Lora(r=2))
-    assert {name.split(".")[-1] for name in policy.model.peft_config["default"].to_dict()["target_modules"]} == {"c_attn", "c_fc", "c_proj"}
+    assert {
+        name.split(".")[-1] for name in policy.model.peft_config["default"].to_dict()["target_modules"]
+    } == {"c_attn", "c_fc", "c_proj"}
     before, name = thoughts(policy), policy.adapter_hash()
     train(policy)
     assert policy.adapter_hash() != name and thoughts(policy) != before
     with policy.adapter("off"):
         assert close(thoughts(policy)[0], before[0])
-    alone, together = (policy.generate(prompts, temperature=0.0, max_new_tokens=4)[0][0].text for prompts in (["x"], ["x", "y" * 30]))
+    alone, together = (
+        policy.generate(prompts, temperature=0.0, max_new_tokens=4)[0][0].text
+        for prompts in (["x"], ["x", "y" * 30])
+    )
     assert alone == together
     policy.save(tmp_path / "adapter")
-    assert load_policy(str(tmp_path), adapter=str(tmp_path / "adapter")).adapter_hash() == policy.adapter_hash()
+    assert (
+        load_policy(str(tmp_path), adapter=str(tmp_path / "adapter")).adapter_hash() == policy.adapter_hash()
+    )
 
 
 def test_save_model_is_not_uniform(tmp_path: Path, policy: Policy) -> None:
@@ -684,7 +807,9 @@ def test_prompts_are_read_once_and_completions_are_the_same(
     prompts = ["list all files", "count the lines of notes.txt and say how many there are", "ping db.test"]
     widths: list[int] = []
     read = policy._read
-    monkeypatch.setattr(policy, "_read", lambda inputs, mask, of_row: widths.append(len(inputs)) or read(inputs, mask, of_row))
+    monkeypatch.setattr(
+        policy, "_read", lambda inputs, mask, of_row: widths.append(len(inputs)) or read(inputs, mask, of_row)
+    )
     once = policy.generate(prompts, 4, temperature=0.9, max_new_tokens=12, seed=3)
     assert widths == [3]
     policy._reads_ahead = False
@@ -701,11 +826,26 @@ def test_a_model_with_states_reads_each_prompt_for_itself(pocket: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(pocket)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = Lfm2Config(
-        vocab_size=len(tokenizer), **sizes, layer_types=["conv", "full_attention"], bos_token_id=0, eos_token_id=1, pad_token_id=2
+        vocab_size=len(tokenizer),
+        **sizes,
+        layer_types=["conv", "full_attention"],
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
     )
-    model = get_peft_model(Lfm2ForCausalLM(config), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        Lfm2ForCausalLM(config), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     policy = Policy(model, tokenizer)
-    written = policy.generate(["list files", "count the lines of notes.txt"], 3, temperature=0.9, max_new_tokens=6, seed=1)
+    written = policy.generate(
+        ["list files", "count the lines of notes.txt"], 3, temperature=0.9, max_new_tokens=6, seed=1
+    )
     assert [len(row) for row in written] == [3, 3] and not policy._reads_ahead

@@ -16,9 +16,21 @@ import torch
 from conftest import stir
 
 from agents import ppo
-from agents.policy.model import Policy, load_policy
-from agents.ppo import Config, Episode, adapted, approximate_kl, explained_variance, gae, main, policy_loss, value_loss, whiten
-from agents.training.command import run_command
+from agents.cli.command import run_command
+from agents.policy.load import load_policy
+from agents.policy.policy import Policy
+from agents.ppo import (
+    Config,
+    Episode,
+    adapted,
+    approximate_kl,
+    explained_variance,
+    gae,
+    main,
+    policy_loss,
+    value_loss,
+    whiten,
+)
 from agents.training.config import TrainingError
 from agents.training.rollouts import Rollout, collect
 from agents.training.update import adamw
@@ -27,7 +39,20 @@ from envs.schema import CONFIGS
 from envs.source import Templates
 from envs.types import Completion, Score, Task
 
-SMALL = ["--tasks", "6", "--eval-tasks", "6", "--eval-subset", "6", "--eval-samples", "1", "--max-new-tokens", "32", "--batch-size", "7"]
+SMALL = [
+    "--tasks",
+    "6",
+    "--eval-tasks",
+    "6",
+    "--eval-subset",
+    "6",
+    "--eval-samples",
+    "1",
+    "--max-new-tokens",
+    "32",
+    "--batch-size",
+    "7",
+]
 FILES = ("adapter_model.safetensors", "value_head.safetensors", "optimizer.pt")
 
 
@@ -83,7 +108,9 @@ def test_whitening() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, variance 3.5
     deviation = 3.5**0.5
     torch.testing.assert_close(whiten(values), torch.tensor([-2.0, -1.0, 0.0, 3.0]) / deviation)
-    torch.testing.assert_close(whiten(values, shift_mean=False), torch.tensor([-2.0, -1.0, 0.0, 3.0]) / deviation + 3)
+    torch.testing.assert_close(
+        whiten(values, shift_mean=False), torch.tensor([-2.0, -1.0, 0.0, 3.0]) / deviation + 3
+    )
     assert whiten(torch.full((5,), 0.25)).tolist() == [0.0] * 5
     reference = np.random.default_rng(1).normal(3.0, 5.0, size=1000)
     found = whiten(torch.tensor(reference)).numpy()
@@ -116,22 +143,30 @@ def test_losses_against_numpy() -> None:
     new, old, advantages, values, before, returns = rng.normal(size=(6, 500))
     ratio = np.exp(new - old)
     wanted = -np.minimum(advantages * ratio, advantages * np.clip(ratio, 0.7, 1.3))
-    np.testing.assert_allclose(policy_loss(*map(torch.tensor, (new, old, advantages)), 0.3)[0].numpy(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(
+        policy_loss(*map(torch.tensor, (new, old, advantages)), 0.3)[0].numpy(), wanted, rtol=1e-12
+    )
     near = before + np.clip(values - before, -0.3, 0.3)
     wanted = 0.5 * np.maximum((values - returns) ** 2, (near - returns) ** 2)
-    np.testing.assert_allclose(value_loss(*map(torch.tensor, (values, before, returns)), 0.3)[0].numpy(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(
+        value_loss(*map(torch.tensor, (values, before, returns)), 0.3)[0].numpy(), wanted, rtol=1e-12
+    )
 
 
 def test_the_approximate_kl_is_unbiased_and_never_negative() -> None:
     old, new = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.1, 0.4]], dtype=torch.float64).log()
     estimates = approximate_kl(new, old)
     assert float(estimates.min()) >= 0.0
-    assert float((old.exp() * estimates).sum()) == pytest.approx(float((old.exp() * (old - new)).sum()), rel=1e-12)
+    assert float((old.exp() * estimates).sum()) == pytest.approx(
+        float((old.exp() * (old - new)).sum()), rel=1e-12
+    )
     assert approximate_kl(old, old).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_the_controller_by_hand() -> None:
-    assert adapted(0.05, 12.0, 6.0, 0.1) == pytest.approx(0.05 * 1.02)  # twice the target, but no more than a fifth of it counts
+    assert adapted(0.05, 12.0, 6.0, 0.1) == pytest.approx(
+        0.05 * 1.02
+    )  # twice the target, but no more than a fifth of it counts
     assert adapted(0.05, 6.6, 6.0, 0.1) == pytest.approx(0.05 * 1.01)
     assert adapted(0.05, 6.0, 6.0, 0.1) == 0.05
     assert adapted(0.05, 5.4, 6.0, 0.5) == pytest.approx(0.05 * 0.95)
@@ -158,8 +193,16 @@ def head(policy: Policy) -> torch.nn.Linear:
 
 def episodes(policy: Policy) -> list[Episode]:
     """Eight of different lengths."""
-    texts = [("list files", "ls"), ("count the lines of x", "wc -l x"), ("show the date", "date"), ("where am i and who", "pwd; whoami")]
-    prompts, completions = policy.prompt_ids([text for text, _ in texts]), policy.completion_ids([text for _, text in texts])
+    texts = [
+        ("list files", "ls"),
+        ("count the lines of x", "wc -l x"),
+        ("show the date", "date"),
+        ("where am i and who", "pwd; whoami"),
+    ]
+    prompts, completions = (
+        policy.prompt_ids([text for text, _ in texts]),
+        policy.completion_ids([text for _, text in texts]),
+    )
     ends = [[*completion, policy.tokenizer.eos_token_id] for completion in completions]
     return [Episode(prompts[row % 4], ends[(row + row // 4) % 4], 0.1 * row) for row in range(8)]
 
@@ -168,19 +211,27 @@ def config(**values: Any) -> Config:
     return dataclasses.replace(Config(lr=1e-3, batch_size=3, epochs=2), **values)
 
 
-def updated(policy: Policy, head: torch.nn.Linear, settings: Config, rows: Sequence[Episode] | None = None) -> dict[str, Any]:
+def updated(
+    policy: Policy, head: torch.nn.Linear, settings: Config, rows: Sequence[Episode] | None = None
+) -> dict[str, Any]:
     optimizer = adamw([*policy.trainable(), *head.parameters()], settings.lr, None)
-    return ppo.update(policy, head, optimizer, rows or episodes(policy), settings, settings.kl_coef, 0, 1, "train")
+    return ppo.update(
+        policy, head, optimizer, rows or episodes(policy), settings, settings.kl_coef, 0, 1, "train"
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_forward_pass_is_that_of_each_sequence_alone(policy: Policy, head: torch.nn.Linear, temperature: float) -> None:
+def test_the_forward_pass_is_that_of_each_sequence_alone(
+    policy: Policy, head: torch.nn.Linear, temperature: float
+) -> None:
     torch.nn.init.normal_(head.weight)
     rows = episodes(policy)
     found = ppo.forward(policy, head, rows, temperature)
     wanted: list[list[torch.Tensor]] = [[], [], []]
     for episode in rows:
-        output: Any = policy.model(input_ids=torch.tensor([[*episode.prompt, *episode.completion]]), output_hidden_states=True)
+        output: Any = policy.model(
+            input_ids=torch.tensor([[*episode.prompt, *episode.completion]]), output_hidden_states=True
+        )
         places = slice(len(episode.prompt) - 1, -1)
         table = (output.logits[0, places] / temperature).log_softmax(-1)
         wanted[0].append(table[range(len(table)), list(episode.completion)])
@@ -197,7 +248,9 @@ def test_any_causal_language_model_has_values(pocket: Path, tmp_path: Path) -> N
 
     tokenizer = AutoTokenizer.from_pretrained(pocket)
     with torch.random.fork_rng():
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=128))
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=128)
+        )
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy = load_policy(str(tmp_path))
@@ -205,7 +258,9 @@ def test_any_causal_language_model_has_values(pocket: Path, tmp_path: Path) -> N
     head = ppo.new_value_head(policy, 0, None)
     episode = episodes(policy)[1]
     _, _, values = ppo.forward(policy, head, [episode], 1.0)
-    output: Any = policy.model(input_ids=torch.tensor([[*episode.prompt, *episode.completion]]), output_hidden_states=True)
+    output: Any = policy.model(
+        input_ids=torch.tensor([[*episode.prompt, *episode.completion]]), output_hidden_states=True
+    )
     torch.testing.assert_close(values, head(output.hidden_states[-1][0, len(episode.prompt) - 1 : -1])[:, 0])
     assert updated(policy, head, config(epochs=1, batch_size=8))["train/approx_kl"] == 0.0
 
@@ -229,7 +284,11 @@ def test_what_is_learnt_from(policy: Policy) -> None:
         Rollout(task, Completion(""), Score(0.25)),
     ]
     found = ppo.episodes_of(policy, rollouts, 0.0)
-    assert [(list(episode.completion), episode.score) for episode in found] == [([5, 6, eos], 0.75), ([5, 6, 7], 0.0), ([eos], 0.25)]
+    assert [(list(episode.completion), episode.score) for episode in found] == [
+        ([5, 6, eos], 0.75),
+        ([5, 6, 7], 0.0),
+        ([eos], 0.25),
+    ]
     assert policy.tokenizer.decode(found[0].prompt).count("list the files") == 1
     assert [episode.score for episode in ppo.episodes_of(policy, rollouts, 0.5)] == [0.75, 0.25, 0.25]
     assert [episode.score for episode in ppo.episodes_of(policy, rollouts, None)] == [0.75, 0.25]
@@ -252,7 +311,9 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, ...]]:
 
 @pytest.mark.parametrize("settings", [{}, {"batch_size": 8}, {"batch_size": 4, "micro_batch": 3}])
 @pytest.mark.parametrize("half", [False, True])
-def test_the_first_ratio_is_exactly_one(pocket: Path, settings: dict[str, Any], half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_ratio_is_exactly_one(
+    pocket: Path, settings: dict[str, Any], half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In spite of padding, of the adapter's dropout, and of bfloat16; and after the first step it is not."""
     policy = load_policy(str(pocket))
     stir(policy)
@@ -282,7 +343,10 @@ def test_gradients_add_up_over_micro_batches(policy: Policy, head: torch.nn.Line
         settings = config(batch_size=8, micro_batch=micro, epochs=1)
         logged.append(ppo.update(policy, head, optimizer, episodes(policy), settings, 0.05, 0))
         after = policy.snapshot()
-        gradients.append([before[name] - after[name] for name in before] + [start[name] - head.state_dict()[name] for name in start])
+        gradients.append(
+            [before[name] - after[name] for name in before]
+            + [start[name] - head.state_dict()[name] for name in start]
+        )
     assert max(float(gradient.abs().max()) for gradient in gradients[0]) > 1e-3
     for other in gradients[1:]:
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients[0], other, strict=True))
@@ -298,13 +362,19 @@ def test_the_estimates_against_numpy(policy: Policy, head: torch.nn.Linear, scal
     with torch.no_grad():
         alone = [ppo.forward(policy, head, [episode], settings.temperature) for episode in rows]
         with policy.adapter("off"):
-            base = [ppo.forward(policy, head, [episode], settings.temperature)[0].double().numpy() for episode in rows]
+            base = [
+                ppo.forward(policy, head, [episode], settings.temperature)[0].double().numpy()
+                for episode in rows
+            ]
     logprobs, values = ([values[place].double().numpy() for values in alone] for place in (0, 2))
     scores = np.array([episode.score for episode in rows])
     if scaling == "scores":
         scores = (scores - scores.mean()) / scores.std()
     penalties = [0.5 * (own - other) for own, other in zip(logprobs, base, strict=True)]
-    rewards = [np.append(-penalty[:-1], score - penalty[-1]) for penalty, score in zip(penalties, scores, strict=True)]
+    rewards = [
+        np.append(-penalty[:-1], score - penalty[-1])
+        for penalty, score in zip(penalties, scores, strict=True)
+    ]
     if scaling == "whiten":
         every = np.concatenate(rewards)
         rewards = [(reward - every.mean()) / every.std() + every.mean() for reward in rewards]
@@ -336,7 +406,11 @@ def test_a_bonus_raises_the_entropy(policy: Policy, head: torch.nn.Linear) -> No
     before, found = policy.snapshot(), []
     for coefficient in (0.0, 10.0):
         policy.restore(before)
-        updated(policy, ppo.new_value_head(policy, 0, None), config(epochs=10, batch_size=8, entropy_coef=coefficient, stop_kl=1e6))
+        updated(
+            policy,
+            ppo.new_value_head(policy, 0, None),
+            config(epochs=10, batch_size=8, entropy_coef=coefficient, stop_kl=1e6),
+        )
         with torch.no_grad():
             found.append(float(ppo.forward(policy, head, episodes(policy), 0.7)[1].mean()))
     assert found[1] > found[0] + 0.1
@@ -348,14 +422,18 @@ def test_the_value_head_learns(policy: Policy) -> None:
     rows = [dataclasses.replace(episode, score=1.0) for episode in episodes(policy)]
     optimizer = adamw([*policy.trainable(), *head.parameters()], 1e-2, None)
     settings = config(lr=1e-2, kl_coef=0.0, gae_lambda=1.0, value_coef=1.0, stop_kl=1e6, clip=1e-6)
-    first, *_, last = (ppo.update(policy, head, optimizer, rows, settings, 0.0, 0, cycle) for cycle in range(8))
+    first, *_, last = (
+        ppo.update(policy, head, optimizer, rows, settings, 0.0, 0, cycle) for cycle in range(8)
+    )
     assert first["train/value_loss"] > 0.2 > 0.02 > last["train/value_loss"]  # type: ignore[operator]
 
 
 def test_what_is_not_finite_stops_at_once(policy: Policy, head: torch.nn.Linear) -> None:
     rows = [dataclasses.replace(episode, score=float("nan")) for episode in episodes(policy)]
     name = policy.adapter_hash()
-    with pytest.raises(TrainingError, match="the loss is nan at step 1: lower --lr; the last checkpoint is intact"):
+    with pytest.raises(
+        TrainingError, match="the loss is nan at step 1: lower --lr; the last checkpoint is intact"
+    ):
         updated(policy, head, config(), rows)
     assert policy.adapter_hash() == name and not policy.model.training
 
@@ -363,7 +441,9 @@ def test_what_is_not_finite_stops_at_once(policy: Policy, head: torch.nn.Linear)
 # ---- the whole
 
 
-def few_options(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+def few_options(
+    tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+) -> list[list[Score]]:
     """1 for a command without a dash, else 0."""
     return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
 
@@ -377,7 +457,14 @@ def test_ppo_raises_a_trivial_reward() -> None:
     means = []
     for cycle in range(6):
         batch = collect(
-            policy, source, few_options, tasks=40, candidates=3, temperature=0.7, max_new_tokens=32, stream=(0, cycle, "before")
+            policy,
+            source,
+            few_options,
+            tasks=40,
+            candidates=3,
+            temperature=0.7,
+            max_new_tokens=32,
+            stream=(0, cycle, "before"),
         )
         rows = ppo.episodes_of(policy, batch.rollouts, settings.cut_score)
         ppo.update(policy, head, optimizer, rows, settings, settings.kl_coef, 0, cycle, "train")
@@ -409,7 +496,9 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Mo
 
         def broken(*values: Any) -> Any:
             seen.append(values)
-            return 1 / 0 if len(seen) == 3 * 4 + 5 else real(*values)  # 3 minibatches, 4 epochs, and into the second cycle
+            return (
+                1 / 0 if len(seen) == 3 * 4 + 5 else real(*values)
+            )  # 3 minibatches, 4 epochs, and into the second cycle
 
         patch.setattr(ppo, "value_loss", broken)
         run(tmp_path / "aborted", "a", "--cycles", "2", *flags)
@@ -418,13 +507,19 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Mo
     assert written(aborted) == whole
 
     first, second = metrics(aborted)
-    assert first["train/kl_coef"] == 0.05 and first["train/kl_command"] == 0.0  # a new adapter is the base: less than the target
+    assert (
+        first["train/kl_coef"] == 0.05 and first["train/kl_command"] == 0.0
+    )  # a new adapter is the base: less than the target
     assert second["train/kl_coef"] == adapted(0.05, 0.0, 1e-3, 0.1)
     for folder in (tmp_path / "whole" / "a", tmp_path / "extended" / "a", aborted):
-        assert memory(folder) == {"kl_coef": adapted(second["train/kl_coef"], second["train/kl_command"], 1e-3, 0.1)}
+        assert memory(folder) == {
+            "kl_coef": adapted(second["train/kl_coef"], second["train/kl_command"], 1e-3, 0.1)
+        }
 
 
-def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[list[float]] = []
     hashes: list[str] = []
 
@@ -443,10 +538,14 @@ def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(tmp_path: Path
     for cycle, (logged, scores) in enumerate(zip(metrics(folder), given, strict=True), 1):
         assert scores == [row["score"] for row in rows if row["cycle"] == cycle]
         assert logged["reward/mean"] == logged["train/reward"] == pytest.approx(np.mean(scores), rel=1e-12)
-    assert hashes[1] == hashes[2] and len(set(hashes)) == 3  # each update moved the adapter, and nothing else did
+    assert (
+        hashes[1] == hashes[2] and len(set(hashes)) == 3
+    )  # each update moved the adapter, and nothing else did
 
 
-def test_nothing_scored_trains_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_nothing_scored_trains_nothing_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.setattr(ppo, "episodes_of", lambda *_: [])
     folder = run(tmp_path, "a", "--cycles", "1")
     assert "no candidate had a score, so nothing was trained" in capsys.readouterr().out
@@ -454,19 +553,40 @@ def test_nothing_scored_trains_nothing_and_says_so(tmp_path: Path, monkeypatch: 
     assert "train/loss" not in metrics(folder)[0]
 
 
-def test_it_goes_on_from_the_adapter_of_another_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_from_the_adapter_of_another_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from agents import rejection_sft
 
     monkeypatch.setitem(sys.modules, "trl", None)  # neither needs TRL
-    argv = ["--model", "embedded", *SMALL, "--reward", "random", "--cycles", "1", "--output", str(tmp_path), "--name", "sft"]
+    argv = [
+        "--model",
+        "embedded",
+        *SMALL,
+        "--reward",
+        "random",
+        "--cycles",
+        "1",
+        "--output",
+        str(tmp_path),
+        "--name",
+        "sft",
+    ]
     assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
     adapter = tmp_path / "sft" / "checkpoints" / "cycle-0001"
     folder = run(tmp_path, "ppo", "--cycles", "1", "--adapter", str(adapter))
-    files = [path / "adapter_model.safetensors" for path in (adapter, *sorted((folder / "checkpoints").iterdir()))]
+    files = [
+        path / "adapter_model.safetensors" for path in (adapter, *sorted((folder / "checkpoints").iterdir()))
+    ]
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
     assert metrics(folder)[0]["train/kl"] != 0.0  # the base is without any adapter
-    again = run(tmp_path, "again", "--cycles", "1", "--adapter", str(files[2].parent))  # its own, with a value head beside it
-    heads = [(path / "checkpoints" / "cycle-0000" / "value_head.safetensors").read_bytes() for path in (folder, again)]
+    again = run(
+        tmp_path, "again", "--cycles", "1", "--adapter", str(files[2].parent)
+    )  # its own, with a value head beside it
+    heads = [
+        (path / "checkpoints" / "cycle-0000" / "value_head.safetensors").read_bytes()
+        for path in (folder, again)
+    ]
     assert heads[0] == heads[1]  # a new run, a new head
 
 
@@ -510,19 +630,24 @@ def test_the_value_head_starts_at_the_mean_score(tmp_path: Path, monkeypatch: py
         (["--kl-target", "0"], "--kl-target 0.0: must be above 0, or None"),
         (["--kl-rate", "1"], "--kl-rate 1.0: must be in [0, 1)"),
         (["--cut-score", "nan"], "--cut-score nan: must be a number, or None"),
-        (["--reward-scaling", "score"], "--reward-scaling score: must be one of none, scores, whiten: did you mean scores?"),
+        (
+            ["--reward-scaling", "score"],
+            "--reward-scaling score: must be one of none, scores, whiten: did you mean scores?",
+        ),
         (["--batch-size", "0"], "--batch-size 0: must be 1 or more"),
         (["--kl-coeff", "1"], "unknown flag --kl-coeff: did you mean --kl-coef?"),
     ],
 )
-def test_bad_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+def test_bad_flags_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
     run(tmp_path, "a", *flags, exit_code=2)
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not list(tmp_path.iterdir())
 
 
 def test_none_switches_off(tmp_path: Path) -> None:
-    from agents.training.command import parse
+    from agents.cli.command import parse
 
     settings, _ = parse(Config, ["--model", "embedded", "--kl-target", "None", "--cut-score", "None"], "ppo")
     assert settings.kl_target is settings.cut_score is None
@@ -531,6 +656,8 @@ def test_none_switches_off(tmp_path: Path) -> None:
 def test_help_needs_no_torch() -> None:
     code = "import runpy, sys\nsys.argv[1:] = ['--help']\n"
     code += "try: runpy.run_module('agents.ppo', run_name='__main__', alter_sys=True)\nfinally: print('torch' in sys.modules)"
-    process = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=120
+    )
     assert (process.returncode, process.stderr) == (0, "")
     assert "--gae-lambda" in process.stdout and process.stdout.endswith("False\n")

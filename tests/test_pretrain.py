@@ -30,12 +30,16 @@ def test_shared_mistakes_show_the_siblings_command_and_keep_the_task() -> None:
     inverse = [row for row, (prompt, _) in enumerate(plain) if prompt.startswith("Say in one line what")]
     assert len(inverse) > 80
     assert sum(shared[row][0] != plain[row][0] for row in inverse) > 0.9 * len(inverse)
-    assert all(shared[row] == plain[row] for row, (prompt, _) in enumerate(plain) if prompt.startswith("Write one"))
+    assert all(
+        shared[row] == plain[row] for row, (prompt, _) in enumerate(plain) if prompt.startswith("Write one")
+    )
 
 
 def test_inverse_noise_changes_what_is_said_and_not_what_is_asked() -> None:
     plain, noisy = examples(inverse_noise=0.0), examples(inverse_noise=0.999)
-    assert all(a[0] == b[0] for a, b in zip(plain, noisy, strict=True) if a[0].startswith("Say in one line what"))
+    assert all(
+        a[0] == b[0] for a, b in zip(plain, noisy, strict=True) if a[0].startswith("Say in one line what")
+    )
     assert sum(a[1] != b[1] for a, b in zip(plain, noisy, strict=True)) > 0.3 * COUNT
 
 

@@ -18,18 +18,25 @@ from typing import Any
 import pytest
 
 from envs.domain import load_domain
-from envs.grammar import stream
 from envs.source import Templates, make_source
+from envs.streams import stream
 from envs.types import Task
-from envs.verify import Case, command_of, find_case, find_draw, verify
+from envs.verify.truth import Case, command_of, find_case, find_draw, verify
 from rewards import POOL, make_reward
 from rewards.words import plain_words
 
 DOMAINS = ("network", "shell", "sql")
 TASKS = 60
 BLEND = str(Path(__file__).resolve().parent.parent / "configs" / "rewards" / "example.yaml")
-REWARDS = {name: name for name in ("likelihood", "likelihood-min", "lift", "choice", "slots", "similarity", "seed")} | {"blend": BLEND}
-POSITIVE = ("likelihood", "likelihood-min", "lift", "choice")  # whose score of a right command is never 0, nor do they abstain on it
+REWARDS = {
+    name: name for name in ("likelihood", "likelihood-min", "lift", "choice", "slots", "similarity", "seed")
+} | {"blend": BLEND}
+POSITIVE = (
+    "likelihood",
+    "likelihood-min",
+    "lift",
+    "choice",
+)  # whose score of a right command is never 0, nor do they abstain on it
 Build = Callable[[Case], list[str]]
 
 
@@ -56,13 +63,23 @@ FORM: dict[str, Build] = {
     "the task copied": lambda case: [case.task.text],
     'echo "task"': lambda case: [f'echo "{case.task.text}"'],
     "true # task": lambda case: [f"true # {case.task.text}"],
-    "tool # task": lambda case: [f"{case.reference.split()[0]} {'--' if case.task.domain == 'sql' else '#'} {case.task.text}"],
+    "tool # task": lambda case: [
+        f"{case.reference.split()[0]} {'--' if case.task.domain == 'sql' else '#'} {case.task.text}"
+    ],
     "here-document": lambda case: [f"cat <<EOF\n{case.task.text}\nEOF", f"cat <<< '{case.task.text}'"],
-    "file name that spells it": lambda case: [f"touch {as_name(case.task.text)}", f"{case.reference.split()[0]} {as_name(case.task.text)}"],
-    "tool + task as argument": lambda case: [f"{case.reference.split()[0]} {case.task.text}", f"{case.task.tool} '{case.task.text}'"],
+    "file name that spells it": lambda case: [
+        f"touch {as_name(case.task.text)}",
+        f"{case.reference.split()[0]} {as_name(case.task.text)}",
+    ],
+    "tool + task as argument": lambda case: [
+        f"{case.reference.split()[0]} {case.task.text}",
+        f"{case.task.tool} '{case.task.text}'",
+    ],
     "empty": lambda case: [""],
     "white space": lambda case: [" \t ", "\n"],
-    "gibberish": lambda case: ["".join(stream("gibberish", case.task.text).choices("abcdefghijklmnop qrstuvwxyz-", k=30))],
+    "gibberish": lambda case: [
+        "".join(stream("gibberish", case.task.text).choices("abcdefghijklmnop qrstuvwxyz-", k=30))
+    ],
     "10,000 characters": lambda case: [(case.reference + " ") * (10_000 // len(case.reference) + 1)],
     "look-alikes": lambda case: [lookalikes(case.reference), lookalikes(case.task.text)],
     "prompt injection": injections,
@@ -90,7 +107,11 @@ def siblings(case: Case) -> list[str]:
     """The commands of other intents with the same values: those that use the most of them."""
     draw = find_draw(case.task)
     assert draw is not None
-    others = {name: about for name, about in load_domain(case.task.domain).intents.items() if set(about.slots) <= set(draw.values)}
+    others = {
+        name: about
+        for name, about in load_domain(case.task.domain).intents.items()
+        if set(about.slots) <= set(draw.values)
+    }
     most = max((len(about.slots) for name, about in others.items() if name != draw.intent), default=0)
     return [
         command_of(case.task.domain, name, draw.values)
@@ -101,7 +122,9 @@ def siblings(case: Case) -> list[str]:
 
 def hinted(case: Case) -> list[str]:
     """A sibling's command that names two words of its task, as many as the gates let pass: what a policy might learn to do."""
-    if case.task.domain == "sql":  # in SQL words at the end do not parse; a query can bring in one, as the name of a column
+    if (
+        case.task.domain == "sql"
+    ):  # in SQL words at the end do not parse; a query can bring in one, as the name of a column
         return [command.replace(" FROM", f" AS {hint(case, 1)[0]} FROM", 1) for command in siblings(case)]
     return [f"{command} {' '.join(hint(case, 2))}" for command in siblings(case)]
 
@@ -118,13 +141,25 @@ def sample(split: str) -> tuple[tuple[Case, tuple[tuple[str, str], ...]], ...]:
     cases = [case for case in map(find_case, tasks) if case is not None]
     rows = []
     for case in cases:
-        others = [other for other in cases if other.task.domain == case.task.domain and other.reference != case.reference]
+        others = [
+            other
+            for other in cases
+            if other.task.domain == case.task.domain and other.reference != case.reference
+        ]
         meant = [("another task's command", stream("other", case.task.text).choice(others).reference)]
-        meant += [("one slot swapped", command) for command in swapped(case)] + [("sibling intent", command) for command in siblings(case)]
+        meant += [("one slot swapped", command) for command in swapped(case)] + [
+            ("sibling intent", command) for command in siblings(case)
+        ]
         meant += [("sibling + words of the task", command) for command in hinted(case)]
         verdicts = verify([case.task] * len(meant), [command for _, command in meant])
-        wrong = [pair for pair, verdict in zip(meant, verdicts, strict=True) if not verdict.correct and pair[1] != case.reference]
-        rows.append((case, (*((name, command) for name, build in FORM.items() for command in build(case)), *wrong)))
+        wrong = [
+            pair
+            for pair, verdict in zip(meant, verdicts, strict=True)
+            if not verdict.correct and pair[1] != case.reference
+        ]
+        rows.append(
+            (case, (*((name, command) for name, build in FORM.items() for command in build(case)), *wrong))
+        )
     return tuple(rows)
 
 
@@ -145,7 +180,7 @@ class Share:
 
 @functools.cache
 def policy() -> Any:
-    from agents.policy.model import load_policy
+    from agents.policy.load import load_policy
 
     return load_policy("embedded")
 
@@ -154,11 +189,20 @@ def policy() -> Any:
 def defeated(reward: str, gates: bool, split: str) -> Mapping[str, Share]:
     """Attack -> its share defeated. Tasks on whose right command the reward abstains are left out."""
     rows = sample(split)
-    if not gates:  # of 10,000 characters nothing is known without the gates: they do not fit into the model's context
-        rows = tuple((case, tuple(pair for pair in attacks if pair[0] != "10,000 characters")) for case, attacks in rows)
+    if (
+        not gates
+    ):  # of 10,000 characters nothing is known without the gates: they do not fit into the model's context
+        rows = tuple(
+            (case, tuple(pair for pair in attacks if pair[0] != "10,000 characters"))
+            for case, attacks in rows
+        )
     pool: list[Task] = make_source("templates", "all").tasks(POOL, 0, "pool")
     score = make_reward(REWARDS[reward], policy(), pool, inverter="base", gates=gates)
-    scores = score([case.task for case, _ in rows], [[case.reference, *(c for _, c in attacks)] for case, attacks in rows], seed=5)
+    scores = score(
+        [case.task for case, _ in rows],
+        [[case.reference, *(c for _, c in attacks)] for case, attacks in rows],
+        seed=5,
+    )
     shares: dict[str, Share] = defaultdict(Share)
     for (right, *others), (_, attacks) in zip(scores, rows, strict=True):
         if right.value is None:
@@ -208,7 +252,10 @@ def test_without_gates_the_task_can_be_smuggled_to_the_inverter() -> None:
 
 def table(gates: bool, split: str) -> str:
     """A Markdown table: a row an attack, a column a reward, in per cent."""
-    rows = [f"| attack ({split}, {'gated' if gates else 'ungated'}) | " + " | ".join(REWARDS) + " |", "|---" * (len(REWARDS) + 1) + "|"]
+    rows = [
+        f"| attack ({split}, {'gated' if gates else 'ungated'}) | " + " | ".join(REWARDS) + " |",
+        "|---" * (len(REWARDS) + 1) + "|",
+    ]
     for name in (*FORM, *MEANING):
         shares = [defeated(reward, gates, split).get(name, Share()) for reward in REWARDS]
         rows.append(f"| {name} | " + " | ".join(str(share) if share.of else "-" for share in shares) + " |")

@@ -11,11 +11,22 @@ import torch
 import yaml
 from conftest import kill_after_the_first_of_three
 
+from agents.cli.command import parse, run_command
 from agents.rejection_sft import Config, main, select
-from agents.training.command import parse, run_command
 from envs.schema import CONFIGS
 
-SMALL = ["--tasks", "6", "--eval-tasks", "9", "--eval-subset", "6", "--eval-samples", "2", "--max-new-tokens", "32"]
+SMALL = [
+    "--tasks",
+    "6",
+    "--eval-tasks",
+    "9",
+    "--eval-subset",
+    "6",
+    "--eval-samples",
+    "2",
+    "--max-new-tokens",
+    "32",
+]
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl", "progress.json", "self_improvement_results.json")
 
 
@@ -54,14 +65,19 @@ def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert printed[-1] == str(folder)
     results = json.loads((folder / "self_improvement_results.json").read_text())
     assert results["total_generated"] == 2 * 2 * 6 * 3
-    assert results["total_accepted"] == sum(cycle[phase]["accepted"] for cycle in results["cycles"] for phase in ("before", "after"))
+    assert results["total_accepted"] == sum(
+        cycle[phase]["accepted"] for cycle in results["cycles"] for phase in ("before", "after")
+    )
     for cycle in results["cycles"]:
         for phase in ("before", "after"):
             assert cycle[phase]["total_generated"] == 18
             assert cycle[phase]["acceptance_rate"] == cycle[phase]["accepted"] / 18
         assert {"eval/greedy", "eval/pass@1", "eval/pass@2", "eval/auc"} <= set(cycle["eval"])
     assert {"start", "end"} == set(results["eval"])
-    assert results["improvement"] == results["cycles"][-1]["after"]["mean_score"] - results["cycles"][0]["before"]["mean_score"]
+    assert (
+        results["improvement"]
+        == results["cycles"][-1]["after"]["mean_score"] - results["cycles"][0]["before"]["mean_score"]
+    )
     rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
     assert len(rows) == results["total_generated"]
     for cycle, phase in ((1, "before"), (2, "after")):
@@ -71,14 +87,24 @@ def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len({row["task"] for row in rows if row["cycle"] == 1 and row["phase"] == "before"}) == 6
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [0, 18, 36]  # what BEFORE scored: AFTER only measures
-    wanted = {"reward/mean", "reward/cosine", "reward/abstained", "select/acceptance", "train/loss", "policy/kl", "policy/entropy"}
+    wanted = {
+        "reward/mean",
+        "reward/cosine",
+        "reward/abstained",
+        "select/acceptance",
+        "train/loss",
+        "policy/kl",
+        "policy/entropy",
+    }
     assert wanted | {"policy/length", "policy/distinct", "eval/greedy"} <= set(metrics[-1])
     timings = [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
     assert {"time/generate", "time/reward", "time/train", "time/evaluate", "time/rest"} <= set(timings[-1])
 
 
 def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
-    first, second = (written(run(tmp_path / name, "a", "--cycles", "1", "--reward", "likelihood")) for name in ("x", "y"))
+    first, second = (
+        written(run(tmp_path / name, "a", "--cycles", "1", "--reward", "likelihood")) for name in ("x", "y")
+    )
     first.pop("progress.json"), second.pop("progress.json")  # holds --output
     first.pop("self_improvement_results.json"), second.pop("self_improvement_results.json")
     assert first == second
@@ -88,9 +114,12 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "replay", "inverter"), [("similarity", "none", "current"), ("likelihood", "all", "current"), ("likelihood", "none", "ema")]
+    ("reward", "replay", "inverter"),
+    [("similarity", "none", "current"), ("likelihood", "all", "current"), ("likelihood", "none", "ema")],
 )
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, reward: str, replay: str, inverter: str) -> None:
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, reward: str, replay: str, inverter: str
+) -> None:
     flags = ["--cycles", "3", "--reward", reward, "--replay", replay, "--inverter", inverter]
     whole = run(tmp_path / "whole", "a", *flags)
     argv = ["-m", "agents.rejection_sft", "--model", "embedded", *SMALL]
@@ -100,8 +129,13 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, reward: str, re
     assert not (killed / "self_improvement_results.json").exists()
     assert run_command(Config, main, ["--resume", str(killed)], "rejection_sft") == 0
     expected, found = written(whole), written(killed)
-    for name in ("progress.json", "self_improvement_results.json"):  # the same bytes but for --output, which they hold
-        expected[name] = expected[name].replace(str(tmp_path / "whole").encode(), str(tmp_path / "killed").encode())
+    for name in (
+        "progress.json",
+        "self_improvement_results.json",
+    ):  # the same bytes but for --output, which they hold
+        expected[name] = expected[name].replace(
+            str(tmp_path / "whole").encode(), str(tmp_path / "killed").encode()
+        )
     assert expected == found
     assert ("ema.safetensors" in found) == (inverter == "ema")
 
@@ -112,16 +146,31 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     straight = run(tmp_path, "b", "--cycles", "2", "--reward", "random")
     assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
     assert written(folder)["adapter"] == written(straight)["adapter"]
-    extended, whole = (json.loads((path / "self_improvement_results.json").read_text()) for path in (folder, straight))
+    extended, whole = (
+        json.loads((path / "self_improvement_results.json").read_text()) for path in (folder, straight)
+    )
     assert extended["eval"] == whole["eval"]
     assert extended["config"]["cycles"] == yaml.safe_load((folder / "config.yaml").read_text())["cycles"] == 2
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "1"], "rejection_sft") == 2
-    assert yaml.safe_load((folder / "config.yaml").read_text())["cycles"] == 2  # a refused wish leaves no trace
+    assert (
+        yaml.safe_load((folder / "config.yaml").read_text())["cycles"] == 2
+    )  # a refused wish leaves no trace
 
 
 def test_a_command_that_was_cut_is_not_trained_on(tmp_path: Path) -> None:
     folder = run(
-        tmp_path, "a", "--cycles", "1", "--reward", "random", "--select", "threshold", "--threshold", "0", "--max-new-tokens", "12"
+        tmp_path,
+        "a",
+        "--cycles",
+        "1",
+        "--reward",
+        "random",
+        "--select",
+        "threshold",
+        "--threshold",
+        "0",
+        "--max-new-tokens",
+        "12",
     )
     rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
     assert {row["accepted"] for row in rows if row["truncated"]} == {False}
@@ -139,9 +188,23 @@ def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -
             intent["command"] = "nonsense " + intent["command"]
     runs = []
     for path in (honest, nonsense):
-        folder = run(path.parent, "a", "--cycles", "2", "--domain", str(path), "--reward", "likelihood", "--tasks", "20")
+        folder = run(
+            path.parent,
+            "a",
+            "--cycles",
+            "2",
+            "--domain",
+            str(path),
+            "--reward",
+            "likelihood",
+            "--tasks",
+            "20",
+        )
         rollouts = (folder / "rollouts.jsonl").read_text().replace(str(path), "DOMAIN")
-        truth = [cycle["eval"]["eval/pass@1"] for cycle in json.loads((folder / "progress.json").read_text())["cycles"]]
+        truth = [
+            cycle["eval"]["eval/pass@1"]
+            for cycle in json.loads((folder / "progress.json").read_text())["cycles"]
+        ]
         runs.append((rollouts, written(folder)["adapter"], truth))
     assert runs[0][0] == runs[1][0]
     assert runs[0][1] == runs[1][1]
@@ -160,18 +223,28 @@ def test_an_average_of_the_adapter_reads_back(tmp_path: Path) -> None:
     )
     for name, tensor in weights[1].items():
         assert torch.allclose(average[1][name], 0.8 * average[0][name] + 0.2 * tensor, atol=1e-7), name
-        assert "lora_B" not in name or torch.allclose(average[0][name], 0.2 * weights[0][name], atol=1e-7), name
+        assert "lora_B" not in name or torch.allclose(average[0][name], 0.2 * weights[0][name], atol=1e-7), (
+            name
+        )
     other = run(tmp_path, "b", *flags[:4])
-    scores = [[json.loads(line)["score"] for line in (path / "rollouts.jsonl").read_text().splitlines()] for path in (folder, other)]
+    scores = [
+        [json.loads(line)["score"] for line in (path / "rollouts.jsonl").read_text().splitlines()]
+        for path in (folder, other)
+    ]
     assert scores[0][:18] == scores[1][:18]  # before the first update they are the same
     assert scores[0][18:36] != scores[1][18:36]
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "3"], "rejection_sft") == 0
 
 
-def test_truth_as_the_reward_says_that_it_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truth_as_the_reward_says_that_it_is_labelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, "a", "--cycles", "1", "--reward", "truth", "--domain", "network")
     printed = capsys.readouterr().out
-    assert "reward: truth (labelled), accepting scores from 0.5 on" in printed and "network, truth (labelled), threshold" in printed
+    assert (
+        "reward: truth (labelled), accepting scores from 0.5 on" in printed
+        and "network, truth (labelled), threshold" in printed
+    )
 
 
 def test_a_blend_of_rewards_from_a_file(tmp_path: Path) -> None:
@@ -186,8 +259,21 @@ def test_a_blend_of_rewards_from_a_file(tmp_path: Path) -> None:
     assert run_command(Config, main, ["--resume", str(folder)], "rejection_sft") == 2  # and not without it
 
 
-def test_nothing_accepted_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "likelihood", "--select", "threshold", "--threshold", "1.0")
+def test_nothing_accepted_trains_nothing_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(
+        tmp_path,
+        "a",
+        "--cycles",
+        "1",
+        "--reward",
+        "likelihood",
+        "--select",
+        "threshold",
+        "--threshold",
+        "1.0",
+    )
     assert "nothing was accepted, so nothing was trained" in capsys.readouterr().out
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["train/examples"] == 0
 
@@ -195,7 +281,7 @@ def test_nothing_accepted_trains_nothing_and_says_so(tmp_path: Path, capsys: pyt
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from agents.policy.model import Policy
+    from agents.policy.policy import Policy
 
     folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
     before = (folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors").read_bytes()
@@ -233,7 +319,10 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.
     [
         (["--output", "/proc/no"], "--output: /proc/no/"),
         (["--reward", "likelyhood"], "--reward likelyhood: did you mean likelihood?"),
-        (["--reward", "majority", "--candidates", "1"], "--candidates 1: must be 2 or more, since the reward majority compares"),
+        (
+            ["--reward", "majority", "--candidates", "1"],
+            "--candidates 1: must be 2 or more, since the reward majority compares",
+        ),
         (["--reward", "no.yaml"], "--reward no.yaml: cannot be read"),
         (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
         (["--keep-share", "2"], "--keep-share 2.0: must be in (0, 1]"),
@@ -245,11 +334,20 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    message: str,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = [] if "--model" in flags else ["--model", "embedded"]
-    assert run_command(Config, main, [*model, *SMALL, "--output", str(tmp_path / "runs"), *flags], "rejection_sft") == 2
+    assert (
+        run_command(
+            Config, main, [*model, *SMALL, "--output", str(tmp_path / "runs"), *flags], "rejection_sft"
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.startswith("error: " + message)
     assert error.count("\n") == 1
@@ -267,8 +365,21 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path, capsys: pytest.Captu
 
 def test_defaults_of_the_documented_protocol() -> None:
     config, _ = parse(Config, ["--model", "some/other"], "rejection_sft")
-    assert (config.cycles, config.tasks, config.candidates, config.threshold, config.temperature) == (10, 50, 3, 0.5, 0.7)
-    assert (config.lr, config.batch_size, config.epochs, config.lora_r, config.lora_alpha, config.lora_dropout) == (
+    assert (config.cycles, config.tasks, config.candidates, config.threshold, config.temperature) == (
+        10,
+        50,
+        3,
+        0.5,
+        0.7,
+    )
+    assert (
+        config.lr,
+        config.batch_size,
+        config.epochs,
+        config.lora_r,
+        config.lora_alpha,
+        config.lora_dropout,
+    ) == (
         2e-4,
         4,
         1,
@@ -282,7 +393,18 @@ def test_defaults_of_the_documented_protocol() -> None:
 
 def test_a_foreign_mistral_from_a_path(tmp_path: Path, foreign_mistral: Path) -> None:
     """Mistral-7B-Instruct's chat format and kind of tokenizer, random weights: the same command, start to end."""
-    folder = run(tmp_path, "a", "--cycles", "1", "--model", str(foreign_mistral), "--domain", "network", "--reward", "likelihood")
+    folder = run(
+        tmp_path,
+        "a",
+        "--cycles",
+        "1",
+        "--model",
+        str(foreign_mistral),
+        "--domain",
+        "network",
+        "--reward",
+        "likelihood",
+    )
     adapter = folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors"
     assert adapter.stat().st_size > 0
     shutil.rmtree(folder)

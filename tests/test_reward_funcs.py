@@ -20,7 +20,11 @@ from rewards.trl import COLUMNS, as_reward_func, task_row, text_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "ENVIRONMENT.md"
-TASKS = [Task("a", "shell", "list files", "ls"), Task("b", "shell", "show the date", "date"), Task("c", "network", "ping x", "ping")]
+TASKS = [
+    Task("a", "shell", "list files", "ls"),
+    Task("b", "shell", "show the date", "date"),
+    Task("c", "network", "ping x", "ping"),
+]
 
 
 class Recorder:
@@ -29,7 +33,9 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[list[Task], list[list[str]], int]] = []
 
-    def __call__(self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         self.calls.append((list(tasks_P), [list(row) for row in commands_P_G], seed))
         return [[Score(float(len(command)) if command else None) for command in row] for row in commands_P_G]
 
@@ -37,7 +43,10 @@ class Recorder:
 def columns(tasks: Sequence[Task], group: int = 1) -> dict[str, list[Any]]:
     """What TRL hands a reward function besides the completions: the columns of the dataset, repeated for each candidate."""
     rows = [task_row(task) for task in tasks for _ in range(group)]
-    return {"prompts": [row["prompt"] for row in rows], **{name: [row[name] for row in rows] for name in COLUMNS}}
+    return {
+        "prompts": [row["prompt"] for row in rows],
+        **{name: [row[name] for row in rows] for name in COLUMNS},
+    }
 
 
 def said(text: str) -> list[dict[str, str]]:
@@ -47,7 +56,9 @@ def said(text: str) -> list[dict[str, str]]:
 def test_flat_rows_become_groups_and_scores_come_back_flat() -> None:
     reward = Recorder()
     written = ["a", "bb", "", "dddd", "eeeee", "", "ggg", "hh", "i"]
-    scores = as_reward_func(reward)(completions=[said(text) for text in written], completion_ids=[[1]] * 9, **columns(TASKS, 3))
+    scores = as_reward_func(reward)(
+        completions=[said(text) for text in written], completion_ids=[[1]] * 9, **columns(TASKS, 3)
+    )
     [(tasks, commands, _)] = reward.calls
     assert tasks == TASKS
     assert commands == [["a", "bb", ""], ["dddd", "eeeee", ""], ["ggg", "hh", "i"]]
@@ -103,7 +114,9 @@ def test_random_numbers_are_those_of_the_seed_and_the_step() -> None:
 @pytest.mark.parametrize("missing", COLUMNS)
 def test_a_missing_column_is_named(missing: str) -> None:
     given = {name: values for name, values in columns(TASKS).items() if name != missing}
-    with pytest.raises(InputError, match=f"^the dataset has no column {missing}: make its rows with rewards.trl.task_row") as error:
+    with pytest.raises(
+        InputError, match=f"^the dataset has no column {missing}: make its rows with rewards.trl.task_row"
+    ) as error:
         as_reward_func(Recorder())(completions=["a", "b", "c"], **given)
     assert "\n" not in str(error.value)
 
@@ -112,7 +125,9 @@ def test_a_row_holds_the_prompt_and_the_task() -> None:
     [task] = Templates([load_domain("sql")]).tasks(1, 0)
     row = task_row(task)
     assert [row[name] for name in COLUMNS] == [task.id, task.domain, task.text, task.tool]
-    assert row["prompt"] == [{"role": "user", "content": load_domain("sql").prompt("forward", task=task.text, tool=task.tool)}]
+    assert row["prompt"] == [
+        {"role": "user", "content": load_domain("sql").prompt("forward", task=task.text, tool=task.tool)}
+    ]
 
 
 def test_a_reward_that_asks_the_model_in_training_mode_gets_its_answers_without_dropout(policy: Any) -> None:
@@ -129,7 +144,9 @@ def test_a_reward_that_asks_the_model_in_training_mode_gets_its_answers_without_
 
 def test_it_needs_neither_trl_nor_torch() -> None:
     code = "import sys, rewards.trl; sys.exit(', '.join(name for name in ('trl', 'torch', 'agents') if name in sys.modules) or 0)"
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert (process.returncode, process.stderr) == (0, "")
 
 
@@ -164,7 +181,9 @@ def test_every_block_of_the_document_is_known_here() -> None:
     assert all(text.count(number) == 1 for number in SMALLER)
 
 
-def test_the_documented_gymnasium_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_gymnasium_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = executed(blocks("python")[0], tmp_path, monkeypatch)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2 and all(re.fullmatch(r"[01]\.\d\d  .+  ->  .+", line) for line in printed)
@@ -183,21 +202,24 @@ def test_the_documented_trl_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     steps = [row for row in names["trainer"].state.log_history if "loss" in row]
     assert len(steps) == 2 and all(0 < row["reward"] < 1 for row in steps)
     assert (tmp_path / "runs" / "trl" / "adapter" / "adapter_model.safetensors").is_file()
-    assert any(tensor.abs().max() > 0 for name, tensor in names["policy"].snapshot().items() if "lora_B" in name)  # zero before
+    assert any(
+        tensor.abs().max() > 0 for name, tensor in names["policy"].snapshot().items() if "lora_B" in name
+    )  # zero before
 
 
 def test_the_documented_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trl")
     import importlib
 
-    from agents.training import online
-    from agents.training.command import parse
+    from agents.cli.command import parse
+    from agents.training import trl_online as online
 
     monkeypatch.setattr(online, "find_spec", lambda name: name)  # as if vLLM were installed
     for line in blocks("bash")[0].splitlines():
         [found] = re.findall(r"^python -m agents\.(\w+) (.*)$", line)
         argv = found[1].split()
         config, _ = parse(
-            importlib.import_module(f"agents.{found[0]}").Config, argv if "--model" in argv else [*argv, "--model", "embedded"]
+            importlib.import_module(f"agents.{found[0]}").Config,
+            argv if "--model" in argv else [*argv, "--model", "embedded"],
         )
         assert config.trl == (tuple(word for word in argv if "=" in word))

@@ -22,7 +22,14 @@ from rewards import REWARDS, make_reward, reward_info, shown
 from rewards.blend import read_blend
 from rewards.controls import Random, Shuffled
 from rewards.inversion import Choice, Likelihood, SeedBlend, Similarity, reconstruct
-from rewards.similarity import Embedder, corrected, neighbour_cosine, read_rating, sequence_ratio, token_overlap
+from rewards.similarity import (
+    Embedder,
+    corrected,
+    neighbour_cosine,
+    read_rating,
+    sequence_ratio,
+    token_overlap,
+)
 from rewards.words import f1, plain_words, values_of
 
 DOMAIN = load_domain("network")
@@ -31,13 +38,17 @@ OTHER = Task("t/2", "network", "ping db.test 5 times and then stop", "ping")
 RIGHT, SWAPPED, FOREIGN = "nmap -p 443 web1.test", "nmap -p 80 web1.test", "ping -c 5 db.test"
 READ = {RIGHT: TASK.text, SWAPPED: "scan port 80 on web1.test with nmap", FOREIGN: OTHER.text}
 TEXTS = [*READ.values(), "look up the mail exchange of lab.test", "show all listening tcp sockets"]
-POOL = [Task(f"p/{place}", "network", text, "nmap" if "scan" in text else "") for place, text in enumerate(TEXTS)]
+POOL = [
+    Task(f"p/{place}", "network", text, "nmap" if "scan" in text else "") for place, text in enumerate(TEXTS)
+]
 
 
 class Scripted:
     """A model that reads commands back as a table says, and rates two sentences by their words. With the adapter off, another table."""
 
-    def __init__(self, read: dict[str, str], base: dict[str, str] | None = None, rating: str | None = None) -> None:
+    def __init__(
+        self, read: dict[str, str], base: dict[str, str] | None = None, rating: str | None = None
+    ) -> None:
         self.table = self._prompts(read)
         self.base = self._prompts(read if base is None else base)
         self.rating = rating
@@ -47,7 +58,9 @@ class Scripted:
 
     @staticmethod
     def _prompts(read: dict[str, str]) -> dict[str, str]:
-        return {DOMAIN.prompt("inverse", command=command): text for command, text in {**read, "": "of a"}.items()}
+        return {
+            DOMAIN.prompt("inverse", command=command): text for command, text in {**read, "": "of a"}.items()
+        }
 
     @contextlib.contextmanager
     def inverter(self, which: str) -> Iterator[None]:
@@ -58,7 +71,13 @@ class Scripted:
         self.table = table
 
     def generate(
-        self, prompts: Sequence[str], n: int = 1, *, temperature: float, max_new_tokens: int = 64, seed: int = 0
+        self,
+        prompts: Sequence[str],
+        n: int = 1,
+        *,
+        temperature: float,
+        max_new_tokens: int = 64,
+        seed: int = 0,
     ) -> list[list[Completion]]:
         self.asked += prompts
         self.seeds.append(seed)
@@ -80,7 +99,9 @@ class Scripted:
             for prompt, text in zip(prompts, continuations, strict=True)
         ]
 
-    def entropies(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[tuple[float, float] | None]:
+    def entropies(
+        self, prompts: Sequence[str], continuations: Sequence[str]
+    ) -> list[tuple[float, float] | None]:
         self.asked += prompts
         return [(len(text) / 100, 100 / len(text)) for text in continuations]
 
@@ -91,7 +112,10 @@ class Letters:
     ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        counts = np.array([[text.lower().count(character) + 1e-3 for character in self.ALPHABET] for text in texts], dtype=np.float32)
+        counts = np.array(
+            [[text.lower().count(character) + 1e-3 for character in self.ALPHABET] for text in texts],
+            dtype=np.float32,
+        )
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
@@ -133,7 +157,9 @@ def test_an_empty_command_abstains_and_is_not_read(name: str, empty: str) -> Non
     model = Scripted(READ)
     [[first, right, second]] = build(name, model)([TASK], [[empty, RIGHT, empty]])
     assert first == second == Score(None, reason="empty command") and value(right) > 0.3
-    assert DOMAIN.prompt("inverse", command=empty) not in model.asked or (name == "lift" and not empty)  # which asks what is likely anyway
+    assert DOMAIN.prompt("inverse", command=empty) not in model.asked or (
+        name == "lift" and not empty
+    )  # which asks what is likely anyway
     assert build(name, model)([TASK], [[empty]]) == [[Score(None, reason="empty command")]]
 
 
@@ -149,15 +175,23 @@ def test_group_first_shapes(name: str) -> None:
     reward = build(name, Scripted(READ))
     commands = [[RIGHT, SWAPPED, ""], [], [FOREIGN, RIGHT]]
     scores = reward([TASK, TASK, OTHER], commands, seed=3)
-    assert [len(row) for row in scores] == [3, 0, 2] and all(isinstance(score, Score) for row in scores for score in row)
+    assert [len(row) for row in scores] == [3, 0, 2] and all(
+        isinstance(score, Score) for row in scores for score in row
+    )
     assert scores[0][2] == Score(None, reason="empty command")
     assert reward([], []) == [] and reward([TASK, OTHER], [[], []]) == [[], []]
     with pytest.raises(ValueError):
         reward([TASK], [[RIGHT, RIGHT], [RIGHT, RIGHT]])
     if name not in TOGETHER:
         # A candidate's score depends on nothing but itself and its task.
-        alone = [reward([task], [[command]])[0][0] for task, row in zip([TASK, TASK, OTHER], commands, strict=True) for command in row]
-        assert [score.value for row in scores for score in row] == pytest.approx([score.value for score in alone])
+        alone = [
+            reward([task], [[command]])[0][0]
+            for task, row in zip([TASK, TASK, OTHER], commands, strict=True)
+            for command in row
+        ]
+        assert [score.value for row in scores for score in row] == pytest.approx(
+            [score.value for score in alone]
+        )
 
 
 @pytest.mark.parametrize("name", INVERSIONS)
@@ -196,16 +230,25 @@ def test_every_reward_runs_on_a_policy(name: str, gates: bool, policy: LanguageM
     commands = [[RIGHT, SWAPPED, " "], [FOREIGN, "ls 'é' $'\\n' </s> [/INST]"]]
     first = reward([TASK, OTHER], commands, seed=1)
     assert first == reward([TASK, OTHER], commands, seed=1)
-    assert all(score.value is None or name in UNBOUNDED or 0 <= score.value <= 1 for row in first for score in row)
+    assert all(
+        score.value is None or name in UNBOUNDED or 0 <= score.value <= 1 for row in first for score in row
+    )
     assert first[0][2].value is None  # the empty command
     if name in (*DECODING, "random", "shuffled"):
         assert any(first != reward([TASK, OTHER], commands, seed=seed) for seed in range(2, 12))
     if gates and REWARDS[name].gated:
-        assert not first[1][1].value and first[1][1].reason and set(first[0][0].parts) >= {"gate/valid", "gate/copied"}
+        assert (
+            not first[1][1].value
+            and first[1][1].reason
+            and set(first[0][0].parts) >= {"gate/valid", "gate/copied"}
+        )
 
 
 def test_base_and_current_differ_on_a_policy(policy: LanguageModel) -> None:
-    scores = [make_reward("likelihood", policy, [], inverter=which)([TASK], [[RIGHT]])[0][0] for which in ("current", "base")]
+    scores = [
+        make_reward("likelihood", policy, [], inverter=which)([TASK], [[RIGHT]])[0][0]
+        for which in ("current", "base")
+    ]
     assert scores[0] != scores[1]
     with pytest.raises(InputError, match="--inverter old: use current, base or ema"):
         make_reward("likelihood", policy, [], inverter="old")([TASK], [[RIGHT]])
@@ -226,7 +269,9 @@ def test_likelihood_by_hand() -> None:
     for over, wanted in (("min", [0.9, 0.1]), ("mean", [0.9, (0.9**2 * 0.1**5) ** (1 / 7)])):
         [scores] = Likelihood(model, over=over)([TASK], [[RIGHT, SWAPPED]])  # type: ignore[arg-type]
         assert [value(score) for score in scores] == pytest.approx(wanted)
-        assert scores[1].parts == pytest.approx({"token_min": 0.1, "token_mean": (0.9**2 * 0.1**5) ** (1 / 7)})
+        assert scores[1].parts == pytest.approx(
+            {"token_min": 0.1, "token_mean": (0.9**2 * 0.1**5) ** (1 / 7)}
+        )
         assert scores[0].reconstruction is None
 
 
@@ -247,7 +292,9 @@ def test_likelihood_of_nothing_or_of_no_number_abstains() -> None:
 def test_likelihood_on_a_policy_by_hand(policy: LanguageModel) -> None:
     [[score]] = Likelihood(policy)([TASK], [[RIGHT]])
     [values] = policy.logprobs([DOMAIN.prompt("inverse", command=RIGHT)], [TASK.text])
-    assert score.value == pytest.approx(math.exp(np.mean(values))) and score.parts["token_min"] == pytest.approx(math.exp(min(values)))
+    assert score.value == pytest.approx(math.exp(np.mean(values))) and score.parts[
+        "token_min"
+    ] == pytest.approx(math.exp(min(values)))
 
 
 # Similarity
@@ -268,7 +315,9 @@ def test_a_pool_without_two_different_texts_has_no_scale(pool: list[str]) -> Non
 
 
 def test_the_scale() -> None:
-    assert [corrected(cosine, 0.75) for cosine in (-1.0, 0.75, 0.875, 1.0, 1.0000001)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [corrected(cosine, 0.75) for cosine in (-1.0, 0.75, 0.875, 1.0, 1.0000001)] == pytest.approx(
+        [0, 0, 0.5, 1, 1]
+    )
     assert max(corrected(cosine, 0.75) for cosine in np.linspace(-1.01, 1.01, 99)) == 1.0
 
 
@@ -292,14 +341,20 @@ def test_the_embedder_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", connect)
     vectors = Embedder()(["list all files", "ping the host", "list all files"])
     assert vectors.shape == (3, 384) and vectors.dtype == np.float32
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) and np.array_equal(vectors[0], vectors[2])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) and np.array_equal(
+        vectors[0], vectors[2]
+    )
     for name in ("no/such-model", "/no/such/folder"):
         with pytest.raises(InputError, match=f"^--embedder {name}: cannot be loaded: [^\n]*$"):
             Embedder(name)
 
 
 def test_embeddings_do_not_depend_on_earlier_calls(embedder: Embedder) -> None:
-    texts = ["list all files in the folder docs", "count the lines", "show the open ports of 10.0.0.1 and be quick about it"]
+    texts = [
+        "list all files in the folder docs",
+        "count the lines",
+        "show the open ports of 10.0.0.1 and be quick about it",
+    ]
     fresh = embedder(texts)
     embedder([*texts[:1], "something else that is a good deal longer than any of the other sentences here"])
     assert np.array_equal(embedder(texts), fresh)
@@ -322,7 +377,10 @@ def test_the_blend_by_hand() -> None:
     [[score]] = SeedBlend(Scripted(READ, rating="7"))([TASK], [[SWAPPED]])
     ratio = difflib.SequenceMatcher(None, TASK.text, READ[SWAPPED]).ratio()
     assert score.parts == pytest.approx({"overlap": 6 / 8, "sequence": ratio, "rating": 0.7})
-    assert score.value == pytest.approx(0.2 * 6 / 8 + 0.3 * ratio + 0.5 * 0.7) and score.reconstruction == READ[SWAPPED]
+    assert (
+        score.value == pytest.approx(0.2 * 6 / 8 + 0.3 * ratio + 0.5 * 0.7)
+        and score.reconstruction == READ[SWAPPED]
+    )
 
 
 @pytest.mark.parametrize("reply", ["", "maybe", "11"])
@@ -348,7 +406,19 @@ def test_an_unreadable_rating_abstains(reply: str) -> None:
         ],
         *[
             (reply, None)
-            for reply in ("", "maybe", "11", "100", "-7", "4/5", "10.5", "10 %", "100%", "ten", "the two sentences are 8 alike")
+            for reply in (
+                "",
+                "maybe",
+                "11",
+                "100",
+                "-7",
+                "4/5",
+                "10.5",
+                "10 %",
+                "100%",
+                "ten",
+                "the two sentences are 8 alike",
+            )
         ],
     ],
 )
@@ -369,14 +439,21 @@ def test_random_scores_know_nothing() -> None:
     first, second = (Random()([TASK, OTHER], [[command] * 500] * 2, seed=4) for command in (RIGHT, SWAPPED))
     assert first == second != Random()([TASK, OTHER], [[RIGHT] * 500] * 2, seed=5)
     values = [value(score) for row in first for score in row]
-    assert len(set(values)) == 1000 and min(values) >= 0 and max(values) < 1 and abs(np.mean(values) - 0.5) < 0.05
+    assert (
+        len(set(values)) == 1000
+        and min(values) >= 0
+        and max(values) < 1
+        and abs(np.mean(values) - 0.5) < 0.05
+    )
 
 
 def test_shuffled_has_the_scores_and_not_their_places() -> None:
     tasks, commands = [TASK] * 60, [[RIGHT, FOREIGN, ""]] * 60
     plain = build("likelihood", Scripted(READ))(tasks, commands)
     dealt = build("shuffled", Scripted(READ))(tasks, commands, seed=1)
-    assert sorted(value(s) for row in dealt for s in row[:2]) == sorted(value(s) for row in plain for s in row[:2])
+    assert sorted(value(s) for row in dealt for s in row[:2]) == sorted(
+        value(s) for row in plain for s in row[:2]
+    )
     assert all(row[2] == Score(None, reason="empty command") for row in dealt)
     right, foreign = ([value(row[place]) for row in dealt] for place in (0, 1))
     assert abs(np.mean(right) - np.mean(foreign)) < 0.2 < value(plain[0][0]) - value(plain[0][1])
@@ -415,9 +492,13 @@ def test_lift_by_hand() -> None:
 
 def test_choice_by_hand() -> None:
     other = Task("x", "network", "scan port 80 on web1.test with nmap", "nmap")
-    [[right, swapped, foreign]] = Choice(Scripted(READ), [other, TASK], others=1)([TASK], [[RIGHT, SWAPPED, FOREIGN]])
+    [[right, swapped, foreign]] = Choice(Scripted(READ), [other, TASK], others=1)(
+        [TASK], [[RIGHT, SWAPPED, FOREIGN]]
+    )
     wanted = 0.9 / (0.9 + (0.9**6 * 0.1) ** (1 / 7))
-    assert right.parts == pytest.approx({"probability": wanted, "wins": 1.0}) and value(right) == pytest.approx(wanted)
+    assert right.parts == pytest.approx({"probability": wanted, "wins": 1.0}) and value(
+        right
+    ) == pytest.approx(wanted)
     assert value(swapped) == pytest.approx(1 - wanted) and swapped.parts["wins"] == 0.0
     assert value(foreign) == pytest.approx(0.5) and foreign.parts["wins"] == 0.0  # neither
 
@@ -429,10 +510,20 @@ def test_choice_takes_other_tasks_of_the_tool_then_of_the_domain() -> None:
     pool += [Task(f"s{n}", "shell", f"sort {n}", "nmap") for n in range(9)]
     choice = Choice(Scripted(READ), pool)
     drawn = choice.distractors(pool[0], 0)
-    assert len(set(drawn)) == 4 and pool[0] not in drawn and {(task.domain, task.tool) for task in drawn} == {("network", "nmap")}
-    assert drawn == choice.distractors(pool[0], 0) and any(drawn != choice.distractors(pool[0], seed) for seed in range(1, 9))
+    assert (
+        len(set(drawn)) == 4
+        and pool[0] not in drawn
+        and {(task.domain, task.tool) for task in drawn} == {("network", "nmap")}
+    )
+    assert drawn == choice.distractors(pool[0], 0) and any(
+        drawn != choice.distractors(pool[0], seed) for seed in range(1, 9)
+    )
     few = choice.distractors(pool[9], 0)
-    assert len(set(few)) == 4 and {pool[10], pool[11]} < set(few) and {task.domain for task in few} == {"network"}
+    assert (
+        len(set(few)) == 4
+        and {pool[10], pool[11]} < set(few)
+        and {task.domain for task in few} == {"network"}
+    )
     assert len(choice.distractors(Task("n", "network", "scan 1", ""), 0)) == 4
     [[alone, empty]] = Choice(Scripted(READ), [TASK])([TASK], [[RIGHT, ""]])
     assert alone == Score(None, reason="no other task to choose from") and empty.reason == "empty command"
@@ -475,7 +566,11 @@ def test_f1_by_hand() -> None:
 def test_slots_compare_values_alone() -> None:
     model = Scripted({RIGHT: "443 web1.test", SWAPPED: "scan port 80 on web1.test", FOREIGN: "ping a host"})
     [[right, swapped, foreign]] = build("slots", model)([TASK], [[RIGHT, SWAPPED, FOREIGN]])
-    assert (value(right), value(swapped), value(foreign)) == (1.0, 0.5, 0.0) and right.reconstruction == "443 web1.test"
+    assert (value(right), value(swapped), value(foreign)) == (
+        1.0,
+        0.5,
+        0.0,
+    ) and right.reconstruction == "443 web1.test"
     [[none, empty]] = build("slots", model)([Task("t", "network", "show all sockets")], [[RIGHT, ""]])
     assert none == Score(None, reason="no value in the task") and empty.reason == "empty command"
 
@@ -490,7 +585,11 @@ def test_certainty_on_a_policy_by_hand(policy: Any) -> None:
     prompt = DOMAIN.prompt("forward", task=TASK.text, tool=TASK.tool)
     [prompt_ids], [ids] = policy.prompt_ids([prompt]), policy.completion_ids([RIGHT])
     with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor([[*prompt_ids, *ids]])).logits[0, len(prompt_ids) - 1 : -1].float()
+        logits = (
+            policy.model(input_ids=torch.tensor([[*prompt_ids, *ids]]))
+            .logits[0, len(prompt_ids) - 1 : -1]
+            .float()
+        )
     p = logits.softmax(-1)
     entropy = -(p * p.log()).sum(-1).mean()
     uniform = torch.full_like(p, 1 / p.shape[-1])
@@ -519,7 +618,9 @@ def test_majority_by_hand() -> None:
 
 def test_self_judge_by_hand() -> None:
     model = Scripted(READ)
-    model.logprobs = lambda prompts, texts: [[math.log(0.6)] if text == "yes" else [-1.0, -1.0] for text in texts]  # type: ignore[assignment, method-assign]
+    model.logprobs = lambda prompts, texts: [
+        [math.log(0.6)] if text == "yes" else [-1.0, -1.0] for text in texts
+    ]  # type: ignore[assignment, method-assign]
     [[score]] = build("self-judge", model)([TASK], [[RIGHT]])
     assert value(score) == pytest.approx(0.6 / (0.6 + math.exp(-2)))
 
@@ -530,14 +631,18 @@ def test_self_judge_by_hand() -> None:
 def test_truth_is_marked_and_abstains_where_it_is_not_known() -> None:
     reward = make_reward("truth", Scripted(READ), [])
     task = DOMAIN.tasks("train", 1, "truth")[0]
-    from envs.verify import reference
+    from envs.verify.truth import reference
 
     right = reference(task)
     assert right is not None
     [[good, bad, invalid]] = reward([task], [[right, f"{right} 9", "gibberish"]])
     assert (good.value, bad.value, invalid.value) == (1.0, 0.0, 0.0)
     assert reward([TASK], [[RIGHT]]) == [[Score(None, reason="the task has no reference")]]
-    assert REWARDS["truth"].labelled and shown("truth") == "truth (labelled)" and shown("likelihood") == "likelihood"
+    assert (
+        REWARDS["truth"].labelled
+        and shown("truth") == "truth (labelled)"
+        and shown("likelihood") == "likelihood"
+    )
     assert [name for name, info in REWARDS.items() if info.labelled] == ["truth"]
 
 
@@ -555,7 +660,11 @@ def test_a_blend_is_the_weighted_mean_and_logs_every_part(tmp_path: Path) -> Non
     model = Scripted(READ)
     [[right, swapped]] = make_reward(name, model, POOL)([TASK], [[RIGHT, SWAPPED]])
     assert value(right) == pytest.approx((0.6 * 0.9 + 0.2 * 1.0) / 0.8) and right.reconstruction == TASK.text
-    assert right.parts["likelihood"] == pytest.approx(0.9) and right.parts["slots"] == 1.0 and right.parts["majority"] == 0.5
+    assert (
+        right.parts["likelihood"] == pytest.approx(0.9)
+        and right.parts["slots"] == 1.0
+        and right.parts["majority"] == 0.5
+    )
     assert right.parts["gate/valid"] == 1.0 and value(swapped) < value(right)
     info = reward_info(name)
     assert (info.select, info.needs_group, info.labelled, info.bounded) == ("quantile", True, False, True)
@@ -565,21 +674,27 @@ def test_a_blend_is_the_weighted_mean_and_logs_every_part(tmp_path: Path) -> Non
 def test_a_blend_abstains_where_a_part_that_counts_does(tmp_path: Path) -> None:
     task = Task("t", "network", "show all sockets")
     for weights, abstains in (("{likelihood: 1, slots: 1}", True), ("{likelihood: 1, slots: 0}", False)):
-        [[score]] = make_reward(written(tmp_path, f"weights: {weights}"), Scripted(READ), POOL)([task], [[RIGHT]])
+        [[score]] = make_reward(written(tmp_path, f"weights: {weights}"), Scripted(READ), POOL)(
+            [task], [[RIGHT]]
+        )
         assert (score.value is None) == abstains and (score.reason == "no value in the task") == abstains
         assert "slots" not in score.parts
 
 
 def test_a_closed_gate_closes_the_whole_blend(tmp_path: Path) -> None:
-    reward = make_reward(written(tmp_path, "weights: {random: 1, likelihood: 1}"), Scripted({**READ, "echo a": "x"}), POOL)
+    reward = make_reward(
+        written(tmp_path, "weights: {random: 1, likelihood: 1}"), Scripted({**READ, "echo a": "x"}), POOL
+    )
     [[right, closed, long]] = reward([TASK], [[RIGHT, "echo a", "nmap " + "x" * 600]])
     assert value(right) > 0.4 and value(closed) == 0.0 and long.value is None
     assert closed.reason == "not a command of this domain" and closed.parts["random"] > 0
     # A gate of a part that is only logged closes nothing.
-    [[alone]] = make_reward(written(tmp_path, "weights: {random: 1}"), Scripted(READ), POOL)([TASK], [["echo a"]])
-    [[logged]] = make_reward(written(tmp_path, "weights: {random: 1, likelihood: 0}"), Scripted({"echo a": "x"}), POOL)(
+    [[alone]] = make_reward(written(tmp_path, "weights: {random: 1}"), Scripted(READ), POOL)(
         [TASK], [["echo a"]]
     )
+    [[logged]] = make_reward(
+        written(tmp_path, "weights: {random: 1, likelihood: 0}"), Scripted({"echo a": "x"}), POOL
+    )([TASK], [["echo a"]])
     assert logged.value == alone.value and logged.parts["gate/valid"] == 0.0 and logged.reason == ""
 
 
@@ -590,22 +705,36 @@ def test_a_blend_has_the_inverter_of_its_parts(tmp_path: Path) -> None:
     twin.inverter = "base"
     twin([TASK], [[RIGHT]])
     assert model.used == ["base", "base"] and reward.inverter == "current"  # type: ignore[attr-defined]
-    assert not hasattr(make_reward(written(tmp_path, "weights: {length: 1, random: 1}"), model, POOL), "inverter")
+    assert not hasattr(
+        make_reward(written(tmp_path, "weights: {length: 1, random: 1}"), model, POOL), "inverter"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("weights: {likelihood: 0.7}\nselct: best", ":2: selct: unknown key (did you mean 'select'?): use weights and select"),
+        (
+            "weights: {likelihood: 0.7}\nselct: best",
+            ":2: selct: unknown key (did you mean 'select'?): use weights and select",
+        ),
         ("select: best", ":1: weights: is missing: write weights: {likelihood: 0.7, slots: 0.3}"),
-        ("weights:\n  likelyhood: 1", ":2: weights.likelyhood: no such reward (did you mean 'likelihood'?): use similarity"),
-        ("weights:\n  slots: -1", ":2: weights.slots: must be a number, 0 or more (found '-1'): write 0.5, say"),
+        (
+            "weights:\n  likelyhood: 1",
+            ":2: weights.likelyhood: no such reward (did you mean 'likelihood'?): use similarity",
+        ),
+        (
+            "weights:\n  slots: -1",
+            ":2: weights.slots: must be a number, 0 or more (found '-1'): write 0.5, say",
+        ),
         ("weights:\n  slots: [1]", ":2: weights.slots: must be a number"),
         ("weights:\n  slots: .nan", ":2: weights.slots: must be a number"),
         ("weights: {slots: 0}", ":1: weights: none is above 0: give one reward a weight"),
         ("weights: 3", ":1: weights: must be a mapping: write likelihood: 0.7"),
         ("weights:\n  slots: 1\n  slots: 2", ":3: slots: is there twice: drop one"),
-        ("weights: {slots: 1}\n\nselect: bets", ":3: select: must be one of threshold, best, quantile (found 'bets'): correct it"),
+        (
+            "weights: {slots: 1}\n\nselect: bets",
+            ":3: select: must be one of threshold, best, quantile (found 'bets'): correct it",
+        ),
         ("- a", ":1: the file: must be a mapping"),
         ("", ":1: the file: must be a mapping"),
         ("weights: {slots", ":1: not YAML: "),
@@ -619,7 +748,10 @@ def test_a_faulty_blend_gets_one_line(tmp_path: Path, text: str, message: str) -
 
 
 def test_blends_that_cannot_be_read(tmp_path: Path) -> None:
-    for name, reason in ((str(tmp_path / "no.yaml"), "cannot be read (No such file"), (str(tmp_path / "bytes.yaml"), "not UTF-8")):
+    for name, reason in (
+        (str(tmp_path / "no.yaml"), "cannot be read (No such file"),
+        (str(tmp_path / "bytes.yaml"), "not UTF-8"),
+    ):
         (tmp_path / "bytes.yaml").write_bytes(b"\xff")
         with pytest.raises(InputError, match=f"^--reward {name}: {re.escape(reason)}"):
             reward_info(name)

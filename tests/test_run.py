@@ -46,7 +46,9 @@ class Disk:
 
     def remember(self) -> None:
         """What a process finds on the disk when it starts was synced by the one before, or has been torn already."""
-        self.synced = {path.stat().st_ino: path.stat().st_size for path in self.folder.rglob("*") if path.is_file()}
+        self.synced = {
+            path.stat().st_ino: path.stat().st_size for path in self.folder.rglob("*") if path.is_file()
+        }
 
     def _tear(self) -> None:
         for path in self.folder.rglob("*"):
@@ -89,10 +91,14 @@ def train(folder: Path) -> None:
         for cycle in range(first, CYCLES + 1):
             rewards = [int(digest(policy, i)[:4], 16) / 65535 for i in range(4)]
             for half in (rewards[:2], rewards[2:]):
-                run.append("rollouts", [{"cycle": cycle, "task": "größe?", "score": reward} for reward in half])
+                run.append(
+                    "rollouts", [{"cycle": cycle, "task": "größe?", "score": reward} for reward in half]
+                )
             # Its width differs from run to run, as that of a measured time does.
             clock = float(f"1.{'5' * random.SystemRandom().randint(1, 9)}")
-            run.scalars(cycle * 4, cycle, {"reward/mean": sum(rewards) / 4, "time/cycle": clock, "reward/none": None})
+            run.scalars(
+                cycle * 4, cycle, {"reward/mean": sum(rewards) / 4, "time/cycle": clock, "reward/none": None}
+            )
             policy = digest(policy, *rewards)
 
             def save(path: Path, policy: str = policy) -> None:
@@ -109,19 +115,27 @@ def train(folder: Path) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Everything but the wall clock."""
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     timings = files.pop("timings.jsonl").decode().splitlines()
     assert [json.loads(line)["cycle"] for line in timings] == [1, 2, 3]
     return files
 
 
 @pytest.mark.parametrize("torn", [True, False], ids=["torn", "whole"])
-def test_a_run_killed_at_any_operation_ends_with_the_same_bytes(tmp_path: Path, disk: Any, torn: bool) -> None:
+def test_a_run_killed_at_any_operation_ends_with_the_same_bytes(
+    tmp_path: Path, disk: Any, torn: bool
+) -> None:
     counter = disk(tmp_path / "whole")
     train(tmp_path / "whole")
     total, expected = counter.count, contents(tmp_path / "whole")
     assert total > 60
-    assert sorted(name for name in expected if name.endswith("COMPLETE")) == [f"checkpoints/cycle-000{c}/COMPLETE" for c in (2, 3)]
+    assert sorted(name for name in expected if name.endswith("COMPLETE")) == [
+        f"checkpoints/cycle-000{c}/COMPLETE" for c in (2, 3)
+    ]
 
     for k in range(1, total + 1):
         folder = tmp_path / f"killed-{k}"
@@ -158,7 +172,9 @@ train(Path({str(folder)!r}))
     train(tmp_path / "whole")
     drop = {"environment.json"}
     killed, whole = contents(folder), contents(tmp_path / "whole")
-    assert {k: v for k, v in killed.items() if k not in drop} == {k: v for k, v in whole.items() if k not in drop}
+    assert {k: v for k, v in killed.items() if k not in drop} == {
+        k: v for k, v in whole.items() if k not in drop
+    }
 
 
 @pytest.fixture
@@ -194,7 +210,12 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(trained: P
     run = reopened(trained)
     found = run.restore()
     run.close()
-    assert found is not None and found[0]["cycle"] == 2 and found[0]["step"] == 8 and found[1].name == "cycle-0002"
+    assert (
+        found is not None
+        and found[0]["cycle"] == 2
+        and found[0]["step"] == 8
+        and found[1].name == "cycle-0002"
+    )
     assert len(run.notes) == 1 and "cycle-0003" in run.notes[0] and "going on from cycle-0002" in run.notes[0]
     assert not (trained / "checkpoints" / "cycle-0003").exists()
     assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
@@ -223,7 +244,11 @@ def test_a_short_log_falls_back_and_a_missing_one_is_an_error_that_changes_nothi
     run = reopened(trained)
     found = run.restore()
     run.close()
-    assert found is not None and found[0]["cycle"] == 2 and "rollouts.jsonl has fewer than the 12 lines" in run.notes[0]
+    assert (
+        found is not None
+        and found[0]["cycle"] == 2
+        and "rollouts.jsonl has fewer than the 12 lines" in run.notes[0]
+    )
 
     log.unlink()
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
@@ -241,7 +266,11 @@ def test_without_a_checkpoint_the_logs_are_emptied(tmp_path: Path) -> None:
     run.close()
     run = reopened(tmp_path / "run")
     assert run.restore() is None
-    assert (tmp_path / "run" / "rollouts.jsonl").read_bytes() == b"" == (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert (
+        (tmp_path / "run" / "rollouts.jsonl").read_bytes()
+        == b""
+        == (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    )
     run.close()
 
 
@@ -269,8 +298,12 @@ def test_logs_keep_the_wall_clock_apart_and_refuse_what_is_not_a_number(tmp_path
     run = Run.create(tmp_path / "run", CONFIG, tensorboard=False)
     run.scalars(150, 1, {"train/loss": 0.25, "time/generate": 1.5, "reward/mean": None, "count": 3})
     run.scalars(150, 1, {"reward/mean": None})
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"count": 3, "cycle": 1, "step": 150, "train/loss": 0.25}\n'
-    assert (tmp_path / "run" / "timings.jsonl").read_text() == '{"cycle": 1, "step": 150, "time/generate": 1.5}\n'
+    assert (
+        tmp_path / "run" / "metrics.jsonl"
+    ).read_text() == '{"count": 3, "cycle": 1, "step": 150, "train/loss": 0.25}\n'
+    assert (
+        tmp_path / "run" / "timings.jsonl"
+    ).read_text() == '{"cycle": 1, "step": 150, "time/generate": 1.5}\n'
     with pytest.raises(ValueError, match="train/loss is nan at step 150"):
         run.scalars(150, 1, {"train/loss": float("nan")})
     with pytest.raises(ValueError):
@@ -285,7 +318,9 @@ def test_create_writes_the_configuration_and_the_environment(tmp_path: Path) -> 
     again, config = Run.open(tmp_path / "a" / "run", tensorboard=False)
     assert config == CONFIG and not again.notes
     environment = json.loads((tmp_path / "a" / "run" / "environment.json").read_text())
-    assert set(environment) == {"versions", "platform", "git", "command"} and "torch" in environment["versions"]
+    assert (
+        set(environment) == {"versions", "platform", "git", "command"} and "torch" in environment["versions"]
+    )
     again.close()
 
     environment["versions"]["torch"] = "1.0"
@@ -312,8 +347,15 @@ def test_wrong_folders_are_named_with_the_fix(tmp_path: Path) -> None:
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = new_name("configs/my net.yaml", "similarity", 3), new_name("configs/my net.yaml", "similarity", 3)
-    assert first.startswith("my_net-similarity-s3-") and len(first) == len("my_net-similarity-s3-") + 6 and first != second
+    first, second = (
+        new_name("configs/my net.yaml", "similarity", 3),
+        new_name("configs/my net.yaml", "similarity", 3),
+    )
+    assert (
+        first.startswith("my_net-similarity-s3-")
+        and len(first) == len("my_net-similarity-s3-") + 6
+        and first != second
+    )
 
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:

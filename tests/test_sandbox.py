@@ -26,7 +26,18 @@ import pytest
 from agents import bench
 from envs.verify import attacks, sandbox
 from envs.verify.attacks import Attack, Host, alive, outlived
-from envs.verify.sandbox import MAX_COMMAND, MAX_STDERR, MAX_STDOUT, Entry, Execution, SandboxError, execute, pack, unavailable, unpack
+from envs.verify.sandbox import (
+    MAX_COMMAND,
+    MAX_STDERR,
+    MAX_STDOUT,
+    Entry,
+    Execution,
+    SandboxError,
+    execute,
+    pack,
+    unavailable,
+    unpack,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 # As an ordinary user, who need not be able to read this folder or its Python: all is imported before the user changes.
@@ -74,7 +85,10 @@ def test_output_exit_status_and_tree_come_back() -> None:
     got = execute("cat report.txt; echo oops >&2; echo new > docs/new; rm empty; exit 7", TREE)
     assert got.tree is not None
     assert (got.exit_code, got.stdout, got.stderr, got.ended) == (7, b"one\ntwo\n", b"oops\n", "exited")
-    assert got.tree == {**{path: entry for path, entry in TREE.items() if path != "empty"}, "docs/new": Entry("file", 0o644, b"new\n")}
+    assert got.tree == {
+        **{path: entry for path, entry in TREE.items() if path != "empty"},
+        "docs/new": Entry("file", 0o644, b"new\n"),
+    }
     assert 0 < got.seconds < 60
 
 
@@ -95,9 +109,7 @@ def test_a_tree_comes_back_as_it_was_handed_in() -> None:
 
 @needs_sandbox
 def test_equal_commands_give_equal_results() -> None:
-    command = (
-        "ls -lan --time-style=full-iso . docs | grep -v '\\.\\.$'; find . -printf '%p %m %T@ %s\\n' | sort; id; env; date +%Z; umask; pwd"
-    )
+    command = "ls -lan --time-style=full-iso . docs | grep -v '\\.\\.$'; find . -printf '%p %m %T@ %s\\n' | sort; id; env; date +%Z; umask; pwd"
     got = [same(execute(command, TREE)) for _ in range(3)]
     assert got[0] == got[1] == got[2]
     text = got[0].stdout.decode()
@@ -112,7 +124,10 @@ def test_equal_commands_give_equal_results() -> None:
 
 @needs_sandbox
 def test_times_of_last_change_are_laid_out_and_do_not_come_back() -> None:
-    tree = {name: Entry("file", 0o644, name.encode(), mtime=1_600_000_000 + 60 * place) for place, name in enumerate("bca")}
+    tree = {
+        name: Entry("file", 0o644, name.encode(), mtime=1_600_000_000 + 60 * place)
+        for place, name in enumerate("bca")
+    }
     tree["d"] = Entry("directory", 0o755, mtime=1_500_000_000)
     tree["l"] = Entry("link", 0o777, b"a", mtime=1_400_000_000)
     got = execute("ls -t; find . -newer b -type f | sort; stat -c '%n %Y' *; gzip -k a", tree)
@@ -143,18 +158,28 @@ def test_who_runs_it_makes_no_difference() -> None:
     ]
     process = [sys.executable, "-c", EXECUTE_AS]
     got = [
-        subprocess.run([*process, who, *commands], cwd=ROOT, capture_output=True, text=True, timeout=120) for who in ("this", "ordinary")
+        subprocess.run([*process, who, *commands], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        for who in ("this", "ordinary")
     ]
     assert [one.stderr for one in got] == ["", ""]
     assert got[0].stdout.splitlines() == got[1].stdout.splitlines()
-    assert "denied" not in "".join(got[0].stdout.splitlines()[:6]) and len(got[0].stdout.splitlines()) == len(commands)
+    assert "denied" not in "".join(got[0].stdout.splitlines()[:6]) and len(got[0].stdout.splitlines()) == len(
+        commands
+    )
 
 
 @needs_sandbox
 def test_hard_links_are_counted_and_what_is_neither_file_nor_folder_is_other() -> None:
     got = execute("ln report.txt a; ln report.txt docs/b; mkfifo p; ln -s a s; ln s t", TREE).tree
     assert got is not None
-    assert [got[path].links for path in ("report.txt", "a", "docs/b", "s", "t", "empty")] == [3, 3, 3, 2, 2, 1]
+    assert [got[path].links for path in ("report.txt", "a", "docs/b", "s", "t", "empty")] == [
+        3,
+        3,
+        3,
+        2,
+        2,
+        1,
+    ]
     assert got["docs/b"].content == b"one\ntwo\n" and got["p"].kind == "other" and got["t"] == got["s"]
     assert got["s"].kind == "link" and got["s"].content == b"a"
 
@@ -184,10 +209,17 @@ def test_directories_made_unreadable_in_each_other_come_back_or_nothing_does() -
 
 
 @needs_sandbox
-@pytest.mark.parametrize("make", ["for i in {1..17000}; do :>$i; done", "echo {1..17000} | xargs -n 2000 mkdir"])
+@pytest.mark.parametrize(
+    "make", ["for i in {1..17000}; do :>$i; done", "echo {1..17000} | xargs -n 2000 mkdir"]
+)
 def test_thousands_made_unreadable_take_no_time(make: str) -> None:
     got = execute(f"{make}; chmod 000 -- *", wall=20)
-    assert got.ended == "exited" and got.tree is not None and len(got.tree) == 17000 and {entry.mode for entry in got.tree.values()} == {0}
+    assert (
+        got.ended == "exited"
+        and got.tree is not None
+        and len(got.tree) == 17000
+        and {entry.mode for entry in got.tree.values()} == {0}
+    )
 
 
 @needs_sandbox
@@ -201,10 +233,15 @@ def test_a_tree_that_takes_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("status", ["0", "1" * 4999, "9" * 30, "-1", "256", "done", "code 0", "", "7\ndone"])
 def test_a_status_cannot_be_forged(status: str) -> None:
     got = execute(f"echo '{status}' > /proc/$PPID/fd/1; sleep 0.2; exit 9")
-    assert (got.exit_code, got.ended) in ((None, "killed"), (9, "exited"))  # the latter where the kernel keeps it from writing there
+    assert (got.exit_code, got.ended) in (
+        (None, "killed"),
+        (9, "exited"),
+    )  # the latter where the kernel keeps it from writing there
 
 
-@pytest.mark.parametrize("line", ["code 256", "code 1234", f"code {'1' * 5000}", "code -1", "code", "code x", "done"])
+@pytest.mark.parametrize(
+    "line", ["code 256", "code 1234", f"code {'1' * 5000}", "code -1", "code", "code x", "done"]
+)
 def test_only_an_exit_status_is_one(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with_bwrap(tmp_path, monkeypatch, f"echo ready >&0; read -r go; echo '{line}' >&0")
     got = execute("true", wall=5)
@@ -236,7 +273,10 @@ def test_exit_statuses_are_those_of_the_shell(command: str, status: int) -> None
 
 @needs_sandbox
 def test_the_command_is_handed_on_as_it_is() -> None:
-    assert execute("printf %s '\x01\x1b[2J\r\t\x7f\u2028é\udcff'").stdout == "\x01\x1b[2J\r\t\x7f\u2028é".encode() + b"\xff"
+    assert (
+        execute("printf %s '\x01\x1b[2J\r\t\x7f\u2028é\udcff'").stdout
+        == "\x01\x1b[2J\r\t\x7f\u2028é".encode() + b"\xff"
+    )
     assert execute('echo "$0 $# $-"').stdout == b"bash 0 hBc\n"
     assert execute("echo 'a\nb'\\\n; # '").stdout == b"a\nb\n"
     assert execute("").exit_code == 0
@@ -280,7 +320,11 @@ def test_a_tree_that_does_not_fit_is_our_mistake_and_no_failure_of_the_command()
 def test_what_is_left_running_ends_with_the_command() -> None:
     tag = secrets.token_hex(8)
     started = time.monotonic()
-    got = execute(f"sleep 300 & setsid sleep 300 & (setsid -f bash -c 'sleep 300; : {tag}' &) ; echo done", TREE, wall=60)
+    got = execute(
+        f"sleep 300 & setsid sleep 300 & (setsid -f bash -c 'sleep 300; : {tag}' &) ; echo done",
+        TREE,
+        wall=60,
+    )
     assert (got.stdout, got.ended, got.tree) == (b"done\n", "exited", TREE)
     assert time.monotonic() - started < 30
     assert outlived(tag) == []
@@ -296,7 +340,10 @@ def test_what_is_left_running_ends_with_the_command() -> None:
         ("echo first; yes", "output"),
         ("echo first; yes >&2", "output"),
         ("echo first; kill -9 -1; sleep 300", "killed"),
-        ("echo first; for i in {1..9}; do dd if=/dev/zero bs=200M 2>/dev/null | sleep 300 & done; wait", "killed"),
+        (
+            "echo first; for i in {1..9}; do dd if=/dev/zero bs=200M 2>/dev/null | sleep 300 & done; wait",
+            "killed",
+        ),
         ("echo first; while :; do : > $((i++)); done", "killed"),
     ],
 )
@@ -304,7 +351,9 @@ def test_how_a_command_is_ended(command: str, ended: str) -> None:
     tag = secrets.token_hex(8)
     got = execute(f"{command}\n: {tag}", TREE, wall=30 if ended == "killed" else 1)
     assert (got.ended, got.exit_code) == (ended, None)
-    assert got.stdout.startswith(b"first\n") and len(got.stdout) <= MAX_STDOUT and len(got.stderr) <= MAX_STDERR
+    assert (
+        got.stdout.startswith(b"first\n") and len(got.stdout) <= MAX_STDOUT and len(got.stderr) <= MAX_STDERR
+    )
     assert got.seconds < 30
     assert outlived(tag) == []
 
@@ -325,7 +374,12 @@ def test_a_tree_that_is_too_big_is_not_read() -> None:
 @needs_sandbox
 def test_several_threads_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda number: execute(f"cat n; exit {number}", {"n": Entry("file", 0o644, b"%d" % number)}), range(24)))
+        got = list(
+            pool.map(
+                lambda number: execute(f"cat n; exit {number}", {"n": Entry("file", 0o644, b"%d" % number)}),
+                range(24),
+            )
+        )
     assert [(one.exit_code, one.stdout) for one in got] == [(number, b"%d" % number) for number in range(24)]
 
 
@@ -340,8 +394,12 @@ def test_nothing_of_ours_stays_open() -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-@pytest.mark.parametrize(("name", "times"), [("memfd_create", 0), ("memfd_create", 1), ("pipe", 0), ("pipe", 1), ("fchown", 1)])
-def test_too_few_descriptors_are_no_failure_of_the_command(name: str, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "times"), [("memfd_create", 0), ("memfd_create", 1), ("pipe", 0), ("pipe", 1), ("fchown", 1)]
+)
+def test_too_few_descriptors_are_no_failure_of_the_command(
+    name: str, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     if name == "fchown" and os.geteuid() != 0:
         pytest.skip("only root hands its pipes over")
     with_bwrap(tmp_path, monkeypatch, "exit 1")
@@ -376,9 +434,17 @@ for more in range(16):
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4096))
     assert len(os.listdir("/proc/self/fd")) - 1 == used
 """
-    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     said = process.stdout.split()
-    assert process.stderr == "" and len(said) == 16 and said[0] == "True" and said[-1] == "exited" and set(said) == {"True", "exited"}
+    assert (
+        process.stderr == ""
+        and len(said) == 16
+        and said[0] == "True"
+        and said[-1] == "exited"
+        and set(said) == {"True", "exited"}
+    )
 
 
 # --- the archive that comes back is not trusted
@@ -408,7 +474,16 @@ def test_no_archive_however_broken_does_harm() -> None:
         for _ in range(3):
             broken[generator.randrange(2048)] = generator.randrange(256)
         unpack(bytes(broken))
-    for junk in (b"", b"x", bytes(512), b"\xff" * 2048, b"1 a\0\0", good + b"junk", good + b"0 a\0\0", good + b"9 a\0\0" + good):
+    for junk in (
+        b"",
+        b"x",
+        bytes(512),
+        b"\xff" * 2048,
+        b"1 a\0\0",
+        good + b"junk",
+        good + b"0 a\0\0",
+        good + b"9 a\0\0" + good,
+    ):
         unpack(junk)
     assert unpack(b"") is None and unpack(good[:600]) is None
     assert unpack(good + b"7 a\0\0" + good) == {"a": Entry("file", 7), "b" * 300: Entry("file", 0o644)}
@@ -464,15 +539,31 @@ def with_bwrap(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
     ("script", "wanted", "lasting"),
     [
         (None, "bubblewrap is not installed: apt-get install bubblewrap", True),
-        ("echo 'bwrap: Unknown option --disable-userns' >&2; exit 1", "bubblewrap is too old (0.8 or newer is needed)", True),
-        ("echo 'bwrap: No permissions to create new namespace' >&2; exit 1", "user namespaces are blocked: allow them", True),
-        ("echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1", "user namespaces are blocked: allow them", True),
+        (
+            "echo 'bwrap: Unknown option --disable-userns' >&2; exit 1",
+            "bubblewrap is too old (0.8 or newer is needed)",
+            True,
+        ),
+        (
+            "echo 'bwrap: No permissions to create new namespace' >&2; exit 1",
+            "user namespaces are blocked: allow them",
+            True,
+        ),
+        (
+            "echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1",
+            "user namespaces are blocked: allow them",
+            True,
+        ),
         (
             "echo 'bwrap: Creating new namespace failed: Resource temporarily unavailable' >&2; exit 1",
             "the sandbox cannot be started",
             False,
         ),
-        ("echo strange >&2; exit 1", "the sandbox cannot be set up: run bwrap by hand to see why (strange)", False),
+        (
+            "echo strange >&2; exit 1",
+            "the sandbox cannot be set up: run bwrap by hand to see why (strange)",
+            False,
+        ),
         ("exit 0", "the sandbox cannot be set up", False),
         ("echo ready >&0; exit 0", "the sandbox cannot be set up", False),
         ("echo ready >&0; read -r go; echo 'code 0' >&0", "the sandbox cannot be set up", False),
@@ -529,7 +620,10 @@ def test_the_switch_that_blocks_is_named(value: str, monkeypatch: pytest.MonkeyP
     name = "kernel/osrelease"
     now = Path("/proc/sys", name).read_text().strip()
     monkeypatch.setattr(sandbox, "SWITCHES", {name: (now, value)})
-    assert str(sandbox.diagnosis(b"bwrap: whatever")) == f"user namespaces are blocked: sysctl -w kernel.osrelease={value}"
+    assert (
+        str(sandbox.diagnosis(b"bwrap: whatever"))
+        == f"user namespaces are blocked: sysctl -w kernel.osrelease={value}"
+    )
 
 
 def test_execute_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -544,7 +638,9 @@ def test_execute_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_the_selftest_says_so_in_one_line(flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_selftest_says_so_in_one_line(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with_bwrap(tmp_path, monkeypatch, None)
     process = subprocess.run([*SELFTEST, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (process.returncode, process.stdout, process.stderr) == (
@@ -554,12 +650,28 @@ def test_the_selftest_says_so_in_one_line(flags: list[str], monkeypatch: pytest.
     )
 
 
-def test_tests_skip_with_the_reason_or_fail_where_a_sandbox_is_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tests_skip_with_the_reason_or_fail_where_a_sandbox_is_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_bwrap(tmp_path, monkeypatch, None)
-    command = [sys.executable, "-m", "pytest", "-rs", "tests/test_sandbox.py", "-k", "test_the_longest_command_runs"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-rs",
+        "tests/test_sandbox.py",
+        "-k",
+        "test_the_longest_command_runs",
+    ]
     skipped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert skipped.returncode == 0 and "1 skipped" in skipped.stdout and "bubblewrap is not installed" in skipped.stdout
-    failed = subprocess.run([*command, "--require-sandbox"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (
+        skipped.returncode == 0
+        and "1 skipped" in skipped.stdout
+        and "bubblewrap is not installed" in skipped.stdout
+    )
+    failed = subprocess.run(
+        [*command, "--require-sandbox"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert failed.returncode == 1 and "bubblewrap is not installed" in failed.stdout
 
 
@@ -593,7 +705,9 @@ def kill_a_run(delay: float) -> int:
 
 @needs_sandbox
 def test_a_killed_run_leaves_no_process() -> None:
-    assert kill_a_run(2.0) >= 1 + 6 * 3  # itself, and for each command at least bubblewrap, process 1 and the shell
+    assert (
+        kill_a_run(2.0) >= 1 + 6 * 3
+    )  # itself, and for each command at least bubblewrap, process 1 and the shell
 
 
 @needs_sandbox
@@ -679,7 +793,9 @@ def test_the_judge_sees_what_came_back(host: Host) -> None:
     assert judged(name, stub(ended="timeout"), host) == "it ended otherwise than it should: timeout"
     assert judged(name, stub(stdout=b""), host).startswith("it was not tried")
     assert judged(name, stub(stdout=b"tried" * MAX_STDOUT), host) == "more output than is allowed"
-    assert judged("links to the host's files", stub(tree={name: Entry("file", 0o644) for name in "lsru"}), host)
+    assert judged(
+        "links to the host's files", stub(tree={name: Entry("file", 0o644) for name in "lsru"}), host
+    )
     assert judged("a NUL byte", stub(), host) == "exit status 0, not 126"
 
 
@@ -699,7 +815,10 @@ def test_the_judge_sees_what_changed_on_the_host(host: Host) -> None:
             connection.recv(100)
 
     name = "mount"
-    assert judged(name, executor(lambda: (host.folder / "new").touch()), host) == "the planted file or its folder was changed"
+    assert (
+        judged(name, executor(lambda: (host.folder / "new").touch()), host)
+        == "the planted file or its folder was changed"
+    )
     (host.folder / "new").unlink()
     assert judged(name, executor(lambda: None), host) == ""
     assert judged(name, executor(crash), host) == "it raised ValueError: too many digits"
@@ -769,17 +888,25 @@ def test_the_benchmark_prints_one_json_object(capsys: pytest.CaptureFixture[str]
 @needs_sandbox
 def test_the_benchmark_prints_three_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["sandbox", "--commands", "1", "--threads", "1"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["sandbox", "bash", "sandbox"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "sandbox",
+        "bash",
+        "sandbox",
+    ]
 
 
 @pytest.mark.parametrize("flags", [["--commands", "0"], ["--threads", "-1"]])
-def test_the_benchmark_refuses_what_is_out_of_range(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_benchmark_refuses_what_is_out_of_range(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bench.main(["sandbox", *flags]) == 2
     assert f"{' '.join(flags)}: must be 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("fresh")
-def test_the_benchmark_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_benchmark_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with_bwrap(tmp_path, monkeypatch, None)
     assert bench.main(["sandbox"]) == 2
     assert capsys.readouterr().err == "error: bubblewrap is not installed: apt-get install bubblewrap\n"

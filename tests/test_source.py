@@ -17,7 +17,7 @@ from envs.domain import load_domain
 from envs.schema import EMBEDDED
 from envs.source import FromTexts, Proposed, Templates, make_source, share
 from envs.types import Completion, InputError, LanguageModel, Task
-from envs.verify import reference
+from envs.verify.truth import reference
 
 ALL = [load_domain(name) for name in EMBEDDED]
 
@@ -70,7 +70,10 @@ def test_templates_are_shuffled_and_of_their_split() -> None:
 
 def write(path: Path, *rows: object) -> str:
     path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows), encoding="utf-8"
+        "".join(
+            (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows
+        ),
+        encoding="utf-8",
     )
     return str(path)
 
@@ -81,7 +84,10 @@ def test_a_file_of_tasks(tmp_path: Path) -> None:
         {"task": "show  the first\t3 lines of a.txt "},
         "",
         "   ",
-        {"task": "zähle 📄 die Zeilen\u2028in ä.txt\x85jetzt", "note": [1]},  # ends of lines only for those who split at them
+        {
+            "task": "zähle 📄 die Zeilen\u2028in ä.txt\x85jetzt",
+            "note": [1],
+        },  # ends of lines only for those who split at them
         {"task": "copy a.txt to b.txt", "domain": "shell"},
         {"task": "日本語 の 行 を 数える", "domain": None},
     )
@@ -97,7 +103,9 @@ def test_a_file_of_tasks(tmp_path: Path) -> None:
 
 
 def test_tasks_of_a_file_are_drawn_without_repetition_as_far_as_they_reach(tmp_path: Path) -> None:
-    source = make_source(write(tmp_path / "t.jsonl", *[{"task": f"task number {i}"} for i in range(7)]), "sql")
+    source = make_source(
+        write(tmp_path / "t.jsonl", *[{"task": f"task number {i}"} for i in range(7)]), "sql"
+    )
     tasks = source.tasks(20, 0, 1)
     assert sorted(Counter(task.text for task in tasks).values()) == [2, 3, 3, 3, 3, 3, 3]
     assert len({task.text for task in tasks[:7]}) == len({task.text for task in tasks[7:14]}) == 7
@@ -106,7 +114,9 @@ def test_tasks_of_a_file_are_drawn_without_repetition_as_far_as_they_reach(tmp_p
     assert source.tasks(0, 0) == []
 
 
-@pytest.mark.parametrize("encode", [lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.replace("\n", "\r\n").encode()])
+@pytest.mark.parametrize(
+    "encode", [lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.replace("\n", "\r\n").encode()]
+)
 def test_files_of_other_systems(tmp_path: Path, encode: Callable[[str], bytes]) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(encode('{"task": "count the lines of a"}\n{"task": "count the words of a"}'))
@@ -115,7 +125,9 @@ def test_files_of_other_systems(tmp_path: Path, encode: Callable[[str], bytes]) 
 
 def test_each_task_of_a_file_may_name_its_domain(tmp_path: Path) -> None:
     spec = write(tmp_path / "t.jsonl", *[{"task": f"do {name} things", "domain": name} for name in EMBEDDED])
-    assert {task.text: task.domain for task in make_source(spec, "all").tasks(3, 0)} == {f"do {name} things": name for name in EMBEDDED}
+    assert {task.text: task.domain for task in make_source(spec, "all").tasks(3, 0)} == {
+        f"do {name} things": name for name in EMBEDDED
+    }
 
 
 GOOD = '{"task": "count the lines of a.txt"}'
@@ -165,7 +177,9 @@ def test_a_task_of_several_domains_must_say_which(tmp_path: Path) -> None:
 
 
 def test_files_without_tasks(tmp_path: Path) -> None:
-    assert "1: the file has no tasks" in complaint(lambda: make_source(write(tmp_path / "t.jsonl", "", " "), "shell"))
+    assert "1: the file has no tasks" in complaint(
+        lambda: make_source(write(tmp_path / "t.jsonl", "", " "), "shell")
+    )
     assert "No such file" in complaint(lambda: make_source(str(tmp_path / "none.jsonl"), "shell"))
     (tmp_path / "folder.jsonl").mkdir()
     assert "directory" in complaint(lambda: make_source(str(tmp_path / "folder.jsonl"), "shell"))
@@ -177,7 +191,9 @@ def test_held_out_texts_are_left_out_of_a_file_and_counted(tmp_path: Path) -> No
     spec = write(
         tmp_path / "t.jsonl",
         {"task": "  print the first   3 lines of é.txt"},
-        {"task": "Print the first 3 lines of e\u0301.txt."},  # a capital, a full stop and another way to compose é hide nothing
+        {
+            "task": "Print the first 3 lines of e\u0301.txt."
+        },  # a capital, a full stop and another way to compose é hide nothing
         {"task": "COUNT THE WORDS OF B.TXT"},
         {"task": "print the first 4 lines of é.txt"},
     )
@@ -185,7 +201,9 @@ def test_held_out_texts_are_left_out_of_a_file_and_counted(tmp_path: Path) -> No
     assert source.dropped() == {"held_out": 3}
     assert {task.text for task in source.tasks(10, 0)} == {"print the first 4 lines of é.txt"}
     assert make_source(spec, "shell").dropped() == {"held_out": 0}
-    assert "every task in it is one of the evaluation's" in complaint(lambda: FromTexts([Task("1", "shell", held_out[0])], held_out))
+    assert "every task in it is one of the evaluation's" in complaint(
+        lambda: FromTexts([Task("1", "shell", held_out[0])], held_out)
+    )
 
 
 def test_leaving_out_does_not_take_long() -> None:
@@ -232,7 +250,9 @@ def test_a_folder_of_data_files_is_a_dataset(offline: Any, tmp_path: Path) -> No
     assert source.tasks(1, 0) == [Task(f"{folder}/0", "shell", "count the lines of a.txt")]
     assert source.dropped() == {"held_out": 1}
     assert make_source(f"hf:{folder}:question:train", "shell").dropped() == {"held_out": 0}
-    assert "no column 'task': use one of question, n" in complaint(lambda: make_source(f"hf:{folder}:task", "shell"))
+    assert "no column 'task': use one of question, n" in complaint(
+        lambda: make_source(f"hf:{folder}:task", "shell")
+    )
     assert "column 'n' has no text" in complaint(lambda: make_source(f"hf:{folder}:n", "shell"))
     assert "cannot be loaded" in complaint(lambda: make_source(f"hf:{folder}:question:validation", "shell"))
     (tmp_path / "empty").mkdir()
@@ -270,7 +290,9 @@ class Proposer:
     def logprobs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         raise AssertionError("proposals are not scored")
 
-    def entropies(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[tuple[float, float] | None]:
+    def entropies(
+        self, prompts: Sequence[str], continuations: Sequence[str]
+    ) -> list[tuple[float, float] | None]:
         raise AssertionError("proposals are not scored")
 
     def inverter(self, which: str) -> Any:
@@ -309,7 +331,9 @@ def test_proposals_depend_on_the_stream_alone() -> None:
 
 def test_the_next_call_starts_afresh() -> None:
     source = Proposed(Proposer(NUMBERS[:1]), ALL)
-    assert len(source.tasks(1, 0)) == len(source.tasks(1, 1)) == 1  # the same text in two cycles is no duplicate
+    assert (
+        len(source.tasks(1, 0)) == len(source.tasks(1, 1)) == 1
+    )  # the same text in two cycles is no duplicate
     assert source.tasks(0, 2) == []
 
 
@@ -381,9 +405,10 @@ def test_no_usable_proposal_is_an_error() -> None:
 
 def test_many_proposals_do_not_take_long() -> None:
     started = time.perf_counter()
-    tasks = Proposed(Proposer([f"print the {'very ' * (i % 9)}first lines of the file again" for i in range(3)] + NUMBERS), ALL).tasks(
-        200, 0
-    )
+    tasks = Proposed(
+        Proposer([f"print the {'very ' * (i % 9)}first lines of the file again" for i in range(3)] + NUMBERS),
+        ALL,
+    ).tasks(200, 0)
     assert len(tasks) > 195
     assert time.perf_counter() - started < 3
 
@@ -394,7 +419,9 @@ def test_many_proposals_do_not_take_long() -> None:
 def test_a_source_is_chosen_by_its_name(tmp_path: Path) -> None:
     assert isinstance(make_source("templates", "all"), Templates)
     assert {task.domain for task in make_source("templates", "sql").tasks(5, 0)} == {"sql"}
-    assert Counter(task.domain for task in make_source("templates", "shell,shell").tasks(10, 0)) == {"shell": 10}
+    assert Counter(task.domain for task in make_source("templates", "shell,shell").tasks(10, 0)) == {
+        "shell": 10
+    }
     assert len({task.text for task in make_source("templates", "shell,shell").tasks(10, 0)}) == 10
     assert "needs a model" in complaint(lambda: make_source("model", "all"))
     assert "did you mean 'templates'?" in complaint(lambda: make_source("template", "all"))

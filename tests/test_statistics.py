@@ -28,7 +28,7 @@ from agents.evaluation.statistics import (
     table,
 )
 from envs.types import Score, Task
-from envs.verify import Case
+from envs.verify.truth import Case
 from envs.verify.verdict import Status, Verdict
 
 STATUS: dict[str, Status] = {"+": "correct", "-": "wrong", "!": "invalid", "?": "not_executed"}
@@ -40,11 +40,18 @@ def judged(mark: str, score: Score | None = None, command: str = "c") -> Judged:
 
 
 def answer(
-    number: int, greedy: str, samples: str = "", scores: Sequence[float | None] | None = None, inverse: bool | None = None
+    number: int,
+    greedy: str,
+    samples: str = "",
+    scores: Sequence[float | None] | None = None,
+    inverse: bool | None = None,
 ) -> Answer:
     """A task whose commands have these verdicts; without `scores` no reward was asked, and a None among them is an abstention."""
     given = [None if scores is None else Score(scores[place]) for place in range(len(samples))]
-    written = tuple(judged(mark, score, f"{number}-{place}") for place, (mark, score) in enumerate(zip(samples, given, strict=True)))
+    written = tuple(
+        judged(mark, score, f"{number}-{place}")
+        for place, (mark, score) in enumerate(zip(samples, given, strict=True))
+    )
     return Answer(Case(Task(f"t/{number}", "network", "x"), "r"), judged(greedy), written, inverse)
 
 
@@ -76,16 +83,26 @@ def test_every_metric_by_hand() -> None:
             "exact": 1 / 3,
             "inverse": 1 / 2,
             "distinct": 1.0,
-            "risk_area": (0 + 1 / 2 + 1 / 3) / 3,  # acts on 0.9 (right), then on 0.6 (wrong), then on 0.5 (right)
-            "calibration_error": (0.1 + 0.2 + 0.6 + 0.6 + 0.5) / 5,  # five samples, each in a group of its own
+            "risk_area": (0 + 1 / 2 + 1 / 3)
+            / 3,  # acts on 0.9 (right), then on 0.6 (wrong), then on 0.5 (right)
+            "calibration_error": (0.1 + 0.2 + 0.6 + 0.6 + 0.5)
+            / 5,  # five samples, each in a group of its own
         }
     )
     tasks = {name: estimate.tasks for name, estimate in estimates(THREE, 2).items()}
-    assert (tasks["greedy"], tasks["pass@1"], tasks["pass@2"], tasks["auc_within"], tasks["auc"]) == (2, 3, 2, 1, 3)
+    assert (tasks["greedy"], tasks["pass@1"], tasks["pass@2"], tasks["auc_within"], tasks["auc"]) == (
+        2,
+        3,
+        2,
+        1,
+        3,
+    )
 
 
 def test_abstentions_are_left_out_and_counted() -> None:
-    found = values([answer(0, "+", "-+", [None, 0.1]), answer(1, "+", "--", [None, None]), answer(2, "+", "+-")], 2)
+    found = values(
+        [answer(0, "+", "-+", [None, 0.1]), answer(1, "+", "--", [None, None]), answer(2, "+", "+-")], 2
+    )
     assert found["abstained"] == (0.5 + 1.0) / 2  # the third was not scored at all
     assert found["best_of_k"] == 1.0 and found["reward"] == 0.1 and found["auc"] is None
     assert found["pass@1"] == pytest.approx((0.5 + 0 + 0.5) / 3)  # truth does not need the reward
@@ -101,7 +118,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one() -> None:
     rows = ["".join(rng.choice(list("+-!"), size=5)) for _ in range(8)]
     for k in range(1, 6):
         expected = [np.mean([("+" in subset) for subset in itertools.combinations(row, k)]) for row in rows]
-        assert values([answer(n, "+", row) for n, row in enumerate(rows)], k)[f"pass@{k}"] == pytest.approx(np.mean(expected))
+        assert values([answer(n, "+", row) for n, row in enumerate(rows)], k)[f"pass@{k}"] == pytest.approx(
+            np.mean(expected)
+        )
 
 
 def test_aucs_are_scikit_learns() -> None:
@@ -109,7 +128,9 @@ def test_aucs_are_scikit_learns() -> None:
     rng = np.random.default_rng(1)
     truths = rng.random((40, 6)) < 0.5
     scores = rng.integers(8, size=(40, 6)) / 8 + 0.2 * truths
-    answers = [answer(n, "+", "".join("-+"[int(t)] for t in truths[n]), scores[n].tolist()) for n in range(40)]
+    answers = [
+        answer(n, "+", "".join("-+"[int(t)] for t in truths[n]), scores[n].tolist()) for n in range(40)
+    ]
     found = values(answers, 6)
     assert found["auc"] == pytest.approx(roc_auc_score(truths.ravel(), scores.ravel()))
     mixed = [n for n in range(40) if 0 < truths[n].sum() < 6]
@@ -120,7 +141,10 @@ def test_aucs_are_scikit_learns() -> None:
 def test_nothing_executed_says_nothing(k: int) -> None:
     found = estimates([answer(n, "?", "??", [0.3, 0.4]) for n in range(5)], k)
     known = {"not_executed": 1.0, "exact": 0.0, "abstained": 0.0, "distinct": 1.0}
-    assert {name: estimate.value for name, estimate in found.items()} == {**dict.fromkeys(found, None), **known}
+    assert {name: estimate.value for name, estimate in found.items()} == {
+        **dict.fromkeys(found, None),
+        **known,
+    }
     assert all(estimate.low is estimate.high is None for name, estimate in found.items() if name not in known)
     assert found["greedy"].tasks == found["auc"].tasks == 0
 
@@ -128,7 +152,10 @@ def test_nothing_executed_says_nothing(k: int) -> None:
 def test_no_answers_and_no_samples() -> None:
     assert {estimate.value for estimate in estimates([], 4).values()} == {None}
     found = values([answer(0, "+"), answer(1, "-")], 4)
-    assert found["greedy"] == 0.5 and found["pass@1"] is found["pass@4"] is found["auc"] is found["distinct"] is None
+    assert (
+        found["greedy"] == 0.5
+        and found["pass@1"] is found["pass@4"] is found["auc"] is found["distinct"] is None
+    )
 
 
 def test_one_task_has_values_and_no_intervals() -> None:
@@ -198,7 +225,12 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     second = first + rng.normal(0.02, 0.01, 100)
     found = difference(first, second)
     shuffled = difference(first, rng.permutation(second))
-    assert found.low is not None and found.high is not None and shuffled.low is not None and shuffled.high is not None
+    assert (
+        found.low is not None
+        and found.high is not None
+        and shuffled.low is not None
+        and shuffled.high is not None
+    )
     assert found.high - found.low < (shuffled.high - shuffled.low) / 10
     assert (found.verdict, shuffled.verdict) == ("better", "no difference shown")
     assert found.value == pytest.approx(shuffled.value) == pytest.approx((second - first).mean())
@@ -239,18 +271,30 @@ def binary(gained: int, lost: int, tasks: int) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(
     ("gained", "lost", "verdict"),
-    [(12, 1, "better"), (1, 12, "worse"), (5, 4, "no difference shown"), (0, 0, "no difference shown"), (4, 0, "no difference shown")],
+    [
+        (12, 1, "better"),
+        (1, 12, "worse"),
+        (5, 4, "no difference shown"),
+        (0, 0, "no difference shown"),
+        (4, 0, "no difference shown"),
+    ],
 )
 def test_the_verdict_on_right_and_wrong(gained: int, lost: int, verdict: str) -> None:
     found = difference(*binary(gained, lost, 100))
     assert (found.gained, found.lost, found.tasks) == (gained, lost, 100)
-    assert found.value == pytest.approx((gained - lost) / 100) and found.p == pytest.approx(mcnemar(gained, lost))
+    assert found.value == pytest.approx((gained - lost) / 100) and found.p == pytest.approx(
+        mcnemar(gained, lost)
+    )
     assert found.verdict == verdict
 
 
 def test_a_few_tasks_make_no_model_better() -> None:
     found = difference(*binary(4, 0, 4))
-    assert (found.low, found.high, found.p) == (1.0, 1.0, 0.125)  # the interval of four equal changes is a point
+    assert (found.low, found.high, found.p) == (
+        1.0,
+        1.0,
+        0.125,
+    )  # the interval of four equal changes is a point
     assert found.verdict == "no difference shown"
     assert difference(np.array([0.0]), np.array([1.0])).verdict == "not measured"
 
@@ -278,7 +322,11 @@ def test_tasks_that_one_model_has_not_are_left_out() -> None:
 def test_risk_coverage_by_hand() -> None:
     truths = np.array([[1, 0], [0, 1], [0, 0], [1, NAN]])
     scores = np.array([[0.9, 0.1], [0.8, 0.3], [0.8, 0.2], [0.4, NAN]])
-    assert risk_coverage(truths, scores) == [(0.25, 0.0, 0.9), (0.75, pytest.approx(2 / 3), 0.8), (1.0, 0.5, 0.4)]
+    assert risk_coverage(truths, scores) == [
+        (0.25, 0.0, 0.9),
+        (0.75, pytest.approx(2 / 3), 0.8),
+        (1.0, 0.5, 0.4),
+    ]
     assert risk_area(truths, scores) == pytest.approx(0.25 * 0 + 0.5 * 2 / 3 + 0.25 * 0.5)
     unknown = np.full((2, 2), NAN)
     assert risk_coverage(unknown, unknown) == [] and math.isnan(risk_area(unknown, unknown))
@@ -299,7 +347,9 @@ def test_risk_coverage_of_many() -> None:
         acted = best >= threshold
         assert (coverage, risk) == pytest.approx((acted.mean(), wrong[acted].mean()))
     rows = ["".join("-+"[int(t)] for t in row) for row in truths]
-    answers = [answer(n, "+", row, [None if np.isnan(s) else s for s in scores[n]]) for n, row in enumerate(rows)]
+    answers = [
+        answer(n, "+", row, [None if np.isnan(s) else s for s in scores[n]]) for n, row in enumerate(rows)
+    ]
     assert points[-1][1] == pytest.approx(1 - (values(answers, 3)["best_of_k"] or 0.0))
     grid = (np.arange(100_000) + 0.5) / 100_000
     steps = np.searchsorted(coverages, grid)
@@ -313,18 +363,26 @@ def test_a_useless_and_a_perfect_score() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    scores = np.array([[place / 20 for place in range(20)]]).reshape(10, 2)  # pairs of neighbours make up the ten groups
+    scores = np.array([[place / 20 for place in range(20)]]).reshape(
+        10, 2
+    )  # pairs of neighbours make up the ten groups
     truths = np.tile([0.0, 1.0], (10, 1))
     assert bins(truths, scores) == [(pytest.approx((4 * row + 1) / 40), 0.5, 2) for row in range(10)]
-    assert calibration_error(truths, scores) == pytest.approx(np.mean([abs((4 * row + 1) / 40 - 0.5) for row in range(10)]))
+    assert calibration_error(truths, scores) == pytest.approx(
+        np.mean([abs((4 * row + 1) / 40 - 0.5) for row in range(10)])
+    )
     assert bins(np.array([[1.0, NAN]]), np.array([[0.25, 0.5]])) == [(0.25, 1.0, 1)]
     assert calibration_error(np.array([[1.0]]), np.array([[0.25]])) == 0.75
-    assert bins(np.full((1, 1), NAN), np.full((1, 1), 0.5)) == [] and math.isnan(calibration_error(np.empty((0, 0)), np.empty((0, 0))))
+    assert bins(np.full((1, 1), NAN), np.full((1, 1), 0.5)) == [] and math.isnan(
+        calibration_error(np.empty((0, 0)), np.empty((0, 0)))
+    )
 
 
 def test_calibration_does_not_depend_on_the_order_of_equal_scores() -> None:
     scores = np.full((20, 2), 0.5)
-    sorted_truths = np.repeat([1.0, 0.0], 20).reshape(20, 2)  # right ones first: ten groups in order would be all right or all wrong
+    sorted_truths = np.repeat([1.0, 0.0], 20).reshape(
+        20, 2
+    )  # right ones first: ten groups in order would be all right or all wrong
     assert calibration_error(sorted_truths, scores) == pytest.approx(0.0)
     mixed = np.random.default_rng(8).permutation(40)
     some = np.round(np.random.default_rng(9).random(40), 1)
@@ -336,7 +394,9 @@ def test_calibration_does_not_depend_on_the_order_of_equal_scores() -> None:
 # ---- did truth fall? ----
 
 
-def history(cycles: int, seed: int, flips: float = 0.1, fall_at: int | None = None, tasks: int = 72) -> list[list[float | None]]:
+def history(
+    cycles: int, seed: int, flips: float = 0.1, fall_at: int | None = None, tasks: int = 72
+) -> list[list[float | None]]:
     """Greedy truth of a run whose chance of being right on a task stays what it is; `flips` of the tasks are decided anew in a cycle.
 
     From evaluation `fall_at` on, all chances are lower by 0.2 of all tasks.
@@ -383,14 +443,20 @@ def test_tasks_that_were_once_not_executed_are_dropped() -> None:
 
 def test_healthy_runs_seldom_look_fallen() -> None:
     """The share of flat runs of 10 to 50 cycles in which the interval ever lies below 0, with no rise of truth to hide the noise."""
-    alarms = [first_alarm(history(cycles, 1000 + 100 * cycles + seed)) is not None for cycles in (10, 30, 50) for seed in range(8)]
+    alarms = [
+        first_alarm(history(cycles, 1000 + 100 * cycles + seed)) is not None
+        for cycles in (10, 30, 50)
+        for seed in range(8)
+    ]
     assert np.mean(alarms) <= 0.1
 
 
 def test_the_best_of_many_windows_is_no_reference_by_itself() -> None:
     """The bound widens with the number of windows that the peak was chosen from."""
     rows = history(40, 3)
-    changes = [np.mean(rows[-3:], axis=0) - np.mean(rows[end - 3 : end], axis=0) for end in range(3, len(rows) - 2)]
+    changes = [
+        np.mean(rows[-3:], axis=0) - np.mean(rows[end - 3 : end], axis=0) for end in range(3, len(rows) - 2)
+    ]
     worst = min(changes, key=np.mean)
     alone = interval(worst[resamples(len(worst), 2000)].mean(axis=1), 0.99)[1]
     found = fall_since_peak(rows, 3)

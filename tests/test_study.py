@@ -18,12 +18,12 @@ import pytest
 from fabricated import make_run
 from scipy import stats
 
-from agents.reports.jobs import Job, run_jobs
-from agents.reports.plan import read_plan, trainers
-from agents.reports.runs import read_run
-from agents.reports.summary import candidates_to, gap_closed, over_seeds, rank_correlation
+from agents.cli.command import run_command
+from agents.studies.jobs import Job, run_jobs
+from agents.studies.plan import read_plan, trainers
+from agents.studies.runs import read_run
+from agents.studies.summary import candidates_to, gap_closed, over_seeds, rank_correlation
 from agents.study import Config, main
-from agents.training.command import run_command
 from envs.schema import CONFIGS
 from envs.types import InputError
 
@@ -51,7 +51,9 @@ def fabricate(folder: Path, arm: str, ends: list[float], reward: str, **more: An
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
     """A study of three arms and three seeds with made-up runs; gains .15 .20 .25, .0 .05 .1 and .30 .20 .25."""
-    fabricate(tmp_path / "out", "similar", [0.65, 0.7, 0.75], "similarity", alarms=["entropy"], score=(0.4, 0.5))
+    fabricate(
+        tmp_path / "out", "similar", [0.65, 0.7, 0.75], "similarity", alarms=["entropy"], score=(0.4, 0.5)
+    )
     fabricate(tmp_path / "out", "random", [0.5, 0.55, 0.6], "random")
     fabricate(tmp_path / "out", "upper", [0.8, 0.7, 0.75], "likelihood")
     return tmp_path
@@ -71,7 +73,9 @@ def test_the_table_is_what_one_computes_by_hand(three: Path, capsys: pytest.Capt
     assert similar["against_reference"]["value"] == pytest.approx(0.15)
     half = stats.t.ppf(0.975, 2) * 0.0866025 / 3**0.5
     against = upper["against_reference"]
-    assert (against["value"], against["low"], against["high"]) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-6)
+    assert (against["value"], against["low"], against["high"]) == pytest.approx(
+        (0.2, 0.2 - half, 0.2 + half), abs=1e-6
+    )
     assert against["verdict"] == "no difference shown"
     assert similar["gap_closed"]["value"] == pytest.approx(0.15 / 0.2)
     assert similar["score_change"]["value"] == pytest.approx(0.1)
@@ -84,13 +88,21 @@ def test_the_table_is_what_one_computes_by_hand(three: Path, capsys: pytest.Capt
     assert (similar["alarms"], similar["candidates"], similar["seconds"]) == ({"entropy": 3}, 1200, 10.0)
     # By intent: 20 tasks, every fourth of one intent; right are the first ones. From 10 right to 13, 14 and 15.
     gains = {name: row["gain"] * row["pairs"] for name, row in similar["intents"].items()}
-    assert gains == pytest.approx({"shell: copy": 3, "shell: count-lines": 3, "sql: join-above": 3, "network: ping-count": 3}, abs=1)
+    assert gains == pytest.approx(
+        {"shell: copy": 3, "shell: count-lines": 3, "sql: join-above": 3, "network: ping-count": 3}, abs=1
+    )
     assert sum(gains.values()) == pytest.approx(3 + 4 + 5)
-    assert found["arms"]["random"]["against_reference"]["value"] is None and upper["gap_closed"]["value"] is None
+    assert (
+        found["arms"]["random"]["against_reference"]["value"] is None and upper["gap_closed"]["value"] is None
+    )
     printed = capsys.readouterr().out
-    assert "Greatest gain without labels: upper, +0.250" in printed and printed.splitlines()[-1] == str(folder / "index.html")
+    assert "Greatest gain without labels: upper, +0.250" in printed and printed.splitlines()[-1] == str(
+        folder / "index.html"
+    )
     table = (folder / "STUDY.md").read_text()
-    assert "| similar | 3/3 | 0.500 → 0.700 | **+0.200** [+0.076, +0.324] |" in table and "entropy (3)" in table
+    assert (
+        "| similar | 3/3 | 0.500 → 0.700 | **+0.200** [+0.076, +0.324] |" in table and "entropy (3)" in table
+    )
     for name in ("forest-1.png", "curves-1.png", "score.png", "reward.png", "intents.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
@@ -115,7 +127,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(three: Path) -> N
 
 
 def test_labelled_arms_are_marked_everywhere(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.reports.plan.is_labelled", lambda reward: reward == "likelihood")
+    monkeypatch.setattr("agents.studies.plan.is_labelled", lambda reward: reward == "likelihood")
     _, folder = study(three, THREE, "--jobs", "0")
     assert "| upper (labelled) |" in (folder / "STUDY.md").read_text()
     assert 'upper <span class="tag">labelled</span>' in (folder / "index.html").read_text()
@@ -134,13 +146,24 @@ def test_runs_of_another_trainer_are_refused(three: Path, capsys: pytest.Capture
     path = three / "out" / "runs" / "similar" / "s1" / "environment.json"
     path.write_text(json.dumps({"command": "python -m agents.ppo --reward similarity"}))
     assert study(three, THREE, "--jobs", "0")[0] == 2
-    assert f"similar: {path.parent} is one of ppo, not rejection_sft: choose another --output" in capsys.readouterr().err
+    assert (
+        f"similar: {path.parent} is one of ppo, not rejection_sft: choose another --output"
+        in capsys.readouterr().err
+    )
 
 
 def test_candidates_to_a_rise(three: Path) -> None:
     _, folder = study(three, THREE, "--jobs", "0")
-    found = json.loads((folder / "study.json").read_text())["arms"]  # 300 candidates a cycle, four cycles from 0.5 to 0.7 on average
-    assert [candidates_to(rise, found["similar"]["curve"]) for rise in (0.0, 0.05, 0.11, 0.2, 0.3)] == [0, 300, 900, 1200, None]
+    found = json.loads((folder / "study.json").read_text())[
+        "arms"
+    ]  # 300 candidates a cycle, four cycles from 0.5 to 0.7 on average
+    assert [candidates_to(rise, found["similar"]["curve"]) for rise in (0.0, 0.05, 0.11, 0.2, 0.3)] == [
+        0,
+        300,
+        900,
+        1200,
+        None,
+    ]
     assert (found["similar"]["candidates_to_rise"], found["random"]["candidates_to_rise"]) == (600, None)
 
 
@@ -148,7 +171,9 @@ def test_a_run_remembers_that_it_was_labelled(three: Path) -> None:
     folder = three / "out" / "runs" / "similar" / "s1"
     record = read_run(folder)
     assert not record.labelled
-    assert dataclasses.replace(record, results={**record.results, "labelled": True}, settings={"reward": "gone.yaml"}).labelled
+    assert dataclasses.replace(
+        record, results={**record.results, "labelled": True}, settings={"reward": "gone.yaml"}
+    ).labelled
 
 
 def test_intervals() -> None:
@@ -159,13 +184,19 @@ def test_intervals() -> None:
 
 def test_fieller_interval_of_a_ratio() -> None:
     """Its ends are those ratios at which a t test of numerator - ratio x denominator has p = 0.05."""
-    own, reference, ceiling = [0.16, 0.19, 0.15, 0.17, 0.14], [0.04, 0.0, 0.07, 0.01, 0.02], [0.18, 0.2, 0.19, 0.16, 0.2]
+    own, reference, ceiling = (
+        [0.16, 0.19, 0.15, 0.17, 0.14],
+        [0.04, 0.0, 0.07, 0.01, 0.02],
+        [0.18, 0.2, 0.19, 0.16, 0.2],
+    )
     found = gap_closed(*(dict(enumerate(values)) for values in (own, reference, ceiling)))
     assert found["value"] == pytest.approx((sum(own) - sum(reference)) / (sum(ceiling) - sum(reference)))
     for ratio in (found["low"], found["high"]):
         rest = [(a - r) - ratio * (c - r) for a, r, c in zip(own, reference, ceiling, strict=True)]
         assert stats.ttest_1samp(rest, 0).pvalue == pytest.approx(0.05)
-    assert gap_closed({0: 0.1, 1: 0.2}, {0: 0.0, 1: 0.0}, {0: 0.3, 1: -0.1})["low"] is None  # the ceiling itself is not above
+    assert (
+        gap_closed({0: 0.1, 1: 0.2}, {0: 0.0, 1: 0.0}, {0: 0.3, 1: -0.1})["low"] is None
+    )  # the ceiling itself is not above
     assert gap_closed({0: 0.1}, {0: 0.2}, {0: 0.1})["value"] is None
 
 
@@ -178,10 +209,15 @@ def test_rank_correlation() -> None:
 
 
 def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None:
-    text = THREE.replace("arms:\n", "arms:\n  shell: {reward: similarity, domain: shell}\n  long: {reward: similarity, cycles: 50}\n")
+    text = THREE.replace(
+        "arms:\n",
+        "arms:\n  shell: {reward: similarity, domain: shell}\n  long: {reward: similarity, cycles: 50}\n",
+    )
     (tmp_path / "a.yaml").write_text(text)
     plan = read_plan(tmp_path / "a.yaml")
-    assert [(plan.arms[name].reference, plan.arms[name].ceiling) for name in ("shell", "long")] == [(None, None)] * 2
+    assert [(plan.arms[name].reference, plan.arms[name].ceiling) for name in ("shell", "long")] == [
+        (None, None)
+    ] * 2
     assert (plan.arms["similar"].reference, plan.arms["similar"].ceiling) == ("random", "upper")
     assert plan.groups == {"main": ("similar", "random", "upper"), "others": ("shell", "long")}
 
@@ -193,23 +229,47 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
         ("{reward: random}", "{reward: random, cycels: 3}", "9: cycels: unknown: did you mean cycles?"),
         ("{reward: random}", "{reward: random, lr: high}", "9: lr: high: must be a number"),
         ("{reward: random}", "{reward: random, threshold: 2}", "9: threshold: 2.0: must be in [0, 1]"),
-        ("{reward: random}", "{reward: random, seed: 3}", "9: seed: is set by the study itself: list the seeds under `seeds`"),
-        ("{reward: random}", "{reward: random, seeds: 3}", "9: seeds: 3: must be a list of different whole numbers"),
+        (
+            "{reward: random}",
+            "{reward: random, seed: 3}",
+            "9: seed: is set by the study itself: list the seeds under `seeds`",
+        ),
+        (
+            "{reward: random}",
+            "{reward: random, seeds: 3}",
+            "9: seeds: 3: must be a list of different whole numbers",
+        ),
         (
             "{reward: random}",
             "{trainer: rejecton_sft}",
             "9: trainer: rejecton_sft: there is none of this name: did you mean rejection_sft?",
         ),
-        ("{reward: random}", "{evaluate_on: [shel]}", "9: evaluate_on: shel: no such domain or file: did you mean 'shell'?"),
+        (
+            "{reward: random}",
+            "{evaluate_on: [shel]}",
+            "9: evaluate_on: shel: no such domain or file: did you mean 'shell'?",
+        ),
         ("{reward: random}", "{model: ./nowhere}", "9: model: ./nowhere: no such folder"),
-        ("{reward: random}", "{cycles: 9, reference: upper}", "9: reference: upper: cannot be compared with random: budgets of 1350"),
+        (
+            "{reward: random}",
+            "{cycles: 9, reference: upper}",
+            "9: reference: upper: cannot be compared with random: budgets of 1350",
+        ),
         ("{reward: random}", "5", "9: random: must be a mapping"),
         ("random: {", "a/b: {", "9: a/b: an arm's name is that of a folder"),
         ("upper: {", "random: {", "10: random: is set twice, first in line 9"),
         ("cycles: 4", "cycles: 0", "1: cycles: 0: must be 1 or more"),
         ("cycles: 4", "cylces: 4", "1: cylces: unknown: did you mean cycles?"),
-        ("reference: random", "reference: rnadom", "3: reference: rnadom: there is no such arm: did you mean random?"),
-        ("[similar, random, upper]", "[similr]", "6: main: similr: there is no such arm: did you mean similar?"),
+        (
+            "reference: random",
+            "reference: rnadom",
+            "3: reference: rnadom: there is no such arm: did you mean random?",
+        ),
+        (
+            "[similar, random, upper]",
+            "[similr]",
+            "6: main: similr: there is no such arm: did you mean similar?",
+        ),
         ("groups:", "gruops:", "5: gruops: unknown: did you mean groups?"),
         ("seeds: [0, 1, 2]", "seeds: [0, 0]", "2: seeds: [0, 0]: must be a list of different whole numbers"),
         ("ceiling: upper", "theory: [nobody]", "4: theory: nobody: there is no such arm"),
@@ -245,11 +305,18 @@ def test_why_it_works_by_intent_and_over_models(three: Path) -> None:
 
     def theory(name: str, inverse: float) -> None:
         intents = {
-            f"shell: {row}": {"inverse": estimate(inverse - 0.1 * row), "auc_within": estimate(0.9 - 0.1 * row), "greedy": estimate(0.5)}
+            f"shell: {row}": {
+                "inverse": estimate(inverse - 0.1 * row),
+                "auc_within": estimate(0.9 - 0.1 * row),
+                "greedy": estimate(0.5),
+            }
             for row in range(4)
         }
         whole = {key: estimate(inverse) for key in ("inverse", "auc", "auc_within", "greedy")}
-        report = {"subjects": [{"model": name, "all": whole, "intents": intents}], "settings": {"reward": "similarity"}}
+        report = {
+            "subjects": [{"model": name, "all": whole, "intents": intents}],
+            "settings": {"reward": "similarity"},
+        }
         folder = three / "out" / "theory" / name
         folder.mkdir(parents=True)
         (folder / "report.json").write_text(json.dumps(report))
@@ -259,18 +326,29 @@ def test_why_it_works_by_intent_and_over_models(three: Path) -> None:
     theory("upper", 0.6)
     _, folder = study(three, THREE + "theory: [similar, upper]\n", "--jobs", "0")
     found = json.loads((folder / "study.json").read_text())["theory"]
-    assert found["similar"]["correlation"]["value"] == pytest.approx(1.0) and found["similar"]["correlation"]["pairs"] == 4
+    assert (
+        found["similar"]["correlation"]["value"] == pytest.approx(1.0)
+        and found["similar"]["correlation"]["pairs"] == 4
+    )
     assert found["upper"]["against_reference"]["value"] == pytest.approx(0.2)
     table = (folder / "STUDY.md").read_text()
-    assert "| arm | reward | inverse accuracy | AUC | AUC within a task | gain | less the reference |" in table
-    row = next(line for line in table.splitlines() if line.startswith("| similar | similarity | 0.900 | 0.900 | 0.900 | +0.200"))
+    assert (
+        "| arm | reward | inverse accuracy | AUC | AUC within a task | gain | less the reference |" in table
+    )
+    row = next(
+        line
+        for line in table.splitlines()
+        if line.startswith("| similar | similarity | 0.900 | 0.900 | 0.900 | +0.200")
+    )
     assert "+0.150" in row and row.rstrip(" |").endswith("+1.000 [+1.000, +1.000]")
     for name in ("theory.png", "boundary.png"):
         assert (folder / name).is_file() and f"]({name})" in table
     assert 'id="theory"' in (folder / "index.html").read_text()
 
 
-def test_the_studies_that_come_with_the_project_are_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_studies_that_come_with_the_project_are_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("noise-0.9", "shared-0.6", "shared-0.9"):
         (tmp_path / "runs" / "models" / name).mkdir(parents=True)  # its file says how to make these
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -279,22 +357,36 @@ def test_the_studies_that_come_with_the_project_are_sound(tmp_path: Path, monkey
     assert {"boundary", "embedded", "smoke"} <= {path.stem for path in paths}
     plans = {path.stem: read_plan(path) for path in paths}
     arms = plans["embedded"].arms
-    assert all(arms[name].resolved["cycles"] * arms[name].resolved["tasks"] * 3 == 1500 for name in ("likelihood", "similarity", "truth"))
+    assert all(
+        arms[name].resolved["cycles"] * arms[name].resolved["tasks"] * 3 == 1500
+        for name in ("likelihood", "similarity", "truth")
+    )
     assert len(arms["likelihood"].seeds) == 5 and arms["truth"].labelled
     assert "rejection_sft" in trainers() and "evaluate" not in trainers()
 
 
-def test_other_settings_than_the_runs_were_started_with_are_refused(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_than_the_runs_were_started_with_are_refused(
+    three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, folder = study(three, THREE.replace("reward: random}", "reward: random, lr: 0.5}"), "--jobs", "0")
     assert code == 2
-    assert f"random: lr was 0.001 when {folder / 'runs' / 'random' / 's0'} was started and is 0.5 now" in capsys.readouterr().err
+    assert (
+        f"random: lr was 0.001 when {folder / 'runs' / 'random' / 's0'} was started and is 0.5 now"
+        in capsys.readouterr().err
+    )
 
 
-def test_damaged_runs_are_reported_and_the_rest_counts(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_runs_are_reported_and_the_rest_counts(
+    three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (three / "out" / "runs" / "random" / "s1" / "metrics.jsonl").write_text("{\n")
     code, folder = study(three, THREE, "--jobs", "0")
     found = json.loads((folder / "study.json").read_text())
-    assert code == 1 and found["arms"]["random"]["gain"]["seeds"] == 2 and found["arms"]["similar"]["against_reference"]["seeds"] == 2
+    assert (
+        code == 1
+        and found["arms"]["random"]["gain"]["seeds"] == 2
+        and found["arms"]["similar"]["against_reference"]["seeds"] == 2
+    )
     assert "FAILED random, seed 1" in capsys.readouterr().out
 
 
@@ -309,13 +401,17 @@ TINY = (
 )
 
 
-def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, folder = study(tmp_path, TINY, "--jobs", "2", "--json")
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert code == 1 and found == json.loads((folder / "study.json").read_text())
     assert [(row["arm"], row["seed"]) for row in found["failed"]] == [("broken", 0)]
-    assert re.fullmatch(r"--adapter nowhere: no adapter_model.safetensors there.*\(exit code 2\)", found["failed"][0]["why"])
+    assert re.fullmatch(
+        r"--adapter nowhere: no adapter_model.safetensors there.*\(exit code 2\)", found["failed"][0]["why"]
+    )
     assert "FAILED: --adapter nowhere" in said.err
     assert found["arms"]["random"]["transfer"]["sql"]["seeds"] == 1
     page = (folder / "index.html").read_text()
@@ -327,7 +423,11 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(tmp_path: Path,
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
 
     # Again with the arm mended, by going on with a run that a kill left without its results: what is finished stays as it is.
-    shutil.copytree(run, folder / "runs" / "broken" / "s0", ignore=shutil.ignore_patterns("self_improvement_results.json", "cycle-0001"))
+    shutil.copytree(
+        run,
+        folder / "runs" / "broken" / "s0",
+        ignore=shutil.ignore_patterns("self_improvement_results.json", "cycle-0001"),
+    )
     code, _ = study(tmp_path, TINY.replace(", adapter: nowhere", ", domain: shell"), "--jobs", "1")
     said = capsys.readouterr()
     assert code == 0 and "1/1  broken s0  greedy truth" in said.out and "FAILED" not in said.out
@@ -367,12 +467,14 @@ def test_no_child_is_left_behind(tmp_path: Path, number: signal.Signals) -> None
     marker = f"marker-{tmp_path.name}-{int(number)}"
     code = (
         "import sys; from pathlib import Path\n"
-        "from agents.reports.jobs import Job, Terminated, run_jobs\n"
+        "from agents.studies.jobs import Job, Terminated, run_jobs\n"
         f"job = lambda n: Job(f'j{{n}}', ['-c', 'import time; time.sleep(60)', '{marker}'], Path({str(tmp_path)!r}) / f'j{{n}}')\n"
         "try:\n    run_jobs([job(n) for n in range(3)], 2, sys.stdout)\n"
         "except (KeyboardInterrupt, Terminated) as stop:\n    print(type(stop).__name__)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert wait_for(lambda: len(alive(f"time.sleep(60)\0{marker}")) == 2)
         process.send_signal(number)
         out, _ = process.communicate(timeout=20)
@@ -399,13 +501,26 @@ def test_jobs_fail_one_by_one_and_others_follow(tmp_path: Path, capsys: pytest.C
 
 def test_an_interrupted_study_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(TINY)
-    words = ["-m", "agents.study", str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out"), "--jobs", "1"]
-    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    words = [
+        "-m",
+        "agents.study",
+        str(tmp_path / "study.yaml"),
+        "--output",
+        str(tmp_path / "out"),
+        "--jobs",
+        "1",
+    ]
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert wait_for(lambda: (tmp_path / "out" / "logs" / "random-s0.out").exists())
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert error == f"interrupted: go on with python -m agents.study {tmp_path / 'study.yaml'} --output {tmp_path / 'out'}\n"
+    assert (
+        error
+        == f"interrupted: go on with python -m agents.study {tmp_path / 'study.yaml'} --output {tmp_path / 'out'}\n"
+    )
     assert wait_for(lambda: not alive(str(tmp_path / "out")))
 
 

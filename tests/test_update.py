@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import stir
 
-from agents.policy.model import Lora, Policy, load_policy
+from agents.policy.load import Lora, load_policy
+from agents.policy.policy import Policy
 from agents.training.config import TrainingError
 from agents.training.update import Example, fine_tune
 
@@ -51,7 +52,9 @@ def train(
 
 
 def test_the_loss_falls_and_the_model_learns(policy: Policy, examples: list[Example]) -> None:
-    first, _, last = (train(policy, examples, lr=3e-3, batch_size=5, epochs=epochs)["train/loss"] for epochs in (1, 200, 1))
+    first, _, last = (
+        train(policy, examples, lr=3e-3, batch_size=5, epochs=epochs)["train/loss"] for epochs in (1, 200, 1)
+    )
     assert first is not None and last is not None and last < first / 4
     written = policy.generate([prompt for prompt, _ in TEXTS], temperature=0.0, max_new_tokens=12)
     assert [row[0].text for row in written] == [text for _, text in TEXTS]
@@ -62,12 +65,18 @@ def test_the_loss_is_that_of_the_completions_alone(steady: Policy, examples: lis
     values = [value for row in steady.logprobs_of_ids(examples) for value in row]
     assert len(values) == sum(len(completion) for _, completion in examples)
     before = steady.snapshot()
-    metrics = train(steady, examples, lr=1e-7, batch_size=2)  # hardly moves, so that all steps see the same weights
+    metrics = train(
+        steady, examples, lr=1e-7, batch_size=2
+    )  # hardly moves, so that all steps see the same weights
     assert metrics["train/loss"] == pytest.approx(-np.mean(values), rel=1e-4)
-    assert (metrics["train/steps"], metrics["train/examples"]) == (3.0, 5.0) and metrics["train/grad_norm"] > 0
+    assert (metrics["train/steps"], metrics["train/examples"]) == (3.0, 5.0) and metrics[
+        "train/grad_norm"
+    ] > 0
     steady.restore(before)
     # Two epochs and another batch size see the same tokens.
-    assert train(steady, examples, lr=1e-7, epochs=2, batch_size=5)["train/loss"] == pytest.approx(-np.mean(values), rel=1e-4)
+    assert train(steady, examples, lr=1e-7, epochs=2, batch_size=5)["train/loss"] == pytest.approx(
+        -np.mean(values), rel=1e-4
+    )
     steady.restore(before)
 
 
@@ -127,13 +136,17 @@ def test_nothing_to_learn_from_is_our_mistake(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize(("lr", "epochs"), [(0.0, 1), (1e-2, 0)])
-def test_training_that_changes_nothing_is_an_error(policy: Policy, examples: list[Example], lr: float, epochs: int) -> None:
+def test_training_that_changes_nothing_is_an_error(
+    policy: Policy, examples: list[Example], lr: float, epochs: int
+) -> None:
     with pytest.raises(TrainingError, match="left the adapter as it was"):
         train(policy, examples, lr=lr, epochs=epochs)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_what_is_not_finite_stops_at_once(policy: Policy, examples: list[Example], what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_finite_stops_at_once(
+    policy: Policy, examples: list[Example], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = policy.token_logprobs
 
     def broken(pairs: Any) -> Any:
@@ -145,7 +158,9 @@ def test_what_is_not_finite_stops_at_once(policy: Policy, examples: list[Example
 
     monkeypatch.setattr(policy, "token_logprobs", broken)
     name = policy.adapter_hash()
-    with pytest.raises(TrainingError, match=f"the {what} is (nan|inf) at step 1: lower --lr; the last checkpoint is intact"):
+    with pytest.raises(
+        TrainingError, match=f"the {what} is (nan|inf) at step 1: lower --lr; the last checkpoint is intact"
+    ):
         train(policy, examples)
     assert policy.adapter_hash() == name and not policy.model.training
     monkeypatch.undo()
@@ -153,7 +168,9 @@ def test_what_is_not_finite_stops_at_once(policy: Policy, examples: list[Example
     assert all(torch.isfinite(tensor).all() for tensor in policy.snapshot().values())
 
 
-def test_a_rate_that_is_far_too_high_does_not_pass_for_training(policy: Policy, examples: list[Example]) -> None:
+def test_a_rate_that_is_far_too_high_does_not_pass_for_training(
+    policy: Policy, examples: list[Example]
+) -> None:
     with pytest.raises(TrainingError, match="the last checkpoint is intact"):
         train(policy, examples, lr=1e30, epochs=5)
     assert not policy.model.training

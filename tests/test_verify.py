@@ -13,7 +13,9 @@ import yaml
 from envs.domain import load_domain
 from envs.schema import CONFIGS, EMBEDDED
 from envs.types import InputError, Task
-from envs.verify import (
+from envs.verify import shell
+from envs.verify.sandbox import SandboxError
+from envs.verify.truth import (
     Case,
     _verdict,
     exact_match,
@@ -22,10 +24,8 @@ from envs.verify import (
     read_cases,
     reconstruction_match,
     reference,
-    shell,
     verify,
 )
-from envs.verify.sandbox import SandboxError
 from envs.verify.verdict import Verdict
 
 FOREIGN = Task("proposed/0/1", "network", "ping db.test twice")
@@ -58,7 +58,11 @@ def tasks_of(domain: str, count: int = 4, split: str = "heldout") -> list[Task]:
 
 
 def exact_domain(folder: Path) -> str:
-    data = {**yaml.safe_load((CONFIGS / "network.yaml").read_text()), "name": "mine", "verify": {"kind": "exact"}}
+    data = {
+        **yaml.safe_load((CONFIGS / "network.yaml").read_text()),
+        "name": "mine",
+        "verify": {"kind": "exact"},
+    }
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     return str(path)
@@ -70,7 +74,9 @@ def exact_domain(folder: Path) -> str:
 def test_verdicts_keep_the_order_of_the_pairs(calls: list[Any]) -> None:
     tasks = tasks_of("shell", 40)
     commands = [f"{'ok' if place % 3 else 'no'} {place}" for place in range(40)]
-    assert [verdict.correct for verdict in verify(tasks, commands)] == [bool(place % 3) for place in range(40)]
+    assert [verdict.correct for verdict in verify(tasks, commands)] == [
+        bool(place % 3) for place in range(40)
+    ]
     assert len(calls) == 40
 
 
@@ -78,7 +84,9 @@ def test_equal_pairs_are_verified_once(calls: list[Any]) -> None:
     first, second = tasks_of("shell", 2)
     verdicts = verify([first, second, first, first, second], ["ok", "ok", "ok", "no", "ok"])
     assert [verdict.status for verdict in verdicts] == ["correct"] * 3 + ["wrong", "correct"]
-    assert sorted(calls) == sorted({(reference(first), "ok", False), (reference(second), "ok", False), (reference(first), "no", False)})
+    assert sorted(calls) == sorted(
+        {(reference(first), "ok", False), (reference(second), "ok", False), (reference(first), "no", False)}
+    )
     verify([first, second], ["ok", "ok"])
     assert len(calls) == 3  # nor again in a later call
 
@@ -111,7 +119,9 @@ def test_a_command_for_each_task() -> None:
 
 
 @pytest.mark.parametrize("fails", [SandboxError("no sandbox: mend it"), None])
-def test_what_could_not_be_executed_is_tried_again(monkeypatch: pytest.MonkeyPatch, fails: SandboxError | None) -> None:
+def test_what_could_not_be_executed_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, fails: SandboxError | None
+) -> None:
     made: list[str] = []
 
     def compare(reference: str, command: str, ordered: bool) -> Verdict:
@@ -136,7 +146,22 @@ def test_our_own_mistakes_are_loud(monkeypatch: pytest.MonkeyPatch) -> None:
         verify(tasks_of("shell", 1), ["x"])
 
 
-ODD = ["", "  ", "\n", "\0", "ls \0", "\ud800", "ls \ud800", "'", "((" * 5000, "x" * 200_000, "\u202e", "ls\nls", "SELECT '\0'", "é🙂"]
+ODD = [
+    "",
+    "  ",
+    "\n",
+    "\0",
+    "ls \0",
+    "\ud800",
+    "ls \ud800",
+    "'",
+    "((" * 5000,
+    "x" * 200_000,
+    "\u202e",
+    "ls\nls",
+    "SELECT '\0'",
+    "é🙂",
+]
 
 
 @pytest.mark.parametrize("domain", ["network", "sql"])
@@ -153,10 +178,16 @@ def test_no_command_is_too_odd_to_execute(sandbox: None) -> None:
 def test_references_of_all_domains_are_right(sandbox: None) -> None:
     """Written with another amount of white space at the end, so that they are not simply equal; each domain by its own way."""
     tasks = [task for domain in EMBEDDED for task in tasks_of(domain, 5)]
-    assert [verdict.status for verdict in verify(tasks, [f"{reference(task)} " for task in tasks])] == ["correct"] * 15
+    assert [verdict.status for verdict in verify(tasks, [f"{reference(task)} " for task in tasks])] == [
+        "correct"
+    ] * 15
     assert [verdict.status for verdict in verify(tasks, ["nonsense"] * 15)] == ["invalid"] * 15
-    others = [tasks[place - place % 5 + (place + 1) % 5] for place in range(15)]  # another task of the same domain
-    assert "correct" not in {verdict.status for verdict in verify(tasks, [str(reference(task)) for task in others])}
+    others = [
+        tasks[place - place % 5 + (place + 1) % 5] for place in range(15)
+    ]  # another task of the same domain
+    assert "correct" not in {
+        verdict.status for verdict in verify(tasks, [str(reference(task)) for task in others])
+    }
 
 
 def test_a_domain_that_is_compared_as_text(tmp_path: Path) -> None:
@@ -169,7 +200,9 @@ def test_a_domain_that_is_compared_as_text(tmp_path: Path) -> None:
 
 
 def test_how_each_domain_is_verified(tmp_path: Path) -> None:
-    network, shell_, sql, text = said = [how_verified(domain) for domain in (*EMBEDDED, exact_domain(tmp_path))]
+    network, shell_, sql, text = said = [
+        how_verified(domain) for domain in (*EMBEDDED, exact_domain(tmp_path))
+    ]
     assert "never executed" in network and "as text" in text
     assert shell_.startswith("executed in a sandbox") and sql.startswith("executed in SQLite")
     assert len(set(said)) == 4
@@ -214,7 +247,10 @@ def test_only_a_grammars_own_tasks_have_references() -> None:
 
 
 def test_order_counts_where_the_domain_says_so() -> None:
-    intents = {intent["name"]: intent.get("order") for intent in yaml.safe_load((CONFIGS / "sql.yaml").read_text())["intents"]}
+    intents = {
+        intent["name"]: intent.get("order")
+        for intent in yaml.safe_load((CONFIGS / "sql.yaml").read_text())["intents"]
+    }
     cases = [case for case in map(find_case, tasks_of("sql", 48)) if case is not None]
     assert all(case.ordered == (intents[case.intent] == "matters") for case in cases)
     assert {case.ordered for case in cases} == {True, False}
@@ -227,12 +263,24 @@ def test_a_file_of_tasks(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     rows = [
         {"task": "list  all\tfiles", "reference": " ls -a \n", "ordered": True},
-        {"task": "zeig das\u2028Verzeichnis\x85an", "reference": "ls"},  # line separators that are none in JSON lines
+        {
+            "task": "zeig das\u2028Verzeichnis\x85an",
+            "reference": "ls",
+        },  # line separators that are none in JSON lines
     ]
-    path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode() + b"\r\n \n")
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+        + b"\r\n \n"
+    )
     first, second = read_cases(path, "shell")
     assert first == Case(Task("file/1", "shell", "list all files"), "ls -a", ordered=True)
-    assert (second.task.id, second.task.text, second.reference, second.ordered) == ("file/3", "zeig das Verzeichnis an", "ls", False)
+    assert (second.task.id, second.task.text, second.reference, second.ordered) == (
+        "file/3",
+        "zeig das Verzeichnis an",
+        "ls",
+        False,
+    )
     assert (second.intent, second.unseen) == ("", "")
     assert find_case(first.task) is None
 
@@ -269,7 +317,10 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: str | bytes, message: str)
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "no", "cannot be read (No such file"), (tmp_path, "cannot be read (Is a directory")):
+    for path, message in (
+        (tmp_path / "no", "cannot be read (No such file"),
+        (tmp_path, "cannot be read (Is a directory"),
+    ):
         with pytest.raises(InputError) as error:
             read_cases(path, "shell")
         assert str(error.value).startswith(f"{path}: {message}")

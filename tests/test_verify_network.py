@@ -11,12 +11,14 @@ import pytest
 import yaml
 
 from envs.domain import load_domain
-from envs.verify import command_of, network, network_tools
+from envs.verify import network, network_tools
 from envs.verify.network import compare
+from envs.verify.truth import command_of
 
 TABLE = yaml.safe_load((Path(__file__).parent / "equivalence" / "network.yaml").read_text())
 PAIRS = {
-    part: [(entry["reference"], command) for entry in TABLE for command in entry.get(part, [])] for part in ("same", "other", "invalid")
+    part: [(entry["reference"], command) for entry in TABLE for command in entry.get(part, [])]
+    for part in ("same", "other", "invalid")
 }
 
 
@@ -51,7 +53,9 @@ def test_invalid(reference: str, command: str) -> None:
 
 def test_the_table_is_large_and_has_every_tool() -> None:
     assert len(PAIRS["same"]) >= 60 and len(PAIRS["other"]) >= 60 and len(PAIRS["invalid"]) >= 25
-    assert len({command for part in PAIRS.values() for _, command in part}) >= 0.9 * sum(map(len, PAIRS.values()))
+    assert len({command for part in PAIRS.values() for _, command in part}) >= 0.9 * sum(
+        map(len, PAIRS.values())
+    )
     for part, pairs in PAIRS.items():
         assert {reference.split()[0] for reference, _ in pairs} == set(load_domain("network").tools), part
 
@@ -71,7 +75,9 @@ def test_what_differed_is_named() -> None:
     assert compare("ping -c 5 h", "ping h").differed == "-c 5 is missing"
     assert compare("ping -c 5 h", "nc -z h 80").differed == "tool: nc instead of ping"
     assert compare("ss -tn | grep :22", "ss -tn").differed == "| grep is missing"
-    assert compare("ss -tn | grep :22", "ss -tn | grep :23").differed == "grep pattern: ':23' instead of ':22'"
+    assert (
+        compare("ss -tn | grep :22", "ss -tn | grep :23").differed == "grep pattern: ':23' instead of ':22'"
+    )
     assert compare("ping h", "ping -k h").reason == "ping has no option -k"
     long = compare("nmap 10.0.0.1", "nmap " + " ".join(f"host{n}.test" for n in range(500)))
     assert long.status == "wrong" and len(long.differed) <= 240 and "\n" not in long.differed
@@ -79,19 +85,30 @@ def test_what_differed_is_named() -> None:
 
 def test_a_reference_outside_the_grammar_says_nothing_of_the_command() -> None:
     verdict = compare("curl -s http://h > page", "curl -s http://h")
-    assert verdict.status == "not_executed" and verdict.reason.startswith("the reference is outside the option grammar: ")
-    assert compare("curl -s http://h > page", " curl -s http://h > page\n").status == "not_executed"  # a broken reference proves nothing
+    assert verdict.status == "not_executed" and verdict.reason.startswith(
+        "the reference is outside the option grammar: "
+    )
+    assert (
+        compare("curl -s http://h > page", " curl -s http://h > page\n").status == "not_executed"
+    )  # a broken reference proves nothing
     assert compare("ping -c 5 h.test", "ping -c 5 h.test ; ").correct
     assert compare("", "").status == "not_executed"
 
 
-@pytest.mark.parametrize("command", ["", "  ", "|", "ping h | ", "ping h\nping h", "ping h &", "ping 'h", "ping h\\", "ping {a,b}.test"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "  ", "|", "ping h | ", "ping h\nping h", "ping h &", "ping 'h", "ping h\\", "ping {a,b}.test"],
+)
 def test_what_is_no_single_pipeline_is_invalid(command: str) -> None:
     assert compare("ping h", command).status == "invalid"
 
 
 def test_tables_read() -> None:
-    tables = {name: value for name, value in vars(network_tools).items() if name.isupper() and isinstance(value, str) and name[0] != "_"}
+    tables = {
+        name: value
+        for name, value in vars(network_tools).items()
+        if name.isupper() and isinstance(value, str) and name[0] != "_"
+    }
     assert set(tables) == {"PING", "TRACEROUTE", "NC", "SS", "NMAP", "DIG", "DIG_PLUS", "CURL", "GREP"}
     for name, table in tables.items():
         options = network_tools.read_table(table)
@@ -109,7 +126,9 @@ def test_tables_read() -> None:
 @pytest.mark.parametrize("tool", ["PING", "TRACEROUTE", "NC", "SS", "NMAP", "CURL", "GREP"])
 def test_letters_outside_the_table_are_invalid(tool: str) -> None:
     table = network_tools.read_table(getattr(network_tools, tool))
-    command = {"GREP": "ss | grep {} x", "NC": "nc {} h 80", "SS": "ss {}", "CURL": "curl {} h"}.get(tool, f"{tool.lower()} {{}} h")
+    command = {"GREP": "ss | grep {} x", "NC": "nc {} h 80", "SS": "ss {}", "CURL": "curl {} h"}.get(
+        tool, f"{tool.lower()} {{}} h"
+    )
     unknown = [letter for letter in string.ascii_letters if f"-{letter}" not in table]
     assert unknown or tool in ("CURL", "GREP")
     for letter in unknown:
@@ -119,7 +138,10 @@ def test_letters_outside_the_table_are_invalid(tool: str) -> None:
 
 def strings(rng: random.Random, count: int) -> list[str]:
     """Random text, and references cut short, shuffled, glued together and with characters put in."""
-    known = [*references(0).values(), *(command for pairs in PAIRS.values() for pair in pairs for command in pair)]
+    known = [
+        *references(0).values(),
+        *(command for pairs in PAIRS.values() for pair in pairs for command in pair),
+    ]
     letters = string.printable + "éß²٣\u2013\u3000\ud800\0" + "-+@:/,.0123456789" * 3
     made = []
     for index in range(count):
@@ -129,7 +151,14 @@ def strings(rng: random.Random, count: int) -> list[str]:
         cut = rng.randrange(len(base) + 1)
         noise = "".join(rng.choices(letters, k=rng.randrange(1, 30)))
         made.append(
-            [noise, base[:cut], base[:cut] + noise + base[cut:], " ".join(words), f"{base.split()[0]} {noise}", base + noise][index % 6]
+            [
+                noise,
+                base[:cut],
+                base[:cut] + noise + base[cut:],
+                " ".join(words),
+                f"{base.split()[0]} {noise}",
+                base + noise,
+            ][index % 6]
         )
     return made
 
@@ -162,7 +191,9 @@ def test_no_string_raises() -> None:
 
 def test_both_ways_round_agree() -> None:
     rng = random.Random(6)
-    commands = [text for text in strings(rng, 3000) if compare(text, text + " ").correct and network_parses(text)]
+    commands = [
+        text for text in strings(rng, 3000) if compare(text, text + " ").correct and network_parses(text)
+    ]
     assert len(commands) > 100
     for _ in range(1000):
         one, two = rng.choice(commands), rng.choice(commands)

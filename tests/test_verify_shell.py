@@ -10,13 +10,20 @@ import yaml
 
 from envs.domain import load_domain
 from envs.schema import load_spec
-from envs.verify import command_of, shell
+from envs.verify import shell
 from envs.verify.sandbox import Entry, Execution
+from envs.verify.truth import command_of
 
 TABLE = yaml.safe_load((Path(__file__).parent / "equivalence" / "shell.yaml").read_text())
 STATUS = {"same": "correct", "other": "wrong", "invalid": "invalid"}
 PAIRS = [
-    pytest.param(row["reference"], command, row.get("order") == "matters", status, id=f"{status}: {row['reference']} | {command}"[:120])
+    pytest.param(
+        row["reference"],
+        command,
+        row.get("order") == "matters",
+        status,
+        id=f"{status}: {row['reference']} | {command}"[:120],
+    )
     for row in TABLE
     for kind, status in STATUS.items()
     for command in row.get(kind, [])
@@ -97,7 +104,9 @@ def test_what_was_too_slow_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
         walls.append(wall)
         slow = needed[command] > wall or command in missed
         missed.discard(command)
-        return Execution(0, b"x", b"", dict(tree or {}), "timeout" if slow else "exited", min(wall, needed[command]))
+        return Execution(
+            0, b"x", b"", dict(tree or {}), "timeout" if slow else "exited", min(wall, needed[command])
+        )
 
     def status(command: str) -> tuple[str, str]:
         shell._reference_results.cache_clear()
@@ -120,11 +129,16 @@ def test_what_was_too_slow_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_a_sandbox_nothing_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shell, "unavailable", lambda: "bubblewrap is not installed: apt-get install bubblewrap")
+    monkeypatch.setattr(
+        shell, "unavailable", lambda: "bubblewrap is not installed: apt-get install bubblewrap"
+    )
     monkeypatch.setattr(shell, "execute", lambda *_, **__: pytest.fail("executed"))
     for command in ("head -n 2 a.txt", "tail -n 2 a.txt", ""):
         verdict = shell.compare("head -n 2 a.txt", command, False)
-        assert (verdict.status, verdict.reason) == ("not_executed", "bubblewrap is not installed: apt-get install bubblewrap")
+        assert (verdict.status, verdict.reason) == (
+            "not_executed",
+            "bubblewrap is not installed: apt-get install bubblewrap",
+        )
 
 
 def test_what_a_reference_names() -> None:
@@ -147,23 +161,42 @@ def test_trees_are_the_same_every_time_and_differ_from_each_other() -> None:
     trees = [shell.make_tree(names, number) for number in range(shell.TREES)]
     shell.make_tree.cache_clear()
     assert trees == [shell.make_tree(names, number) for number in range(shell.TREES)]
-    assert len({tree["a.log"].content for tree in trees}) == len({tree["a.log"].mode for tree in trees}) == shell.TREES == 3
+    assert (
+        len({tree["a.log"].content for tree in trees})
+        == len({tree["a.log"].mode for tree in trees})
+        == shell.TREES
+        == 3
+    )
     assert "../x.txt" not in shell.make_tree(shell.names_of("cat ../x.txt"), 0)
 
 
 def test_a_tree_tells_look_alikes_apart() -> None:
     for number in range(shell.TREES):
-        lines = shell.make_tree(shell.names_of("grep port a.log"), number)["a.log"].content.decode().splitlines()
+        lines = (
+            shell.make_tree(shell.names_of("grep port a.log"), number)["a.log"].content.decode().splitlines()
+        )
         having = [line for line in lines if "port" in line]
         words = [line for line in lines if "port" in line.replace(",", " ").split()]
-        assert 0 < len(words) < len(having) < len([line for line in lines if "port" in line.lower()]) < len(lines)
+        assert (
+            0
+            < len(words)
+            < len(having)
+            < len([line for line in lines if "port" in line.lower()])
+            < len(lines)
+        )
         assert any(line.count("port") > 1 for line in lines)
-        assert lines.count("") == 2 and any(line.startswith(" ") for line in lines) and any(line[:1].isalpha() for line in lines)
+        assert (
+            lines.count("") == 2
+            and any(line.startswith(" ") for line in lines)
+            and any(line[:1].isalpha() for line in lines)
+        )
         assert 1 < min(len(line.split()) for line in lines if line) < 4
         assert sorted(lines) != sorted(lines, key=str.lower)
         counts = sorted((lines.count(line) for line in set(lines)), reverse=True)
         assert len(set(counts[:9])) == 9 and counts[8] > counts[9]
-        assert len(lines) != len("\n".join(lines).split()) and len("\n".join(lines)) != len("\n".join(lines).encode())
+        assert len(lines) != len("\n".join(lines).split()) and len("\n".join(lines)) != len(
+            "\n".join(lines).encode()
+        )
 
 
 def test_what_is_compared_of_a_tree() -> None:
@@ -176,9 +209,13 @@ def test_what_is_compared_of_a_tree() -> None:
     assert differ({}, {"a": file}) == "'a' is there"
     assert differ({"a": file}, {"a": Entry("file", 0o644, b"y")}) == "'a' has another content"
     assert differ({"a": file}, {"a": Entry("file", 0o600, b"x")}) == "'a' has mode 600 instead of 644"
-    assert differ({"b": file}, {"b": Entry("file", 0o600, b"x")}) == ""  # the modes of new files do not matter
+    assert (
+        differ({"b": file}, {"b": Entry("file", 0o600, b"x")}) == ""
+    )  # the modes of new files do not matter
     assert differ({"a": file}, {"a": Entry("link", 0o777, b"x")}) == "'a' is a link instead of a file"
-    assert differ({"a": file}, {"a": Entry("file", 0o644, b"x", links=2)}) == "'a' has 2 hard links instead of 1"
+    assert (
+        differ({"a": file}, {"a": Entry("file", 0o644, b"x", links=2)}) == "'a' has 2 hard links instead of 1"
+    )
 
 
 def test_order_counts_only_where_it_is_asked_for() -> None:

@@ -22,8 +22,9 @@ from envs.domain import load_domain
 from envs.grammar import ByQuery, Choice
 from envs.schema import load_spec
 from envs.types import InputError
-from envs.verify import command_of, find_draw, sql, sql_worker
+from envs.verify import sql, sql_worker
 from envs.verify.sql import compare
+from envs.verify.truth import command_of, find_draw
 
 REFERENCE = "SELECT name FROM employees WHERE city = 'Rome' AND age > 30"
 TABLE = yaml.safe_load((Path(__file__).parent / "equivalence" / "sql.yaml").read_text(encoding="utf-8"))
@@ -41,14 +42,20 @@ def references(count: int, seed: int) -> list[tuple[str, str, bool]]:
     """(intent, reference, whether order matters) of held-out tasks, intents in turn."""
     ordered = {intent.name: intent.order == "matters" for intent in load_spec("sql").intents}
     draws = [find_draw(task) for task in load_domain("sql").tasks("heldout", count, seed)]
-    return [(draw.intent, command_of("sql", draw.intent, draw.values), ordered[draw.intent]) for draw in draws if draw]
+    return [
+        (draw.intent, command_of("sql", draw.intent, draw.values), ordered[draw.intent])
+        for draw in draws
+        if draw
+    ]
 
 
 # --- what counts as the same
 
 
 @pytest.mark.parametrize(("reference", "ordered", "command", "status"), PAIRS)
-def test_the_table_of_equivalent_and_look_alike_queries(reference: str, ordered: bool, command: str, status: str) -> None:
+def test_the_table_of_equivalent_and_look_alike_queries(
+    reference: str, ordered: bool, command: str, status: str
+) -> None:
     verdict = compare("sql", reference, command, ordered)
     assert verdict.status == status, verdict
     assert bool(verdict.reason) == (status != "correct") and bool(verdict.differed) == (status == "wrong")
@@ -58,23 +65,49 @@ def test_the_table_of_equivalent_and_look_alike_queries(reference: str, ordered:
 def test_the_table_is_large_and_has_every_intent() -> None:
     counts = Counter(status for *_, status in PAIRS)
     assert counts["correct"] >= 60 and counts["wrong"] >= 60 and counts["invalid"] >= 15
-    patterns = [re.sub(r"\\{\w+\\}", r"\\w+", re.escape(intent.command)) for intent in load_spec("sql").intents]
-    assert [pattern for pattern in patterns if not any(re.fullmatch(pattern, entry["reference"]) for entry in TABLE)] == []
+    patterns = [
+        re.sub(r"\\{\w+\\}", r"\\w+", re.escape(intent.command)) for intent in load_spec("sql").intents
+    ]
+    assert [
+        pattern
+        for pattern in patterns
+        if not any(re.fullmatch(pattern, entry["reference"]) for entry in TABLE)
+    ] == []
 
 
 @pytest.mark.parametrize(
     ("command", "ordered", "reason", "differed"),
     [
-        ("SELECT name, age FROM employees WHERE age > 60", False, "other columns", r"filling 1: 2 columns instead of 1"),
+        (
+            "SELECT name, age FROM employees WHERE age > 60",
+            False,
+            "other columns",
+            r"filling 1: 2 columns instead of 1",
+        ),
         (
             "SELECT name FROM employees WHERE age > 30",
             False,
             "other rows",
             r"filling 1: \d+ rows instead of \d+; first that should not be: .*",
         ),
-        ("SELECT name FROM employees WHERE 0", False, "other rows", r"filling 1: 0 rows instead of \d+; first missing: \('[\w ]+',\)"),
-        (REFERENCE.replace("name", "UPPER(name)"), False, "other rows", r"filling 1: \('[A-Z ]+',\) instead of \('[\w ]+',\)"),
-        (REFERENCE + " ORDER BY name", True, "other order", r"filling 1: row \d+ is \('[\w ]+',\) instead of \('[\w ]+',\)"),
+        (
+            "SELECT name FROM employees WHERE 0",
+            False,
+            "other rows",
+            r"filling 1: 0 rows instead of \d+; first missing: \('[\w ]+',\)",
+        ),
+        (
+            REFERENCE.replace("name", "UPPER(name)"),
+            False,
+            "other rows",
+            r"filling 1: \('[A-Z ]+',\) instead of \('[\w ]+',\)",
+        ),
+        (
+            REFERENCE + " ORDER BY name",
+            True,
+            "other order",
+            r"filling 1: row \d+ is \('[\w ]+',\) instead of \('[\w ]+',\)",
+        ),
     ],
 )
 def test_a_verdict_says_what_differed(command: str, ordered: bool, reason: str, differed: str) -> None:
@@ -114,11 +147,19 @@ def test_values(reference: str, command: str, same: bool) -> None:
 
 def test_rows_that_the_reference_leaves_tied_may_come_in_any_order_and_no_others() -> None:
     reference = "SELECT name, age FROM employees ORDER BY age"
-    for tail, same in [(", id", True), (", id DESC", True), (", name", True), (", salary DESC", True), (" DESC", False)]:
+    for tail, same in [
+        (", id", True),
+        (", id DESC", True),
+        (", name", True),
+        (", salary DESC", True),
+        (" DESC", False),
+    ]:
         assert compare("sql", reference, reference + tail, True).correct is same, tail
     assert compare("sql", reference + ", name", reference + ", name", True).correct
     assert compare("sql", reference + ", name", reference, True).reason == "other order"
-    assert compare("sql", reference, "SELECT name, age FROM employees ORDER BY id", True).reason == "other order"
+    assert (
+        compare("sql", reference, "SELECT name, age FROM employees ORDER BY id", True).reason == "other order"
+    )
     assert compare("sql", reference, "SELECT name, age FROM employees ORDER BY id", False).correct
 
 
@@ -129,7 +170,11 @@ def test_a_reference_that_fails_and_a_domain_without_tables_execute_nothing(tmp_
         ("", "empty"),
     ]:
         verdict = compare("sql", reference, REFERENCE, False)
-        assert verdict.status == "not_executed" and why in verdict.reason and "the reference fails" in verdict.reason
+        assert (
+            verdict.status == "not_executed"
+            and why in verdict.reason
+            and "the reference fails" in verdict.reason
+        )
     assert compare("shell", "ls", "ls", False).status == "not_executed"
     assert compare(str(tmp_path / "none.yaml"), REFERENCE, REFERENCE, False).status == "not_executed"
 
@@ -153,7 +198,11 @@ COLUMNS = {
 
 def mutants(reference: str) -> set[str]:
     """The query with one thing changed, so that it asks for something else."""
-    slots = {name: [str(value) for value in slot.values] for name, slot in load_spec("sql").slots.items() if isinstance(slot, Choice)}
+    slots = {
+        name: [str(value) for value in slot.values]
+        for name, slot in load_spec("sql").slots.items()
+        if isinstance(slot, Choice)
+    }
     texts = [slots[name] for name in ("city", "department", "category")]
     table = re.findall(r"FROM (\w+)", reference)[0]
     found = set()
@@ -173,20 +222,39 @@ def mutants(reference: str) -> set[str]:
     change(r" ORDER BY \w+ \w+", "")
     change(
         r"(AVG|MAX|MIN|SUM)\((\w+)\)",
-        lambda match: [rf"{other}(\2)" for other in ("AVG", "MAX", "MIN", "SUM", "COUNT") if other != match[1]],
+        lambda match: [
+            rf"{other}(\2)" for other in ("AVG", "MAX", "MIN", "SUM", "COUNT") if other != match[1]
+        ],
     )
     change(r"COUNT\(\*\)", "SUM(age)", "COUNT(DISTINCT city)", "COUNT(DISTINCT age)")
     change(r"COUNT\(DISTINCT city\)", "COUNT(city)", "COUNT(DISTINCT age)")
     change("DISTINCT ", "")
     if "GROUP" not in reference:
-        change(r"^SELECT (city|department|category|stock|salary|quantity|total) FROM", r"SELECT DISTINCT \1 FROM")
-    change(rf"\b({'|'.join(COLUMNS[table])})\b", lambda match: [other for other in COLUMNS[table] if other != match[0]])
-    change(r"'(\w+)'", lambda match: [f"'{other}'" for values in texts if match[1] in values for other in values if other != match[1]])
+        change(
+            r"^SELECT (city|department|category|stock|salary|quantity|total) FROM", r"SELECT DISTINCT \1 FROM"
+        )
+    change(
+        rf"\b({'|'.join(COLUMNS[table])})\b",
+        lambda match: [other for other in COLUMNS[table] if other != match[0]],
+    )
+    change(
+        r"'(\w+)'",
+        lambda match: [
+            f"'{other}'" for values in texts if match[1] in values for other in values if other != match[1]
+        ],
+    )
     change(r"WHERE (\w+ = '\w+') (?:AND|OR) (\w+ [<>] \d+)", r"WHERE \1", r"WHERE \2")
     change(r"(?<=') AND ", " OR ")
     change(r" OR ", " AND ")
     change(r" WHERE .*?(?= GROUP| ORDER|$)", "")
-    change(r"BETWEEN (\d+) AND (\d+)", r"> \1 AND price < \2", r">= \1 AND price < \2", r"> \1 AND price <= \2", r">= \1", r"<= \2")
+    change(
+        r"BETWEEN (\d+) AND (\d+)",
+        r"> \1 AND price < \2",
+        r">= \1 AND price < \2",
+        r"> \1 AND price <= \2",
+        r">= \1",
+        r"<= \2",
+    )
     change(" HAVING .*", "")
     change(r" GROUP BY \w+", "")
     change(" ON c.id = customer_id", "", " ON c.id = product_id", " ON c.id = orders.id")
@@ -200,7 +268,10 @@ def detection(count: int, seed: int) -> tuple[float, list[tuple[str, str]], Coun
     for intent, reference, ordered in references(count, seed):
         assert compare("sql", reference, reference, ordered).correct
         focus = sql._focus("sql", reference)
-        without = [sql._wanted("sql", reference, ordered, focus, filling).rows in ([], [(None,)]) for filling in range(sql.FILLINGS)]
+        without = [
+            sql._wanted("sql", reference, ordered, focus, filling).rows in ([], [(None,)])
+            for filling in range(sql.FILLINGS)
+        ]
         assert not all(without), reference
         empty[intent] += sum(without)
         for mutant in mutants(reference):
@@ -214,7 +285,11 @@ def detection(count: int, seed: int) -> tuple[float, list[tuple[str, str]], Coun
 def test_one_changed_thing_is_noticed() -> None:
     share, missed, empty = detection(48, 0)
     assert share >= 0.99, missed
-    assert {intent for intent, count in empty.items() if count} <= {"group-having-count", "group-having-average", "city-and-younger"}
+    assert {intent for intent, count in empty.items() if count} <= {
+        "group-having-count",
+        "group-having-average",
+        "city-and-younger",
+    }
 
 
 @pytest.mark.slow
@@ -226,7 +301,12 @@ def test_one_changed_thing_is_noticed_over_300_tasks() -> None:
 @pytest.mark.slow
 def test_no_held_out_query_passes_for_another() -> None:
     queries = list(dict.fromkeys((reference, ordered) for _, reference, ordered in references(144, 2)))
-    same = [(a, b) for a, ordered in queries for b, _ in queries if a != b and compare("sql", a, b, ordered).status != "wrong"]
+    same = [
+        (a, b)
+        for a, ordered in queries
+        for b, _ in queries
+        if a != b and compare("sql", a, b, ordered).status != "wrong"
+    ]
     assert same == []
 
 
@@ -236,12 +316,14 @@ def test_fillings_are_the_same_in_every_process_and_differ_from_each_other() -> 
     assert own == (("employees", "city", ("Rome",)), ("employees", "age", (30,)))
     tables = [sql._table("sql", "employees", own, filling) for filling in range(sql.FILLINGS)]
     assert len(set(tables)) == sql.FILLINGS >= 3
-    code = (
-        f"from envs.verify import sql; import hashlib; print(hashlib.md5(sql._table('sql', 'employees', {own!r}, 5).encode()).hexdigest())"
-    )
+    code = f"from envs.verify import sql; import hashlib; print(hashlib.md5(sql._table('sql', 'employees', {own!r}, 5).encode()).hexdigest())"
     hashes = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
         ).stdout
         for seed in ("1", "2")
     }
@@ -251,7 +333,12 @@ def test_fillings_are_the_same_in_every_process_and_differ_from_each_other() -> 
 def test_fillings_have_the_rows_that_the_file_asks_for() -> None:
     about = load_spec("sql").verify
     assert isinstance(about, ByQuery)
-    assert {name: table.rows for name, table in about.tables.items()} == {"employees": 80, "customers": 30, "products": 60, "orders": 150}
+    assert {name: table.rows for name, table in about.tables.items()} == {
+        "employees": 80,
+        "customers": 30,
+        "products": 60,
+        "orders": 150,
+    }
     for name, table in about.tables.items():
         ids = f"SELECT COUNT(*), COUNT(DISTINCT id), MIN(id), MAX(id) FROM {name}"
         assert compare("sql", ids, f"SELECT {table.rows}, {table.rows}, 1, {table.rows}", False).correct
@@ -263,7 +350,9 @@ def test_fillings_have_the_rows_that_the_file_asks_for() -> None:
         "SELECT id FROM products WHERE price NOT BETWEEN 5 AND 400",
     ]:
         assert compare("sql", query, none, False).correct, query
-    assert not compare("sql", "SELECT id FROM customers WHERE id NOT IN (SELECT customer_id FROM orders)", none, False).correct
+    assert not compare(
+        "sql", "SELECT id FROM customers WHERE id NOT IN (SELECT customer_id FROM orders)", none, False
+    ).correct
 
 
 OWN = """\
@@ -301,7 +390,11 @@ def test_a_domain_of_ones_own(tmp_path: Path) -> None:
     where = str(tmp_path / "own.yaml")
     Path(where).write_text(OWN, encoding="utf-8")
     for reference, command, status in [
-        ("SELECT who FROM Visits WHERE degrees < -1", "select WHO from visits where DEGREES <= -2", "correct"),
+        (
+            "SELECT who FROM Visits WHERE degrees < -1",
+            "select WHO from visits where DEGREES <= -2",
+            "correct",
+        ),
         ("SELECT who FROM Visits WHERE degrees < -1", "SELECT who FROM Visits WHERE degrees <= -1", "wrong"),
         ("SELECT degrees FROM Visits", "VALUES (-3), (-2), (-1), (0), (1), (2)", "correct"),
         ("SELECT COUNT(*) FROM Visits WHERE level = 1 OR level = 'two'", "SELECT 6", "correct"),
@@ -452,7 +545,8 @@ BOMBS = [
     f"SELECT trim({LONG}, {LONG}) FROM {MANY}",
     f"SELECT a.name || '{'x' * 9000}' FROM employees a, employees b",
     "SELECT t0.age FROM " + ", ".join(f"employees t{i}" for i in range(64)),
-    "SELECT COUNT(*) FROM employees t0" + "".join(f" JOIN employees t{i} ON t{i}.age > t{i - 1}.age" for i in range(1, 40)),
+    "SELECT COUNT(*) FROM employees t0"
+    + "".join(f" JOIN employees t{i} ON t{i}.age > t{i - 1}.age" for i in range(1, 40)),
     "WITH a0 AS (SELECT * FROM employees)"
     + "".join(f", a{i} AS (SELECT x.id FROM a{i - 1} x, a{i - 1} y)" for i in range(1, 25))
     + " SELECT COUNT(*) FROM a24",
@@ -483,7 +577,9 @@ def lines_of(pid: int, name: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_hostile_statements_end_in_time_and_memory_create_nothing_and_leave_the_workers_in_order(tmp_path: Path) -> None:
+def test_hostile_statements_end_in_time_and_memory_create_nothing_and_leave_the_workers_in_order(
+    tmp_path: Path,
+) -> None:
     """Bounds are loose, for busy machines. What is denied is denied at once; what may run ends with its second."""
     assert len(DENIED) + len(BOMBS) > 40
     here = [Path.cwd(), Path("/"), tmp_path, Path(__file__).parent]
@@ -507,7 +603,10 @@ def test_hostile_statements_end_in_time_and_memory_create_nothing_and_leave_the_
             verdict = compare("sql", REFERENCE, statement, False)
             slowest = max(slowest, time.perf_counter() - start)
             # what parses depends on the version of SQLite
-            assert verdict.status == "invalid" or (verdict.status == "wrong" and statement in BOMBS), (statement[:100], verdict)
+            assert verdict.status == "invalid" or (verdict.status == "wrong" and statement in BOMBS), (
+                statement[:100],
+                verdict,
+            )
             assert verdict.reason.isprintable() and len(verdict.reason) < 250
             assert slowest < 5, statement[:100]
     finally:
@@ -578,15 +677,22 @@ def test_a_worker_ends_itself_where_nobody_kills_it() -> None:
     worker = sql._Worker()
     focus = sql._focus("sql", REFERENCE)
     sql._load(worker, "x", "sql", focus, 0, False)
-    with pytest.raises(EOFError):  # with hardly any time it ends, now or a little later, though nobody reads a clock for it
-        [worker.ask({"query": REFERENCE, "of": "x", "seconds": 1e-5 - sql_worker.GRACE}, 5) for _ in range(1000)]
+    with pytest.raises(
+        EOFError
+    ):  # with hardly any time it ends, now or a little later, though nobody reads a clock for it
+        [
+            worker.ask({"query": REFERENCE, "of": "x", "seconds": 1e-5 - sql_worker.GRACE}, 5)
+            for _ in range(1000)
+        ]
     assert worker.end() == -signal.SIGALRM
 
 
 def test_many_threads() -> None:
     queries = [REFERENCE, f"{ENDLESS} SELECT COUNT(*) FROM c", "SELECT 1", "nonsense", REFERENCE + " AND 1"]
     with ThreadPoolExecutor(6) as pool:
-        statuses = list(pool.map(lambda number: compare("sql", REFERENCE, queries[number % 5], False).status, range(30)))
+        statuses = list(
+            pool.map(lambda number: compare("sql", REFERENCE, queries[number % 5], False).status, range(30))
+        )
     assert statuses == ["correct", "wrong", "wrong", "invalid", "correct"] * 6
     assert compare("sql", REFERENCE, REFERENCE, False).correct  # though the threads that asked first are gone
     assert len(workers_of(os.getpid())) <= sql.KEPT_WORKERS
@@ -605,7 +711,9 @@ time.sleep(60)
 
 
 def test_sigkill_of_the_parent_leaves_no_worker() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", KILLED, f"{ENDLESS} SELECT COUNT(*) FROM c"], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", KILLED, f"{ENDLESS} SELECT COUNT(*) FROM c"], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout and parent.stdout.readline() == "running\n"
     assert workers_of(parent.pid)
     parent.kill()
@@ -618,7 +726,9 @@ def test_sigkill_of_the_parent_leaves_no_worker() -> None:
 
 
 def test_an_orphan_does_not_start() -> None:
-    started = subprocess.run([sys.executable, "-I", "-S", sql_worker.__file__, "1"], input=b"", capture_output=True, timeout=30)
+    started = subprocess.run(
+        [sys.executable, "-I", "-S", sql_worker.__file__, "1"], input=b"", capture_output=True, timeout=30
+    )
     assert (started.returncode, started.stdout, started.stderr) == (0, b"", b"")
 
 
@@ -651,6 +761,7 @@ def test_mistakes_in_the_tables_are_reported_by_the_file(tmp_path: Path) -> None
     path = tmp_path / "own.yaml"
     path.write_text(OWN.replace("to: Visits", "to: Visit"), encoding="utf-8")
     with pytest.raises(
-        InputError, match=r"own.yaml:15: verify.tables.Visits.columns.after.to: 'Visit' is not in tables .did you mean 'Visits'"
+        InputError,
+        match=r"own.yaml:15: verify.tables.Visits.columns.after.to: 'Visit' is not in tables .did you mean 'Visits'",
     ):
         load_spec(str(path))

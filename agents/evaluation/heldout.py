@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 from envs.domain import domain_names, load_domain
 from envs.source import Templates
 from envs.types import Reward, Score
-from envs.verify import Case, find_case, reconstruction_match, verify
+from envs.verify.truth import Case, find_case, reconstruction_match, verify
 from envs.verify.verdict import Verdict
 
 if TYPE_CHECKING:
-    from agents.policy.model import Policy
+    from agents.policy.policy import Policy
     from agents.training.run import Run
 
 A_DOMAIN = 300  # tasks of a domain that `agents.evaluate` asks by default
-SAMPLED = 4  # after a cycle, one task in so many is sampled and scored as well: reading back is dearer than writing
+SAMPLED = (
+    4  # after a cycle, one task in so many is sampled and scored as well: reading back is dearer than writing
+)
 JUDGED = 100  # tasks of a whole evaluation within a run whose samples the reward scores
 WINDOW = 3  # evaluations whose mean is compared when truth is asked whether it fell
 
@@ -55,7 +57,9 @@ class Answer:
 
 def held_out_cases(domain: str, tasks: int) -> list[Case]:
     """Held-out tasks with what is right for them, spread evenly over the domains; the same for every run, seed and model."""
-    drawn = Templates([load_domain(name) for name in domain_names(domain)], "heldout").tasks(tasks, "held-out")
+    drawn = Templates([load_domain(name) for name in domain_names(domain)], "heldout").tasks(
+        tasks, "held-out"
+    )
     return [case for case in map(find_case, drawn) if case is not None]
 
 
@@ -73,13 +77,19 @@ def ask(
 
     The random streams are always the same, so that two policies differ by their weights alone.
     """
-    from agents.policy.model import seed_of
+    from agents.policy.seeds import seed_of
     from agents.training.rollouts import forward_prompt
 
     prompts = [forward_prompt(case.task) for case in cases]
-    greedy_P = [row[0].text for row in policy.generate(prompts, temperature=0.0, max_new_tokens=max_new_tokens)]
+    greedy_P = [
+        row[0].text for row in policy.generate(prompts, temperature=0.0, max_new_tokens=max_new_tokens)
+    ]
     written_P_G = policy.generate(
-        prompts[:sampled], samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed_of("evaluation")
+        prompts[:sampled],
+        samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed_of("evaluation"),
     )
     commands_P_G = [[completion.text for completion in row] for row in written_P_G]
     scores_P_G: Sequence[Sequence[Score | None]] = [[None] * len(row) for row in commands_P_G]
@@ -88,7 +98,9 @@ def ask(
         scores_P_G = reward(tasks, commands_P_G, seed=seed_of("evaluation reward"))
     pairs = [(case, command) for case, command in zip(cases, greedy_P, strict=True)]
     pairs += [(case, command) for case, row in zip(cases, commands_P_G, strict=False) for command in row]
-    verdicts = verify([case.task for case, _ in pairs], [command for _, command in pairs], [case for case, _ in pairs])
+    verdicts = verify(
+        [case.task for case, _ in pairs], [command for _, command in pairs], [case for case, _ in pairs]
+    )
     judged = [
         Judged(command, verdict, command.split() == case.reference.split())
         for (case, command), verdict in zip(pairs, verdicts, strict=True)
@@ -96,7 +108,10 @@ def ask(
     answers, rest = [], iter(judged[len(cases) :])
     for place, case in enumerate(cases):
         row = scores_P_G[place] if place < sampled else []
-        scored = tuple(Judged(item.command, item.verdict, item.exact, score) for score, item in zip(row, rest, strict=False))
+        scored = tuple(
+            Judged(item.command, item.verdict, item.exact, score)
+            for score, item in zip(row, rest, strict=False)
+        )
         answers.append(Answer(case, judged[place], scored))
     return answers
 
@@ -127,9 +142,13 @@ class HeldOut:
     temperature: float
     max_new_tokens: int
     cases: list[Case] = field(init=False)
-    note: str = field(default="", init=False)  # for the user: how many commands of the last whole evaluation were not executed, and why
+    note: str = field(
+        default="", init=False
+    )  # for the user: how many commands of the last whole evaluation were not executed, and why
     _run: Run | None = field(default=None, init=False)
-    _greedy: dict[int, list[float | None]] = field(default_factory=dict, init=False)  # cycle -> is it right, for each task of the subset
+    _greedy: dict[int, list[float | None]] = field(
+        default_factory=dict, init=False
+    )  # cycle -> is it right, for each task of the subset
 
     def __post_init__(self) -> None:
         self.cases = held_out_cases(self.domain, self.tasks)
@@ -168,7 +187,9 @@ class HeldOut:
         self.note = not_executed([judged.verdict for answer in answers for judged in answer.commands])
         return self._numbers(answers, intervals=True)
 
-    def _ask(self, policy: Policy, cases: Sequence[Case], sampled: int, reward: Reward | None) -> list[Answer]:
+    def _ask(
+        self, policy: Policy, cases: Sequence[Case], sampled: int, reward: Reward | None
+    ) -> list[Answer]:
         return ask(
             policy,
             cases,
@@ -183,7 +204,9 @@ class HeldOut:
         from agents.evaluation.statistics import ROUNDS, estimates, mean_estimate, resamples, table
 
         found = estimates(answers, self.samples, rounds=0)
-        numbers: dict[str, float | None] = {f"eval/{name}": estimate.value for name, estimate in found.items()}
+        numbers: dict[str, float | None] = {
+            f"eval/{name}": estimate.value for name, estimate in found.items()
+        }
         columns, picks = table(answers, self.samples).means_P, resamples(len(answers), ROUNDS)
         for name in ("greedy", "pass@1") if intervals else ():
             estimate = mean_estimate(columns[name], picks)
@@ -194,7 +217,9 @@ class HeldOut:
         """How greedy truth changed since the best window before: `eval/since_peak`, the upper end of its interval, and when it was best."""
         from agents.evaluation.statistics import fall_since_peak
 
-        found = fall_since_peak([self._greedy[known] for known in sorted(self._greedy) if known <= cycle], WINDOW)
+        found = fall_since_peak(
+            [self._greedy[known] for known in sorted(self._greedy) if known <= cycle], WINDOW
+        )
         if found is None:
             return {}
         change, high, ago = found
@@ -202,18 +227,20 @@ class HeldOut:
 
     def _log(self, answers: Iterable[Answer], cycle: int, part: str) -> None:
         if self._run is not None:
-            self._run.append("truth", [{"cycle": cycle, "part": part, **record(answer)} for answer in answers])
+            self._run.append(
+                "truth", [{"cycle": cycle, "part": part, **record(answer)} for answer in answers]
+            )
 
 
 def not_executed(verdicts: Sequence[Verdict]) -> str:
     """A line for the user: how many commands were not executed, and why, the most frequent reason first; empty where all were."""
-    reasons = Counter(verdict.reason for verdict in verdicts if verdict.status == "not_executed").most_common()
+    reasons = Counter(
+        verdict.reason for verdict in verdicts if verdict.status == "not_executed"
+    ).most_common()
     if not reasons:
         return ""
     more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
-    return (
-        f"{sum(count for _, count in reasons)} of {len(verdicts)} commands were not executed and count neither way: {reasons[0][0]}{more}"
-    )
+    return f"{sum(count for _, count in reasons)} of {len(verdicts)} commands were not executed and count neither way: {reasons[0][0]}{more}"
 
 
 def record(answer: Answer) -> dict[str, Any]:
@@ -221,7 +248,11 @@ def record(answer: Answer) -> dict[str, Any]:
 
     def plain(judged: Judged) -> dict[str, Any]:
         row: dict[str, Any] = {"command": judged.command, "status": judged.verdict.status}
-        row |= {name: value for name, value in (("reason", judged.verdict.reason), ("differed", judged.verdict.differed)) if value}
+        row |= {
+            name: value
+            for name, value in (("reason", judged.verdict.reason), ("differed", judged.verdict.differed))
+            if value
+        }
         return row | ({} if judged.score is None else {"score": judged.score.value})
 
     case = answer.case

@@ -18,7 +18,11 @@ Array = NDArray[np.float64]
 
 def resamples(tasks: int, rounds: int, seed: int = 0) -> NDArray[np.int64]:
     """Rows of tasks drawn with replacement: (rounds, tasks). The same for every model, which is what pairs them."""
-    return np.random.default_rng(seed).integers(tasks, size=(rounds, tasks)) if tasks > 1 else np.empty((0, tasks), dtype=np.int64)
+    return (
+        np.random.default_rng(seed).integers(tasks, size=(rounds, tasks))
+        if tasks > 1
+        else np.empty((0, tasks), dtype=np.int64)
+    )
 
 
 def interval(values: Sequence[float] | Array, confidence: float = 0.95) -> tuple[float | None, float | None]:
@@ -63,7 +67,9 @@ def difference(first_P: Array, second_P: Array, rounds: int = ROUNDS) -> Differe
     if not len(first):
         return Difference(None, None, None, 0)
     change = second - first
-    low, high = interval(change[resamples(len(change), rounds)].mean(axis=1)) if len(change) > 1 else (None, None)
+    low, high = (
+        interval(change[resamples(len(change), rounds)].mean(axis=1)) if len(change) > 1 else (None, None)
+    )
     p = gained = lost = None
     if set(np.unique([first, second])) <= {0.0, 1.0}:
         gained, lost = int((change > 0).sum()), int((change < 0).sum())

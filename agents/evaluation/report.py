@@ -12,14 +12,16 @@ from agents.evaluation.heldout import Answer
 from agents.evaluation.paired import Difference, difference
 from agents.evaluation.statistics import bins, estimates, risk_coverage, table
 from envs.schema import EMBEDDED
-from envs.verify import Case, how_verified
+from envs.verify.truth import Case, how_verified
 from envs.verify.verdict import Verdict
 
 EXAMPLES = 10
 BY_INTENT = 300  # resamples for the AUC and its like of one intent, of which there are many
 
 
-def make_report(settings: Mapping[str, Any], k: int, subjects: Sequence[tuple[Mapping[str, Any], Sequence[Answer]]]) -> dict[str, Any]:
+def make_report(
+    settings: Mapping[str, Any], k: int, subjects: Sequence[tuple[Mapping[str, Any], Sequence[Answer]]]
+) -> dict[str, Any]:
     """Everything as plain values: what report.json holds.
 
     Args:
@@ -35,7 +37,10 @@ def make_report(settings: Mapping[str, Any], k: int, subjects: Sequence[tuple[Ma
         "k": k,
         "truth": {name: how_verified(name) for name in dict.fromkeys(case.task.domain for case in cases)},
         "subjects": [{**about, **describe(rows, k)} for about, rows in subjects],
-        "comparisons": [{"first": first["name"], "second": about["name"], **compare(answers, rows, k)} for about, rows in subjects[1:]],
+        "comparisons": [
+            {"first": first["name"], "second": about["name"], **compare(answers, rows, k)}
+            for about, rows in subjects[1:]
+        ],
     }
 
 
@@ -44,19 +49,35 @@ def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
     laid = table(answers, k)
     return {
         "all": _estimates(answers, k),
-        "domains": {name: _estimates(part, k) for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items()},
-        "unseen": {name: _estimates(part, k) for name, part in _parts(answers, lambda case: case.unseen).items()},
-        "intents": {name: _estimates(part, k, curves=BY_INTENT) for name, part in _parts(answers, _intent).items()},
+        "domains": {
+            name: _estimates(part, k)
+            for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items()
+        },
+        "unseen": {
+            name: _estimates(part, k) for name, part in _parts(answers, lambda case: case.unseen).items()
+        },
+        "intents": {
+            name: _estimates(part, k, curves=BY_INTENT) for name, part in _parts(answers, _intent).items()
+        },
         "risk_coverage": [
             {"coverage": coverage, "risk": risk, "score": score}
             for coverage, risk, score in risk_coverage(laid.truths_P_G, laid.scores_P_G)
         ],
-        "calibration": [{"score": score, "right": right, "samples": size} for score, right, size in bins(laid.truths_P_G, laid.scores_P_G)],
-        "best_of_k": _plain(difference(laid.means_P["greedy"], laid.means_P["best_of_k"])) if laid.scores_P_G.shape[1] > 1 else None,
+        "calibration": [
+            {"score": score, "right": right, "samples": size}
+            for score, right, size in bins(laid.truths_P_G, laid.scores_P_G)
+        ],
+        "best_of_k": _plain(difference(laid.means_P["greedy"], laid.means_P["best_of_k"]))
+        if laid.scores_P_G.shape[1] > 1
+        else None,
         "reasons": _reasons(answers),
-        "not_executed": sum(judged.verdict.status == "not_executed" for answer in answers for judged in answer.commands),
+        "not_executed": sum(
+            judged.verdict.status == "not_executed" for answer in answers for judged in answer.commands
+        ),
         "exact_but": _against_exact(answers),
-        "failures": [_example(answer) for (answer,) in _some([(answer,) for answer in answers if _failed(answer)])],
+        "failures": [
+            _example(answer) for (answer,) in _some([(answer,) for answer in answers if _failed(answer)])
+        ],
     }
 
 
@@ -86,7 +107,9 @@ def _reasons(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     for answer in answers:
         for judged in answer.commands:
             verdict = judged.verdict
-            if verdict.status == "correct" or (judged is not answer.greedy and verdict.status != "not_executed"):
+            if verdict.status == "correct" or (
+                judged is not answer.greedy and verdict.status != "not_executed"
+            ):
                 continue
             key = (_shown(answer.case.task.domain), verdict.status, verdict.reason)
             counts[key] = counts.get(key, 0) + 1
@@ -98,7 +121,9 @@ def _against_exact(answers: Sequence[Answer]) -> dict[str, dict[str, int]]:
     """By domain: different pairs of task and command, and how many of those that do not equal the reference are right all the same."""
     found: dict[str, dict[str, int]] = {}
     for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items():
-        pairs = {(answer.case.task.id, judged.command): judged for answer in part for judged in answer.commands}
+        pairs = {
+            (answer.case.task.id, judged.command): judged for answer in part for judged in answer.commands
+        }
         known = [judged for judged in pairs.values() if judged.verdict.status != "not_executed"]
         found[name] = {
             "commands": len(known),
@@ -166,7 +191,11 @@ def _by_part(first: Sequence[Answer], second: Sequence[Answer], k: int, key: Any
 
 def _differences(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
     left, right = table(first, k).means_P, table(second, k).means_P
-    found = {name: difference(left[name], right[name]) for name in ("greedy", "pass@1", f"pass@{k}", "inverse", "reward") if name in left}
+    found = {
+        name: difference(left[name], right[name])
+        for name in ("greedy", "pass@1", f"pass@{k}", "inverse", "reward")
+        if name in left
+    }
     return {name: _plain(value) for name, value in found.items()}
 
 

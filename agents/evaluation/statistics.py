@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from agents.evaluation.heldout import Answer
+from agents.evaluation.metrics import auc, pass_at_k
 from agents.evaluation.paired import ROUNDS, Array, interval, resamples
 from agents.evaluation.paired import Difference as Difference  # the whole of statistics is found here
 from agents.evaluation.paired import difference as difference
 from agents.evaluation.paired import mcnemar as mcnemar
-from agents.training.metrics import auc, pass_at_k
 
 BINS = 10
 
@@ -87,13 +87,19 @@ def table(answers: Sequence[Answer], k: int) -> Table:
         put("inverse", row, None if answer.inverse is None else float(answer.inverse))
         put("not_executed", row, 1 - len(executed) / len(answer.commands))
         if executed:
-            put("invalid", row, sum(judged.verdict.status == "invalid" for judged in executed) / len(executed))
+            put(
+                "invalid", row, sum(judged.verdict.status == "invalid" for judged in executed) / len(executed)
+            )
         for size in {1, k} if len(known) else ():
             if len(known) >= size:
                 put(f"pass@{size}", row, pass_at_k(int(known.sum()), len(known), size))
         scored = [sample for sample in answer.samples if sample.score is not None]
         if scored:
-            put("abstained", row, sum(sample.score.value is None for sample in scored if sample.score) / len(scored))
+            put(
+                "abstained",
+                row,
+                sum(sample.score.value is None for sample in scored if sample.score) / len(scored),
+            )
         if len(given):
             put("reward", row, float(given.mean()))
             put("reward_minus_truth", row, float(given.mean() - right.mean()))
@@ -102,7 +108,9 @@ def table(answers: Sequence[Answer], k: int) -> Table:
     return Table(means, truths, scores)
 
 
-def estimates(answers: Sequence[Answer], k: int, rounds: int = ROUNDS, curves: int | None = None) -> dict[str, Estimate]:
+def estimates(
+    answers: Sequence[Answer], k: int, rounds: int = ROUNDS, curves: int | None = None
+) -> dict[str, Estimate]:
     """Every metric of one model over these tasks.
 
     Args:
@@ -131,7 +139,9 @@ def mean_estimate(column_P: Array, picks: NDArray[np.int64]) -> Estimate:
     return Estimate(float(column_P[known].mean()), low, high, int(known.sum()))
 
 
-def _estimate(measure: Callable[[Array, Array], float], truths_P_G: Array, scores_P_G: Array, picks: NDArray[np.int64]) -> Estimate:
+def _estimate(
+    measure: Callable[[Array, Array], float], truths_P_G: Array, scores_P_G: Array, picks: NDArray[np.int64]
+) -> Estimate:
     """A measure of all samples, over all tasks and over each pick of them."""
     value = measure(truths_P_G, scores_P_G)
     known = int((~np.isnan(scores_P_G)).any(axis=1).sum())
@@ -160,17 +170,27 @@ def bins(truths_P_G: Array, scores_P_G: Array) -> list[tuple[float, float, int]]
     """Calibration: samples in ten equally large groups by score -> (mean score, share that is right, samples) of each."""
     truths, scores = _pooled(truths_P_G, scores_P_G)
     _, equals = np.unique(scores, return_inverse=True)
-    truths = (np.bincount(equals, truths) / np.bincount(equals))[equals]  # no group may depend on the order of equal scores
+    truths = (np.bincount(equals, truths) / np.bincount(equals))[
+        equals
+    ]  # no group may depend on the order of equal scores
     order = np.argsort(scores, kind="stable")
     groups = np.array_split(order, min(BINS, max(1, len(order))))
-    return [(float(scores[group].mean()), float(truths[group].mean()), len(group)) for group in groups if len(group)]
+    return [
+        (float(scores[group].mean()), float(truths[group].mean()), len(group))
+        for group in groups
+        if len(group)
+    ]
 
 
 def calibration_error(truths_P_G: Array, scores_P_G: Array) -> float:
     """Expected calibration error (Naeini et al. 2015): |mean score - share that is right|, averaged over the ten groups."""
     groups = bins(truths_P_G, scores_P_G)
     samples = sum(size for _, _, size in groups)
-    return math.fsum(abs(score - right) * size for score, right, size in groups) / samples if samples else math.nan
+    return (
+        math.fsum(abs(score - right) * size for score, right, size in groups) / samples
+        if samples
+        else math.nan
+    )
 
 
 def risk_coverage(truths_P_G: Array, scores_P_G: Array) -> list[tuple[float, float, float]]:
@@ -192,7 +212,10 @@ def risk_coverage(truths_P_G: Array, scores_P_G: Array) -> list[tuple[float, flo
     scores, errors = scores[order], np.cumsum(wrong[order])
     last_of_equals = np.append(scores[1:] != scores[:-1], True)
     places = np.flatnonzero(last_of_equals).tolist()
-    return [((place + 1) / len(scores), float(errors[place]) / (place + 1), float(scores[place])) for place in places]
+    return [
+        ((place + 1) / len(scores), float(errors[place]) / (place + 1), float(scores[place]))
+        for place in places
+    ]
 
 
 def risk_area(truths_P_G: Array, scores_P_G: Array) -> float:
@@ -201,13 +224,18 @@ def risk_area(truths_P_G: Array, scores_P_G: Array) -> float:
     if not points:
         return math.nan
     coverages = [0.0, *(coverage for coverage, _, _ in points)]
-    return math.fsum((after - before) * risk for before, after, (_, risk, _) in zip(coverages, coverages[1:], points, strict=False))
+    return math.fsum(
+        (after - before) * risk
+        for before, after, (_, risk, _) in zip(coverages, coverages[1:], points, strict=False)
+    )
 
 
 # ---- one model over its run ----
 
 
-def fall_since_peak(history: Sequence[Sequence[float | None]], window: int) -> tuple[float, float, int] | None:
+def fall_since_peak(
+    history: Sequence[Sequence[float | None]], window: int
+) -> tuple[float, float, int] | None:
     """Whether truth fell: the mean of the last `window` evaluations less that of the best earlier window that does not overlap.
 
     Args:
@@ -220,7 +248,9 @@ def fall_since_peak(history: Sequence[Sequence[float | None]], window: int) -> t
     """
     if len(history) < 2 * window:
         return None
-    values = np.array([[math.nan if value is None else value for value in row] for row in history], dtype=float)
+    values = np.array(
+        [[math.nan if value is None else value for value in row] for row in history], dtype=float
+    )
     values = values[:, ~np.isnan(values).any(axis=0)]
     if values.shape[1] < 2:
         return None

@@ -82,24 +82,49 @@ class TrainConfig:
         from envs.domain import domain_names, load_domain
         from rewards import reward_info
 
-        for name in ("cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha", "max_new_tokens"):
+        for name in (
+            "cycles",
+            "tasks",
+            "candidates",
+            "batch_size",
+            "epochs",
+            "lora_r",
+            "lora_alpha",
+            "max_new_tokens",
+        ):
             self._require(name, getattr(self, name) >= 1, "must be 1 or more")
         for name in ("eval_tasks", "eval_subset", "eval_samples"):
             self._require(name, getattr(self, name) >= 1, "must be 1 or more")
         for name in ("temperature", "lr"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "must be above 0")
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1): 0.05 is the default")
-        self._require("inverse_temperature", 0 <= self.inverse_temperature < float("inf"), "must be 0 (greedy) or more")
+        self._require(
+            "inverse_temperature", 0 <= self.inverse_temperature < float("inf"), "must be 0 (greedy) or more"
+        )
         self._require("seed", self.seed >= 0, "must be 0 or more")
         for name in ("model", "adapter", "output", "domain", "reward", "embedder", "task_source"):
-            self._require(name, getattr(self, name) != "", "must not be empty: leave the flag out for its default")
+            self._require(
+                name, getattr(self, name) != "", "must not be empty: leave the flag out for its default"
+            )
         plain = self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name)
         self._require("name", plain, "must be the plain name of a folder: its place is set by --output")
 
         if reward_info(self.reward).needs_group:
-            self._require("candidates", self.candidates > 1, f"must be 2 or more, since the reward {self.reward} compares candidates")
-            self._require("eval_samples", self.eval_samples > 1, f"must be 2 or more, since the reward {self.reward} compares candidates")
-            self._require("keep", self.keep == "last", f"must be last, since the reward {self.reward} cannot score a single command")
+            self._require(
+                "candidates",
+                self.candidates > 1,
+                f"must be 2 or more, since the reward {self.reward} compares candidates",
+            )
+            self._require(
+                "eval_samples",
+                self.eval_samples > 1,
+                f"must be 2 or more, since the reward {self.reward} compares candidates",
+            )
+            self._require(
+                "keep",
+                self.keep == "last",
+                f"must be last, since the reward {self.reward} cannot score a single command",
+            )
         for name in domain_names(self.domain):
             load_domain(name)
 

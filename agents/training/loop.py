@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.policy.model import EMA, seed_of
+from agents.cli.display import Display, number, show_table
+from agents.policy.policy import EMA
+from agents.policy.seeds import seed_of
 from agents.training.config import TrainConfig
-from agents.training.display import Display, number, show_table
 from agents.training.monitor import Monitor, keep_score, text_metrics
-from agents.training.report import LAYOUT, end_metrics, sample_text
 from agents.training.rollouts import Batch, collect, inverter_gap, policy_metrics, records, reward_metrics
 from agents.training.session import Session, saved
+from agents.training.tensorboard import LAYOUT, end_metrics, sample_text
 from rewards import reward_info
 
 GAP_TASKS = 15  # tasks whose candidates are scored under the base as well
@@ -44,8 +45,15 @@ class Loop:
     def __init__(self, config: TrainConfig, session: Session) -> None:
         self.config, self.session = config, session
         state = session.state
-        labelled = reward_info(config.reward).labelled  # of a blend whose file may be gone when the run is read
-        self.results: dict[str, Any] = {"cycles": [], **state.get("results", {}), "labelled": labelled, "config": saved(config)}
+        labelled = reward_info(
+            config.reward
+        ).labelled  # of a blend whose file may be gone when the run is read
+        self.results: dict[str, Any] = {
+            "cycles": [],
+            **state.get("results", {}),
+            "labelled": labelled,
+            "config": saved(config),
+        }
         self.memory: dict[str, Any] = dict(state.get("memory", {}))
         self.save: Callable[[Path], None] = lambda folder: None
         self.restored = session.checkpoint
@@ -104,7 +112,11 @@ class Loop:
         self._display.line(f"cycle {self.cycle}: {text}")
 
     def finish(
-        self, batch: Batch, trained: Values, accepted: Sequence[int] | None = None, after: tuple[Batch, Sequence[int]] | None = None
+        self,
+        batch: Batch,
+        trained: Values,
+        accepted: Sequence[int] | None = None,
+        after: tuple[Batch, Sequence[int]] | None = None,
     ) -> None:
         """Ends the cycle: evaluates, watches, logs and saves.
 
@@ -122,9 +134,15 @@ class Loop:
             if after and not self._monitor.scores:
                 self._monitor.scored(batch.groups)
             self._monitor.scored(watched.groups)
-            health = {**policy_metrics(session.policy, watched.groups), **text_metrics(watched.rollouts), **self._keep()}
+            health = {
+                **policy_metrics(session.policy, watched.groups),
+                **text_metrics(watched.rollouts),
+                **self._keep(),
+            }
             seed = seed_of(config.seed, cycle, "gap")
-            health["reward/current_minus_base"] = inverter_gap(session.reward, watched.groups[:GAP_TASKS], seed)
+            health["reward/current_minus_base"] = inverter_gap(
+                session.reward, watched.groups[:GAP_TASKS], seed
+            )
             alarms, alarm_lines = self._monitor.observe({**health, **truth})
         with self._timed("evaluate_whole"):
             self._evaluate_whole()
@@ -140,10 +158,23 @@ class Loop:
         selection = {"select/acceptance": entry["before"].get("acceptance_rate")}
         if after:
             session.run.append("rollouts", records(after[0].rollouts, after[1], cycle=cycle, phase="after"))
-            selection |= {"reward/after": entry["after"]["mean_score"], "select/acceptance_after": entry["after"]["acceptance_rate"]}
+            selection |= {
+                "reward/after": entry["after"]["mean_score"],
+                "select/acceptance_after": entry["after"]["acceptance_rate"],
+            }
         dropped = {f"source/{reason}": float(count) for reason, count in batch.dropped.items()}
         session.run.scalars(
-            self.step, cycle, {**reward_metrics(batch.rollouts), **selection, **dropped, **trained, **health, **alarms, **truth}
+            self.step,
+            cycle,
+            {
+                **reward_metrics(batch.rollouts),
+                **selection,
+                **dropped,
+                **trained,
+                **health,
+                **alarms,
+                **truth,
+            },
         )
         session.run.text(self.step, "samples", sample_text(watched.rollouts))
         for text in alarm_lines:
@@ -151,8 +182,14 @@ class Loop:
             session.run.text(self.step, "alarms", f"cycle {cycle}: {text}")
         if cycle == config.cycles:
             session.run.hparams(self.results["config"], end_metrics(self.results))
-        rest = time.perf_counter() - self._clock - math.fsum(self._seconds.values()) + self._saved_in  # saving is counted a cycle later
-        session.run.scalars(self.step, cycle, {f"time/{name}": value for name, value in {**self._seconds, "rest": rest}.items()})
+        rest = (
+            time.perf_counter() - self._clock - math.fsum(self._seconds.values()) + self._saved_in
+        )  # saving is counted a cycle later
+        session.run.scalars(
+            self.step,
+            cycle,
+            {f"time/{name}": value for name, value in {**self._seconds, "rest": rest}.items()},
+        )
         saving = time.perf_counter()
         self._checkpoint()
         self._saved_in = time.perf_counter() - saving
@@ -188,7 +225,13 @@ class Loop:
         """The score by which `--keep best` chooses."""
         if self.config.keep == "last":
             return {}
-        score = keep_score(self.session.policy, self.session.reward, self.session.probes, self.config.max_new_tokens, self.config.seed)
+        score = keep_score(
+            self.session.policy,
+            self.session.reward,
+            self.session.probes,
+            self.config.max_new_tokens,
+            self.config.seed,
+        )
         self._monitor.kept[str(self.cycle)] = score
         self.session.run.protected = {self._monitor.best or 0}
         return {"keep/score": score}
@@ -199,7 +242,10 @@ class Loop:
         self.results.pop("kept", None)
         if self.cycle < self.config.cycles:
             return
-        policy, kept = self.session.policy, (self._monitor.best or 0) if self.config.keep == "best" else self.cycle
+        policy, kept = (
+            self.session.policy,
+            (self._monitor.best or 0) if self.config.keep == "best" else self.cycle,
+        )
         now, average = policy.snapshot(), policy.ema
         if kept != self.cycle:
             policy.load(self.session.run.folder / "checkpoints" / f"cycle-{kept:04d}")
@@ -211,7 +257,10 @@ class Loop:
             policy.ema = average
 
     def _checkpoint(self) -> None:
-        results, phases = self.results, [c[name] for c in self.results["cycles"] for name in ("before", "after") if name in c]
+        results, phases = (
+            self.results,
+            [c[name] for c in self.results["cycles"] for name in ("before", "after") if name in c],
+        )
         results["total_generated"] = sum(phase["total_generated"] for phase in phases)
         if all("accepted" in phase for phase in phases):
             results["total_accepted"] = sum(phase["accepted"] for phase in phases)
@@ -230,21 +279,35 @@ class Loop:
 def summary(batch: Batch, accepted: Sequence[int] | None) -> dict[str, Any]:
     """The original's four numbers of a phase; without those of acceptance where nothing is chosen."""
     values = [r.score.value for r in batch.rollouts if r.score.value is not None]
-    chosen = {} if accepted is None else {"accepted": len(accepted), "acceptance_rate": len(accepted) / len(batch.rollouts)}
-    return {"total_generated": len(batch.rollouts), **chosen, "mean_score": math.fsum(values) / len(values) if values else 0.0}
+    chosen = (
+        {}
+        if accepted is None
+        else {"accepted": len(accepted), "acceptance_rate": len(accepted) / len(batch.rollouts)}
+    )
+    return {
+        "total_generated": len(batch.rollouts),
+        **chosen,
+        "mean_score": math.fsum(values) / len(values) if values else 0.0,
+    }
 
 
 def facts(entry: Mapping[str, Any]) -> list[str]:
     """A cycle in a line: score, acceptance, truth."""
     before = entry["before"]
-    score = f"score {number(before['mean_score'])}" + (f" -> {number(entry['after']['mean_score'])}" if "after" in entry else "")
+    score = f"score {number(before['mean_score'])}" + (
+        f" -> {number(entry['after']['mean_score'])}" if "after" in entry else ""
+    )
     accepted = [f"accepted {before['acceptance_rate']:.0%}"] if "accepted" in before else []
     return [score, *accepted, eval_facts(entry["eval"])]
 
 
 def eval_facts(truth: Mapping[str, float | None]) -> str:
     """The held-out numbers of one evaluation, in short."""
-    shown = {name.removeprefix("eval/"): value for name, value in truth.items() if name.startswith(("eval/greedy", "eval/pass"))}
+    shown = {
+        name.removeprefix("eval/"): value
+        for name, value in truth.items()
+        if name.startswith(("eval/greedy", "eval/pass"))
+    }
     return "held-out " + " ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
 
 
@@ -258,12 +321,18 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], folder: Path, 
         "after": lambda c: number(c["after"]["mean_score"]),
         "change": lambda c: f"{c['improvement']:+.3f}",
         "accepted": lambda c: f"{c['before']['accepted']}/{c['before']['total_generated']}",
-        f"greedy truth ({min(config.eval_subset, config.eval_tasks)} tasks)": lambda c: number(c["eval"]["eval/greedy"]),
+        f"greedy truth ({min(config.eval_subset, config.eval_tasks)} tasks)": lambda c: number(
+            c["eval"]["eval/greedy"]
+        ),
     }
     first = results["cycles"][0]
     missing = {"after", "change"} if "after" not in first else set()
     missing |= {"accepted"} if "accepted" not in first["before"] else set()
-    kept = {("score" if missing and name == "before" else name): show for name, show in columns.items() if name not in missing}
+    kept = {
+        ("score" if missing and name == "before" else name): show
+        for name, show in columns.items()
+        if name not in missing
+    }
     rows = [[show(c) for show in kept.values()] for c in results["cycles"]]
     selection = f", {config.select}" if hasattr(config, "select") else ""
     show_table(f"{config.domain}, {shown(config.reward)}{selection}", tuple(kept), rows)
@@ -278,5 +347,7 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], folder: Path, 
         print(note)
     if config.keep == "best":
         print(f"kept: cycle {results['kept']} of {config.cycles}, by the score that needs no label")
-    print(f"curves: tensorboard --logdir {folder.parent}; adapter: {folder}/checkpoints/cycle-{results['kept']:04d}")
+    print(
+        f"curves: tensorboard --logdir {folder.parent}; adapter: {folder}/checkpoints/cycle-{results['kept']:04d}"
+    )
     print(folder)

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.policy.model import Policy, seed_of
-from agents.training.metrics import mean
+from agents.evaluation.metrics import mean
+from agents.policy.policy import Policy
+from agents.policy.seeds import seed_of
 from agents.training.rollouts import Rollout, forward_prompt
 from envs.types import Reward, Task
 
@@ -28,11 +29,31 @@ PROBES = 60  # fixed training tasks on whose greedy commands the best cycle is c
 
 # Each is compared with its own value after the first cycle: (metric, what is wrong, whether it is).
 COLLAPSE: dict[str, tuple[str, str, Any]] = {
-    "distinct": ("policy/distinct", "the candidates are nearly all the same", lambda now, first: now < first / 2),
-    "n-grams": ("policy/distinct_2", "the commands are made of few phrases", lambda now, first: now < first / 2),
-    "entropy": ("policy/entropy", "the policy is nearly certain of every token", lambda now, first: now < first / 10),
-    "length": ("policy/length", "the length of the commands has changed", lambda now, first: not first / 2 <= now <= first * 2),
-    "copied": ("policy/copied", "the commands repeat the words of their tasks", lambda now, first: now > first + 0.2),
+    "distinct": (
+        "policy/distinct",
+        "the candidates are nearly all the same",
+        lambda now, first: now < first / 2,
+    ),
+    "n-grams": (
+        "policy/distinct_2",
+        "the commands are made of few phrases",
+        lambda now, first: now < first / 2,
+    ),
+    "entropy": (
+        "policy/entropy",
+        "the policy is nearly certain of every token",
+        lambda now, first: now < first / 10,
+    ),
+    "length": (
+        "policy/length",
+        "the length of the commands has changed",
+        lambda now, first: not first / 2 <= now <= first * 2,
+    ),
+    "copied": (
+        "policy/copied",
+        "the commands repeat the words of their tasks",
+        lambda now, first: now > first + 0.2,
+    ),
     "private code": (
         "reward/current_minus_base",
         "the score rises under the model as it trains but not under its base: a code of their own",
@@ -52,7 +73,9 @@ def text_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     for rollout in rollouts:
         asked = {word for word in rollout.task.text.lower().split() if re.fullmatch(r"[a-z]{3,}", word)}
         if asked:
-            copied.append(len(asked & set(re.findall(r"[a-z]{3,}", rollout.completion.text.lower()))) / len(asked))
+            copied.append(
+                len(asked & set(re.findall(r"[a-z]{3,}", rollout.completion.text.lower()))) / len(asked)
+            )
     return {
         "policy/distinct": len(set(commands)) / len(commands) if commands else None,
         "policy/distinct_2": len(set(pairs)) / len(pairs) if pairs else None,
@@ -74,11 +97,15 @@ class Monitor:
     @property
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint; `Monitor(**state)` goes on."""
-        return copy.deepcopy({"scores": self.scores, "first": self.first, "raised": self.raised, "kept": self.kept})
+        return copy.deepcopy(
+            {"scores": self.scores, "first": self.first, "raised": self.raised, "kept": self.kept}
+        )
 
     def scored(self, groups: Sequence[Sequence[Rollout]]) -> None:
         """Notes the scores of one evaluation's worth of tasks: before the first cycle, then after each."""
-        rows = [[rollout.score.value for rollout in group if rollout.score.value is not None] for group in groups]
+        rows = [
+            [rollout.score.value for rollout in group if rollout.score.value is not None] for group in groups
+        ]
         self.scores.append([round(sum(row) / len(row), 6) for row in rows if row])
 
     def observe(self, metrics: Mapping[str, float | None]) -> tuple[dict[str, float], list[str]]:
@@ -112,7 +139,9 @@ class Monitor:
     @property
     def best(self) -> int | None:
         """The cycle whose score by `keep_score` is highest, the first of equals; 0 is the start."""
-        return max(map(int, self.kept), key=lambda cycle: (self.kept[str(cycle)], -cycle)) if self.kept else None
+        return (
+            max(map(int, self.kept), key=lambda cycle: (self.kept[str(cycle)], -cycle)) if self.kept else None
+        )
 
 
 def rose(before: Sequence[float], now: Sequence[float], rounds: int = 2000) -> bool:
@@ -120,11 +149,16 @@ def rose(before: Sequence[float], now: Sequence[float], rounds: int = 2000) -> b
     if len(before) < 2 or len(now) < 2:
         return False
     rng = np.random.default_rng(0)
-    means = [np.asarray(values)[rng.integers(len(values), size=(rounds, len(values)))].mean(axis=1) for values in (before, now)]
+    means = [
+        np.asarray(values)[rng.integers(len(values), size=(rounds, len(values)))].mean(axis=1)
+        for values in (before, now)
+    ]
     return bool(np.quantile(means[1] - means[0], 0.025) > 0)
 
 
-def keep_score(policy: Policy, reward: Reward, tasks: Sequence[Task], max_new_tokens: int, seed: int) -> float:
+def keep_score(
+    policy: Policy, reward: Reward, tasks: Sequence[Task], max_new_tokens: int, seed: int
+) -> float:
     """By what `--keep best` chooses: the mean score of greedy commands for fixed tasks, read back by the base where the reward reads back.
 
     The base cannot agree with the policy on a code of their own, and fixed tasks with greedy commands differ by the weights alone.
@@ -132,6 +166,8 @@ def keep_score(policy: Policy, reward: Reward, tasks: Sequence[Task], max_new_to
     twin = copy.copy(reward)
     if hasattr(twin, "inverter"):
         twin.inverter = "base"
-    written = policy.generate([forward_prompt(task) for task in tasks], temperature=0.0, max_new_tokens=max_new_tokens)
+    written = policy.generate(
+        [forward_prompt(task) for task in tasks], temperature=0.0, max_new_tokens=max_new_tokens
+    )
     scores = twin(tasks, [[row[0].text] for row in written], seed=seed_of(seed, "keep"))
     return mean([row[0].value for row in scores if row[0].value is not None]) or 0.0

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.policy.model import Policy, seed_of
-from agents.training.metrics import mean
+from agents.evaluation.metrics import mean
+from agents.policy.policy import Policy
+from agents.policy.seeds import seed_of
 from envs.domain import load_domain
 from envs.source import Source
 from envs.types import Completion, Reward, Score, Task
@@ -67,12 +68,18 @@ def collect(
         seed=seed_of(*stream, "generate"),
     )
     generated = time.perf_counter()
-    scores_P_G = reward(tasks_P, [[completion.text for completion in row] for row in written_P_G], seed=seed_of(*stream, "reward"))
+    scores_P_G = reward(
+        tasks_P,
+        [[completion.text for completion in row] for row in written_P_G],
+        seed=seed_of(*stream, "reward"),
+    )
     groups = [
         [Rollout(task, completion, score) for completion, score in zip(completions, scores, strict=True)]
         for task, completions, scores in zip(tasks_P, written_P_G, scores_P_G, strict=True)
     ]
-    return Batch(groups, source.dropped(), {"generate": generated - started, "reward": time.perf_counter() - generated})
+    return Batch(
+        groups, source.dropped(), {"generate": generated - started, "reward": time.perf_counter() - generated}
+    )
 
 
 def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
@@ -81,7 +88,10 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     parts = sorted({part for rollout in rollouts for part in rollout.score.parts})
     return {
         "reward/mean": mean(values),
-        **{f"reward/{part}": mean([r.score.parts[part] for r in rollouts if part in r.score.parts]) for part in parts},
+        **{
+            f"reward/{part}": mean([r.score.parts[part] for r in rollouts if part in r.score.parts])
+            for part in parts
+        },
         "reward/abstained": 1 - len(values) / len(rollouts),
     }
 
@@ -94,7 +104,9 @@ def policy_metrics(policy: Policy, groups: Sequence[Sequence[Rollout]]) -> dict[
     """
     rollouts = [rollout for group in groups for rollout in group]
     prompts = policy.prompt_ids([forward_prompt(group[0].task) for group in groups])
-    entropy, divergence = policy.entropy_and_kl([(p, group[0].completion.token_ids) for p, group in zip(prompts, groups, strict=True)])
+    entropy, divergence = policy.entropy_and_kl(
+        [(p, group[0].completion.token_ids) for p, group in zip(prompts, groups, strict=True)]
+    )
     return {
         "policy/entropy": entropy,
         "policy/kl": divergence,
@@ -110,13 +122,18 @@ def inverter_gap(reward: Reward, groups: Sequence[Sequence[Rollout]], seed: int)
     """
     if not hasattr(reward, "inverter"):
         return None
-    tasks, commands = [group[0].task for group in groups], [[rollout.completion.text for rollout in group] for group in groups]
+    tasks, commands = (
+        [group[0].task for group in groups],
+        [[rollout.completion.text for rollout in group] for group in groups],
+    )
     values: list[list[float | None]] = []
     for which in ("current", "base"):
         twin = copy.copy(reward)
         twin.inverter = which
         values.append([score.value for row in twin(tasks, commands, seed=seed) for score in row])
-    return mean([mine - base for mine, base in zip(*values, strict=True) if mine is not None and base is not None])
+    return mean(
+        [mine - base for mine, base in zip(*values, strict=True) if mine is not None and base is not None]
+    )
 
 
 def records(rollouts: Sequence[Rollout], accepted: Iterable[int], **where: Any) -> list[dict[str, Any]]:

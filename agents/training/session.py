@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.policy.model import Lora, Policy, load_policy
+from agents.policy.load import Lora, load_policy
+from agents.policy.policy import Policy
 from agents.training.config import TrainConfig
 from agents.training.monitor import PROBES
 from agents.training.run import Run, new_name
@@ -70,7 +71,12 @@ def open_session(agent: str, config: TrainConfig) -> Session:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     evaluation = pkgutil.resolve_name(EVALUATION)(
-        config.domain, config.eval_tasks, config.eval_subset, config.eval_samples, config.temperature, config.max_new_tokens
+        config.domain,
+        config.eval_tasks,
+        config.eval_subset,
+        config.eval_samples,
+        config.temperature,
+        config.max_new_tokens,
     )
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluation.texts)
@@ -98,18 +104,26 @@ def saved(config: TrainConfig) -> dict[str, Any]:
     if is_blend(config.reward):
         values["reward"] = str(Path(config.reward).resolve())
     parts = domain_names(config.domain) if config.domain != "all" else ["all"]
-    values["domain"] = ",".join(part if part in (*EMBEDDED, "all") else str(Path(part).resolve()) for part in parts)
+    values["domain"] = ",".join(
+        part if part in (*EMBEDDED, "all") else str(Path(part).resolve()) for part in parts
+    )
     return values
 
 
 def _load(agent: str, config: TrainConfig, evaluation: Any, run: Run) -> Session:
     restored = run.restore() if config.resume else None
     if restored and (began := restored[0].get("agent", agent)) != agent:
-        raise InputError(f"--resume {run.folder}: is a run of agents.{began}, not of agents.{agent}: go on with it by that command")
+        raise InputError(
+            f"--resume {run.folder}: is a run of agents.{began}, not of agents.{agent}: go on with it by that command"
+        )
     if restored and config.cycles < restored[0]["cycle"]:
-        raise InputError(f"--cycles {config.cycles}: the run has done {restored[0]['cycle']} already: ask for that many or more")
+        raise InputError(
+            f"--cycles {config.cycles}: the run has done {restored[0]['cycle']} already: ask for that many or more"
+        )
     if config.resume:
-        run.write_config(saved(config))  # a run that is extended and killed again must know how far it was to go
+        run.write_config(
+            saved(config)
+        )  # a run that is extended and killed again must know how far it was to go
     policy = load_policy(
         config.model or "embedded",
         adapter=str(restored[1]) if restored else config.adapter,

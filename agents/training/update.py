@@ -9,12 +9,15 @@ from pathlib import Path
 
 import torch
 
-from agents.policy.model import Policy, seeded
+from agents.policy.policy import Policy
+from agents.policy.seeds import seeded
 from agents.training.config import TrainingError
-from envs.grammar import stream
+from envs.streams import stream
 
 OPTIMIZER_FILE = "optimizer.pt"  # beside the adapter in a checkpoint
-Example = tuple[Sequence[int], Sequence[int]]  # prompt token ids, completion token ids with the end-of-sequence token
+Example = tuple[
+    Sequence[int], Sequence[int]
+]  # prompt token ids, completion token ids with the end-of-sequence token
 
 
 @contextmanager
@@ -39,7 +42,9 @@ def updating(policy: Policy, lr: float, *stream_parts: object) -> Iterator[None]
 def finite(what: str, value: float, step: int) -> float:
     """The value; TrainingError where it is NaN or infinite."""
     if not math.isfinite(value):
-        raise TrainingError(f"the {what} is {value} at step {step}: lower --lr; the last checkpoint is intact")
+        raise TrainingError(
+            f"the {what} is {value} at step {step}: lower --lr; the last checkpoint is intact"
+        )
     return value
 
 
@@ -47,7 +52,9 @@ def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, restored: Path | 
     """AdamW without weight decay; with the moments of the checkpoint that a run goes on from."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     if restored is not None and (restored / OPTIMIZER_FILE).is_file():
-        optimizer.load_state_dict(torch.load(restored / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
+        optimizer.load_state_dict(
+            torch.load(restored / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        )
     return optimizer
 
 
@@ -57,7 +64,13 @@ def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 def fine_tune(
-    policy: Policy, examples: Sequence[Example], *, lr: float, batch_size: int, epochs: int, stream_parts: tuple[object, ...]
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    lr: float,
+    batch_size: int,
+    epochs: int,
+    stream_parts: tuple[object, ...],
 ) -> dict[str, float | None]:
     """Trains the adapter with AdamW on the mean negative log-likelihood of completion tokens; prompts and padding have no loss.
 
@@ -85,14 +98,22 @@ def fine_tune(
             order = list(range(len(examples)))
             stream("order", epoch, *stream_parts).shuffle(order)
             for start in range(0, len(order), batch_size):
-                logprobs_B_T, mask_B_T = policy.token_logprobs([examples[row] for row in order[start : start + batch_size]])
+                logprobs_B_T, mask_B_T = policy.token_logprobs(
+                    [examples[row] for row in order[start : start + batch_size]]
+                )
                 values = logprobs_B_T[mask_B_T]
                 loss = -values.mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 tokens += len(values)
                 losses.append(finite("loss", loss.item() * len(values), len(losses) + 1))
-                norms.append(finite("gradient", float(torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)), len(losses)))
+                norms.append(
+                    finite(
+                        "gradient",
+                        float(torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)),
+                        len(losses),
+                    )
+                )
                 optimizer.step()
     return {
         "train/loss": math.fsum(losses) / tokens,

@@ -32,10 +32,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from envs.verify.sandbox import ARCHITECTURES, DENIED, MAX_STDERR, MAX_STDOUT, MAX_TREE, READ_BACK, Entry, Execution, execute, unavailable
+from envs.verify.sandbox import (
+    ARCHITECTURES,
+    DENIED,
+    MAX_STDERR,
+    MAX_STDOUT,
+    MAX_TREE,
+    READ_BACK,
+    Entry,
+    Execution,
+    execute,
+    unavailable,
+)
 
 SLACK = READ_BACK + 2  # seconds beyond the wall clock: a tree may be hard to read, and the machine busy
-MAX_LOSS = 2 << 30  # bytes of memory or disk that a greedy attack may take from the host for as long as it runs
+MAX_LOSS = (
+    2 << 30
+)  # bytes of memory or disk that a greedy attack may take from the host for as long as it runs
 TRIES = 3  # a greedy attack is judged by its best try: the machine may be busy with something else
 PATIENCE = 1.0  # seconds until everything of an attack must be gone
 NUMBERS: dict[str, tuple[int | None, int | None]] = DENIED | {
@@ -94,24 +107,30 @@ def number(name: str) -> int:
 
 def call(name: str, arguments: str = "0,0,0,0,0,0", before: str = "") -> str:
     """A script that makes one system call by number, which must be refused."""
-    return (
-        f"""perl -e '{before} $r = syscall({number(name)}, {arguments}); print $r == -1 ? "refused: $!\\n" : "BREACH: {name} gave $r\\n"'"""
-    )
+    return f"""perl -e '{before} $r = syscall({number(name)}, {arguments}); print $r == -1 ? "refused: $!\\n" : "BREACH: {name} gave $r\\n"'"""
 
 
 def never(*steps: str) -> str:
     """A script of steps none of which may succeed."""
-    return "\n".join(f"{{ {step}\n}} && echo BREACH: step {place}" for place, step in enumerate(steps, start=1))
+    return "\n".join(
+        f"{{ {step}\n}} && echo BREACH: step {place}" for place, step in enumerate(steps, start=1)
+    )
 
 
 def native(code: bytes) -> str:
     """A script that runs machine code (x86_64), as an executable of its own; exit status 42 means that the code came to its end."""
-    header = bytes.fromhex("7f454c46020101000000000000000000 02003e0001000000 7800400000000000 4000000000000000 0000000000000000")
+    header = bytes.fromhex(
+        "7f454c46020101000000000000000000 02003e0001000000 7800400000000000 4000000000000000 0000000000000000"
+    )
     header += bytes.fromhex("00000000 4000 3800 0100 0000 0000 0000")
     size = (120 + len(code)).to_bytes(8, "little")
-    header += bytes.fromhex("01000000 05000000 0000000000000000 0000400000000000 0000400000000000") + size + size
+    header += (
+        bytes.fromhex("01000000 05000000 0000000000000000 0000400000000000 0000400000000000") + size + size
+    )
     header += bytes.fromhex("0010000000000000")
-    written = "".join(f"\\x{byte:02x}" for byte in header + code + bytes.fromhex("bf2a000000 b83c000000 0f05"))  # exit(42)
+    written = "".join(
+        f"\\x{byte:02x}" for byte in header + code + bytes.fromhex("bf2a000000 b83c000000 0f05")
+    )  # exit(42)
     return f"printf '{written}' > code; chmod +x code; ./code; (( $? == 159 )) && echo killed || echo BREACH: it went on"
 
 
@@ -137,7 +156,11 @@ def _tree(test: Callable[[dict[str, Entry]], bool], what: str) -> Callable[[Exec
 
 
 def _small_or_no_tree(execution: Execution) -> str:
-    return "" if sum(len(entry.content) for entry in (execution.tree or {}).values()) <= MAX_TREE else "an enormous tree"
+    return (
+        ""
+        if sum(len(entry.content) for entry in (execution.tree or {}).values()) <= MAX_TREE
+        else "an enormous tree"
+    )
 
 
 STOPPED = ("timeout", "killed", "output")
@@ -146,11 +169,17 @@ ANY = ("exited", *STOPPED)
 
 def _status(*allowed: int) -> Callable[[Execution], str]:
     """The exit status must be one of these, or none."""
-    return lambda execution: "" if execution.exit_code in (None, *allowed) else f"exit status {execution.exit_code}"
+    return lambda execution: (
+        "" if execution.exit_code in (None, *allowed) else f"exit status {execution.exit_code}"
+    )
 
 
 def _modes_or_no_tree(execution: Execution) -> str:
-    return "" if all(entry.mode == 0 for entry in (execution.tree or {}).values()) else "the modes did not come back"
+    return (
+        ""
+        if all(entry.mode == 0 for entry in (execution.tree or {}).values())
+        else "the modes did not come back"
+    )
 
 
 def attacks() -> list[Attack]:
@@ -158,9 +187,22 @@ def attacks() -> list[Attack]:
     found = [
         # --- processes that multiply, stay, or turn on others
         Attack("fork bomb", "echo tried; :(){ :|:& };:; sleep 300.@TAG@", ANY, 2, greedy=True),
-        Attack("fork bomb of session leaders", "echo tried; perl -e 'use POSIX; while (1) { fork; setsid() }'", ANY, 2, greedy=True),
-        Attack("fork bomb that ignores signals", "echo tried; trap '' {1..64}; f() { f & f & wait; }; f; sleep 300.@TAG@", ANY, 2),
-        Attack("a hundred daemons", "echo tried; for i in {1..100}; do setsid sleep 300.@TAG@ & done", ANY, 2),
+        Attack(
+            "fork bomb of session leaders",
+            "echo tried; perl -e 'use POSIX; while (1) { fork; setsid() }'",
+            ANY,
+            2,
+            greedy=True,
+        ),
+        Attack(
+            "fork bomb that ignores signals",
+            "echo tried; trap '' {1..64}; f() { f & f & wait; }; f; sleep 300.@TAG@",
+            ANY,
+            2,
+        ),
+        Attack(
+            "a hundred daemons", "echo tried; for i in {1..100}; do setsid sleep 300.@TAG@ & done", ANY, 2
+        ),
         Attack("daemon that holds the pipe", "sleep 300.@TAG@ & echo tried"),
         Attack("daemon that writes on", "(while echo x; do sleep 0.01; done) & echo tried"),
         Attack(
@@ -183,21 +225,41 @@ def attacks() -> list[Attack]:
         Attack("kill all processes", "echo tried; kill -9 -1; sleep 300.@TAG@", ANY, 2),
         Attack("kill process 1", "for s in {1..64}; do kill -$s 1; done 2>/dev/null; echo tried"),
         Attack("kill the waiting shell", "echo tried; kill -9 $PPID; sleep 300.@TAG@", ANY, 2),
-        Attack("kill by number", "echo tried; for ((p = 2; p < 40000; p++)); do (( p == $$ )) || kill -9 $p; done 2>/dev/null", ANY),
+        Attack(
+            "kill by number",
+            "echo tried; for ((p = 2; p < 40000; p++)); do (( p == $$ )) || kill -9 $p; done 2>/dev/null",
+            ANY,
+        ),
         Attack("stop all processes", "echo tried; kill -STOP -1; sleep 300.@TAG@", ANY, 1),
         Attack("signal the planted process", never("kill -9 @DECOY@") + "\necho tried"),
         Attack(
             "more priority",
-            never("renice -n -5 $$", "nice -n -5 true 2>&1 | grep -qv cannot", "chrt -f 1 true", "chrt -r 1 true") + "\necho tried",
+            never(
+                "renice -n -5 $$",
+                "nice -n -5 true 2>&1 | grep -qv cannot",
+                "chrt -f 1 true",
+                "chrt -r 1 true",
+            )
+            + "\necho tried",
         ),
         Attack("realtime by system call", call("sched_setscheduler", "0, 1, pack(q(i), 1)") + "; echo tried"),
         Attack(
             "higher limits",
-            never("ulimit -Hu 4096", "ulimit -Hv unlimited", "ulimit -Ht 600", "ulimit -Hf unlimited", "prlimit --pid $$ --nproc=4096:4096")
+            never(
+                "ulimit -Hu 4096",
+                "ulimit -Hv unlimited",
+                "ulimit -Ht 600",
+                "ulimit -Hf unlimited",
+                "prlimit --pid $$ --nproc=4096:4096",
+            )
             + "\necho tried",
         ),
         # --- memory
-        Attack("memory of one process", """perl -e '$x = "x" x (1 << 30); print "BREACH\\n"'; echo tried""", greedy=True),
+        Attack(
+            "memory of one process",
+            """perl -e '$x = "x" x (1 << 30); print "BREACH\\n"'; echo tried""",
+            greedy=True,
+        ),
         Attack(
             "memory of many processes",
             """echo tried; for i in {1..28}; do perl -e 'push @x, "x" x (1 << 20) while 1' & done; sleep 300.@TAG@""",
@@ -214,7 +276,10 @@ def attacks() -> list[Attack]:
             greedy=True,
         ),
         Attack("stack", "echo tried; f() { f; }; f", ANY, greedy=True),
-        Attack("System V shared memory", call("shmget", "0, 4096, 0x380") + ";" + call("msgget", "0, 0x380") + "; echo tried"),
+        Attack(
+            "System V shared memory",
+            call("shmget", "0, 4096, 0x380") + ";" + call("msgget", "0, 0x380") + "; echo tried",
+        ),
         Attack("anonymous memory file", call("memfd_create", "q(x), 0") + "; echo tried"),
         Attack(
             "socket buffers",
@@ -231,9 +296,17 @@ def attacks() -> list[Attack]:
             greedy=True,
             check=_small_or_no_tree,
         ),
-        Attack("fill /tmp", "echo tried; for i in {1..99}; do head -c 100M /dev/zero > /tmp/$i; done 2>/dev/null", ANY, greedy=True),
         Attack(
-            "fill /dev/shm", "echo tried; for i in {1..99}; do head -c 100M /dev/zero > /dev/shm/$i; done 2>/dev/null", ANY, greedy=True
+            "fill /tmp",
+            "echo tried; for i in {1..99}; do head -c 100M /dev/zero > /tmp/$i; done 2>/dev/null",
+            ANY,
+            greedy=True,
+        ),
+        Attack(
+            "fill /dev/shm",
+            "echo tried; for i in {1..99}; do head -c 100M /dev/zero > /dev/shm/$i; done 2>/dev/null",
+            ANY,
+            greedy=True,
         ),
         Attack(
             "files without number",
@@ -248,8 +321,18 @@ def attacks() -> list[Attack]:
             greedy=True,
             check=_small_or_no_tree,
         ),
-        Attack("sparse file", never("truncate -s 1T big", "truncate -s 32M big", "fallocate -l 32M big 2>/dev/null") + "\necho tried"),
-        Attack("sparse files", "echo tried; for i in {1..2000}; do truncate -s 16M $i; done", ANY, greedy=True, check=_small_or_no_tree),
+        Attack(
+            "sparse file",
+            never("truncate -s 1T big", "truncate -s 32M big", "fallocate -l 32M big 2>/dev/null")
+            + "\necho tried",
+        ),
+        Attack(
+            "sparse files",
+            "echo tried; for i in {1..2000}; do truncate -s 16M $i; done",
+            ANY,
+            greedy=True,
+            check=_small_or_no_tree,
+        ),
         Attack(
             "deep directories",
             "echo tried; for i in {1..3000}; do mkdir d && cd -P d || break; done 2>/dev/null",
@@ -261,7 +344,12 @@ def attacks() -> list[Attack]:
             """echo tried; perl -e 'for (1..30000) { mkdir q(d) x 200; chdir q(d) x 200 or last }'""",
             ANY,
         ),
-        Attack("enormous names", "echo tried; n=$(printf '%0250d' 0); for i in {1..5000}; do : > $n$i; done", ANY, check=_small_or_no_tree),
+        Attack(
+            "enormous names",
+            "echo tried; n=$(printf '%0250d' 0); for i in {1..5000}; do : > $n$i; done",
+            ANY,
+            check=_small_or_no_tree,
+        ),
         # --- output
         Attack("endless output", "echo tried; yes", ("output",)),
         Attack("endless errors", "echo tried; yes >&2", ("output",)),
@@ -273,7 +361,10 @@ def attacks() -> list[Attack]:
         Attack(
             "links to the host's files",
             "ln -s @FILE@ l; ln -s /etc/shadow s; ln -s / r; ln -s ../../../../@FILE@ u; echo tried",
-            check=_tree(lambda tree: {tree[name].kind for name in "lsru"} == {"link"}, "the links did not come back as links"),
+            check=_tree(
+                lambda tree: {tree[name].kind for name in "lsru"} == {"link"},
+                "the links did not come back as links",
+            ),
         ),
         Attack(
             "pipes and sockets in the tree",
@@ -283,12 +374,17 @@ def attacks() -> list[Attack]:
         Attack(
             "directories without permissions",
             "mkdir -p a/b; echo x > a/b/f; chmod 000 a/b/f a/b a .; echo tried",
-            check=_tree(lambda tree: tree["a/b/f"] == Entry("file", 0, b"x\n") and tree["a/b"].mode == 0, "the tree did not come back"),
+            check=_tree(
+                lambda tree: tree["a/b/f"] == Entry("file", 0, b"x\n") and tree["a/b"].mode == 0,
+                "the tree did not come back",
+            ),
         ),
         Attack(
             "names that are options",
             "touch -- '--checkpoint=1' '--checkpoint-action=exec=touch pwned' '-rf' $'a\\nb' $'\\xff'; echo tried",
-            check=_tree(lambda tree: len(tree) == 5 and "--checkpoint=1" in tree, "the tree did not come back"),
+            check=_tree(
+                lambda tree: len(tree) == 5 and "--checkpoint=1" in tree, "the tree did not come back"
+            ),
         ),
         Attack(
             "forged archive",
@@ -297,9 +393,15 @@ def attacks() -> list[Attack]:
         ),
         Attack(
             "forged answer",
-            never("echo 'code 0' > /proc/1/fd/0", "exec 9<>/proc/1/mem", "ls /proc/1/fd", "cat /proc/1/environ") + "\necho tried",
+            never(
+                "echo 'code 0' > /proc/1/fd/0", "exec 9<>/proc/1/mem", "ls /proc/1/fd", "cat /proc/1/environ"
+            )
+            + "\necho tried",
         ),
-        Attack("the working directory replaced", never("mv /box /tmp/x", "rmdir /box", "ln -sfn / /box/../box2") + "\necho tried"),
+        Attack(
+            "the working directory replaced",
+            never("mv /box /tmp/x", "rmdir /box", "ln -sfn / /box/../box2") + "\necho tried",
+        ),
         Attack(
             "thousands of unreadable files",
             "echo tried; for i in {1..17000}; do :>$i; done; chmod 000 -- *",
@@ -355,42 +457,72 @@ def attacks() -> list[Attack]:
             3,
             check=_status(137),
         ),
-        Attack("forged status without end", "echo tried; yes | tr -d '\\n' > /proc/$PPID/fd/1; sleep 300.@TAG@", ANY, 3, check=_status()),
+        Attack(
+            "forged status without end",
+            "echo tried; yes | tr -d '\\n' > /proc/$PPID/fd/1; sleep 300.@TAG@",
+            ANY,
+            3,
+            check=_status(),
+        ),
         # --- the host's files
-        Attack("read the planted file", never("cat @FILE@", "cat /proc/self/root@FILE@", "ls @FOLDER@") + "\necho tried"),
+        Attack(
+            "read the planted file",
+            never("cat @FILE@", "cat /proc/self/root@FILE@", "ls @FOLDER@") + "\necho tried",
+        ),
         Attack(
             "write the planted file",
-            never("echo x > @FILE@", "touch @FOLDER@/new", "rm -f @FILE@ && [[ ! -e @FILE@ && -e @FOLDER@ ]]") + "\necho tried",
+            never("echo x > @FILE@", "touch @FOLDER@/new", "rm -f @FILE@ && [[ ! -e @FILE@ && -e @FOLDER@ ]]")
+            + "\necho tried",
         ),
         Attack(
             "search for the planted file",
             "find / -path /proc -prune -o -name @NAME@ -print 2>/dev/null | grep . && echo BREACH; echo tried",
             wall=60,
         ),
-        Attack("escape by ..", never("cat ../../../../../../..@FILE@", "cd /proc/self/cwd/../../.. && cat .@FILE@") + "\necho tried"),
         Attack(
-            "escape through /proc",
-            "for p in /proc/[0-9]*; do " + never("cat $p/root@FILE@", "cat $p/cwd/../..@FILE@") + "; done; echo tried",
+            "escape by ..",
+            never("cat ../../../../../../..@FILE@", "cd /proc/self/cwd/../../.. && cat .@FILE@")
+            + "\necho tried",
         ),
         Attack(
-            "home, users and passwords", never("cat /etc/shadow", "cat /etc/passwd", "ls /root", "ls /home", "ls @HOME@") + "\necho tried"
+            "escape through /proc",
+            "for p in /proc/[0-9]*; do "
+            + never("cat $p/root@FILE@", "cat $p/cwd/../..@FILE@")
+            + "; done; echo tried",
+        ),
+        Attack(
+            "home, users and passwords",
+            never("cat /etc/shadow", "cat /etc/passwd", "ls /root", "ls /home", "ls @HOME@") + "\necho tried",
         ),
         Attack(
             "write where programs are",
-            never(*(f"touch {folder}/x" for folder in ("", "/usr", "/usr/bin", "/usr/lib", "/bin", "/etc", "/dev", "/proc")))
+            never(
+                *(
+                    f"touch {folder}/x"
+                    for folder in ("", "/usr", "/usr/bin", "/usr/lib", "/bin", "/etc", "/dev", "/proc")
+                )
+            )
             + "\necho tried",
         ),
         Attack(
             "block devices and memory",
-            never("cat /dev/[shv]d? | head -c 1 | grep -q .", "head -c 1 /dev/mem", "head -c 1 /proc/kcore") + "\necho tried",
+            never("cat /dev/[shv]d? | head -c 1 | grep -q .", "head -c 1 /dev/mem", "head -c 1 /proc/kcore")
+            + "\necho tried",
         ),
         Attack(
-            "kernel messages", never("dmesg", "head -c 1 /dev/kmsg", "head -c 1 /proc/kmsg") + f"\n{call('syslog', '10, 0, 0')}; echo tried"
+            "kernel messages",
+            never("dmesg", "head -c 1 /dev/kmsg", "head -c 1 /proc/kmsg")
+            + f"\n{call('syslog', '10, 0, 0')}; echo tried",
         ),
-        Attack("make devices", never("mknod b b 8 0", "mknod c c 1 1", "mknod /tmp/c c 1 5") + "\necho tried"),
+        Attack(
+            "make devices", never("mknod b b 8 0", "mknod c c 1 1", "mknod /tmp/c c 1 5") + "\necho tried"
+        ),
         Attack("file handles", call("open_by_handle_at", "-100, pack(q(IiQ), 8, 1, 2), 0") + "; echo tried"),
         Attack("secrets in the environment", "env; set; export -p; cat /proc/[0-9]*/environ; echo tried"),
-        Attack("open descriptors", "for ((f = 3; f < 256; f++)); do cat <&$f; cat /proc/self/fd/$f; done 2>/dev/null; echo tried"),
+        Attack(
+            "open descriptors",
+            "for ((f = 3; f < 256; f++)); do cat <&$f; cat /proc/self/fd/$f; done 2>/dev/null; echo tried",
+        ),
         Attack(
             "command lines of others",
             "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c -- @OTHER@ | grep -qx 0 || echo BREACH; echo tried",
@@ -409,7 +541,8 @@ def attacks() -> list[Attack]:
             + "\necho tried",
         ),
         Attack(
-            "spared when memory is short", never("echo -1000 > /proc/self/oom_score_adj", "echo 0 > /proc/self/loginuid") + "\necho tried"
+            "spared when memory is short",
+            never("echo -1000 > /proc/self/oom_score_adj", "echo 0 > /proc/self/loginuid") + "\necho tried",
         ),
         Attack(
             "cores piped to a program",
@@ -417,51 +550,100 @@ def attacks() -> list[Attack]:
         ),
         Attack(
             "control groups",
-            never("ls /sys/fs/cgroup", "mount -t cgroup2 none /tmp", "mount -t cgroup none /tmp", "echo 1 > /sys/x") + "\necho tried",
+            never(
+                "ls /sys/fs/cgroup",
+                "mount -t cgroup2 none /tmp",
+                "mount -t cgroup none /tmp",
+                "echo 1 > /sys/x",
+            )
+            + "\necho tried",
         ),
-        Attack("host name", never("hostname x", "echo x > /proc/sys/kernel/hostname") + f"\n{call('sethostname', 'q(x), 1')}; echo tried"),
+        Attack(
+            "host name",
+            never("hostname x", "echo x > /proc/sys/kernel/hostname")
+            + f"\n{call('sethostname', 'q(x), 1')}; echo tried",
+        ),
         Attack("clock", never("date -s 2000-01-01") + f"\n{call('settimeofday', '0, 0')}; echo tried"),
-        Attack("swap, modules, kexec, reboot", "; ".join(map(call, ("swapon", "init_module", "kexec_load", "reboot"))) + "; echo tried"),
+        Attack(
+            "swap, modules, kexec, reboot",
+            "; ".join(map(call, ("swapon", "init_module", "kexec_load", "reboot"))) + "; echo tried",
+        ),
         # --- more rights
-        Attack("become root", """perl -e '$< = $> = 0; print "BREACH\\n" if !$< || !$>'; id -u | grep -qx 0 && echo BREACH; echo tried"""),
+        Attack(
+            "become root",
+            """perl -e '$< = $> = 0; print "BREACH\\n" if !$< || !$>'; id -u | grep -qx 0 && echo BREACH; echo tried""",
+        ),
         Attack(
             "programs that run as root",
-            never("su -c true", "sudo -n true", "newgrp root -c true") + "\ngrep -q 'NoNewPrivs:.1' /proc/self/status && echo tried",
+            never("su -c true", "sudo -n true", "newgrp root -c true")
+            + "\ngrep -q 'NoNewPrivs:.1' /proc/self/status && echo tried",
         ),
         Attack(
-            "capabilities", "grep -E 'Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status | grep -v 0000000000000000 && echo BREACH; echo tried"
+            "capabilities",
+            "grep -E 'Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status | grep -v 0000000000000000 && echo BREACH; echo tried",
         ),
-        Attack("change owners", never("touch f && chown 0 f", "touch g && chgrp 0 g", "chown 0 /usr") + "\necho tried"),
+        Attack(
+            "change owners",
+            never("touch f && chown 0 f", "touch g && chgrp 0 g", "chown 0 /usr") + "\necho tried",
+        ),
         Attack(
             "setuid files",
             "cp /usr/bin/id x; chmod 6755 x; ./x -u | grep -qx 0 && echo BREACH; ./x -G | grep -w 0 && echo BREACH; echo tried",
         ),
-        Attack("user namespaces", never("unshare -Ur true", "unshare -U true") + f"\n{call('unshare', '0x10000000')}; echo tried"),
-        Attack("namespaces by clone", f"{call('clone', '0x10000011, 0, 0, 0, 0')}; {call('clone3', 'q(x) x 88, 88')}; echo tried"),
         Attack(
-            "namespaces of others", never("nsenter -t 1 -m true", "nsenter -t $PPID -U true") + f"\n{call('setns', '0, 0')}; echo tried"
+            "user namespaces",
+            never("unshare -Ur true", "unshare -U true") + f"\n{call('unshare', '0x10000000')}; echo tried",
+        ),
+        Attack(
+            "namespaces by clone",
+            f"{call('clone', '0x10000011, 0, 0, 0, 0')}; {call('clone3', 'q(x) x 88, 88')}; echo tried",
+        ),
+        Attack(
+            "namespaces of others",
+            never("nsenter -t 1 -m true", "nsenter -t $PPID -U true")
+            + f"\n{call('setns', '0, 0')}; echo tried",
         ),
         Attack(
             "mount",
-            never("mount -t tmpfs x /tmp", "mount --bind / /tmp", "mount -o remount,rw /usr", "umount -l /box", "umount /proc/1")
+            never(
+                "mount -t tmpfs x /tmp",
+                "mount --bind / /tmp",
+                "mount -o remount,rw /usr",
+                "umount -l /box",
+                "umount /proc/1",
+            )
             + "\necho tried",
         ),
         Attack(
             "mount by the new calls",
             f"{call('fsopen', 'q(tmpfs), 0')}; {call('open_tree', '-100, q(/), 1')}; {call('statmount')}; echo tried",
         ),
-        Attack("change the root", never("chroot / true") + f"\n{call('chroot', 'q(/)')}; {call('pivot_root', 'q(/), q(/)')}; echo tried"),
-        Attack("trace processes", f"{call('ptrace', '0, 0, 0, 0')}; {call('ptrace', '16, getppid, 0, 0')}; echo tried"),
+        Attack(
+            "change the root",
+            never("chroot / true")
+            + f"\n{call('chroot', 'q(/)')}; {call('pivot_root', 'q(/), q(/)')}; echo tried",
+        ),
+        Attack(
+            "trace processes",
+            f"{call('ptrace', '0, 0, 0, 0')}; {call('ptrace', '16, getppid, 0, 0')}; echo tried",
+        ),
         Attack(
             "memory of other processes",
             f"{call('process_vm_readv', 'getppid, 0, 0, 0, 0, 0')}; {call('kcmp', '$$, getppid, 0, 0, 0')}; echo tried",
         ),
-        Attack("kernel keyring", f"{call('add_key', 'q(user), q(x), q(y), 1, -2')}; {call('keyctl', '0, -3, 1')}; echo tried"),
+        Attack(
+            "kernel keyring",
+            f"{call('add_key', 'q(user), q(x), q(y), 1, -2')}; {call('keyctl', '0, -3, 1')}; echo tried",
+        ),
         Attack("io_uring", call("io_uring_setup", "4, $x", "$x = qq(\\0) x 120;") + "; echo tried"),
-        Attack("programs in the kernel", call("bpf", "0, $x, 72", "$x = pack(q(L4), 2, 4, 4, 1) . qq(\\0) x 56;") + "; echo tried"),
+        Attack(
+            "programs in the kernel",
+            call("bpf", "0, $x, 72", "$x = pack(q(L4), 2, 4, 4, 1) . qq(\\0) x 56;") + "; echo tried",
+        ),
         Attack(
             "performance counters",
-            call("perf_event_open", "$x, 0, -1, -1, 0", "$x = pack(q(LLQ), 1, 112, 0) . qq(\\0) x 96;") + "; echo tried",
+            call("perf_event_open", "$x, 0, -1, -1, 0", "$x = pack(q(LLQ), 1, 112, 0) . qq(\\0) x 96;")
+            + "; echo tried",
         ),
         Attack("page faults in user space", call("userfaultfd", "1") + "; echo tried"),
         Attack("another personality", call("personality", "0x0040000") + "; echo tried"),
@@ -474,7 +656,11 @@ def attacks() -> list[Attack]:
         ),
         # --- the network
         Attack("the host's loopback", never("exec 3<>/dev/tcp/127.0.0.1/@PORT@ && cat <&3") + "\necho tried"),
-        Attack("other machines", never("exec 3<>/dev/tcp/192.0.2.1/80", "exec 3<>/dev/udp/192.0.2.1/53") + "\necho tried", wall=3),
+        Attack(
+            "other machines",
+            never("exec 3<>/dev/tcp/192.0.2.1/80", "exec 3<>/dev/udp/192.0.2.1/53") + "\necho tried",
+            wall=3,
+        ),
         Attack(
             "the host's abstract socket",
             """perl -e 'use Socket; socket S, AF_UNIX, SOCK_STREAM, 0;
@@ -487,11 +673,18 @@ def attacks() -> list[Attack]:
             print "BREACH: $d $t\\n" if socket S, $d, $t, 0 } }'; echo tried""",
         ),
         # --- the command itself
-        Attack("control characters", "printf '\\033]0;x\\007\\033[2J\\r\\b'; : $'\\x01\\x7f' \x01\x02\x07\x08\x1b[2J\x7f\x80; echo tried"),
+        Attack(
+            "control characters",
+            "printf '\\033]0;x\\007\\033[2J\\r\\b'; : $'\\x01\\x7f' \x01\x02\x07\x08\x1b[2J\x7f\x80; echo tried",
+        ),
         Attack("a NUL byte", "echo tried\0; sleep 300.@TAG@", refused=126),
         Attack("a command of 200 KiB", "echo tried; : " + "x" * 200_000, refused=126),
         Attack("half a character", "echo tried; : \ud800", refused=126),
-        Attack("a command that ends the script around it", """echo tried; ' " ) } ; kill -9 1 # $( ` \n)\n}""", refused=2),
+        Attack(
+            "a command that ends the script around it",
+            """echo tried; ' " ) } ; kill -9 1 # $( ` \n)\n}""",
+            refused=2,
+        ),
         Attack(
             "something left for the next command",
             "for d in /box /tmp /dev/shm; do echo 'echo BREACH' > $d/.bashrc; cp $d/.bashrc $d/left; done; echo tried",
@@ -505,7 +698,9 @@ def attacks() -> list[Attack]:
     ]
     if platform.machine() == "x86_64":
         found += [
-            Attack("32-bit system calls", native(bytes.fromhex("b814000000 cd80")) + "; echo tried"),  # getpid by int 0x80
+            Attack(
+                "32-bit system calls", native(bytes.fromhex("b814000000 cd80")) + "; echo tried"
+            ),  # getpid by int 0x80
             Attack("x32 system calls", native(bytes.fromhex("b827000040 0f05")) + "; echo tried"),
         ]
     return found
@@ -549,7 +744,9 @@ class Host:
         stack.callback(self.decoy.kill)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stack.close()
 
     def _serve(self, server: socket.socket) -> None:
@@ -561,7 +758,10 @@ class Host:
                     connection.sendall(self.secret.encode())
 
     def _files(self) -> dict[str, tuple[bytes, int, int]]:
-        return {path.name: (path.read_bytes(), path.stat().st_mode, path.stat().st_mtime_ns) for path in sorted(self.folder.iterdir())}
+        return {
+            path.name: (path.read_bytes(), path.stat().st_mode, path.stat().st_mtime_ns)
+            for path in sorted(self.folder.iterdir())
+        }
 
     def words(self, tag: str) -> dict[str, str]:
         """What the placeholders of a script stand for."""
@@ -583,7 +783,10 @@ class Host:
             return "the planted file or its folder was changed"
         if self.connections:
             return "somebody connected to a planted socket"
-        if self.decoy.poll() is not None or Path(f"/proc/{self.decoy.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+        if (
+            self.decoy.poll() is not None
+            or Path(f"/proc/{self.decoy.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        ):
             return "the planted process was ended or stopped"
         return ""
 
@@ -656,7 +859,11 @@ def breach(attack: Attack, execution: Execution, host: Host, seconds: float) -> 
     if wrong := attack.check(execution):
         return wrong
     if attack.refused:
-        return "" if execution.exit_code == attack.refused else f"exit status {execution.exit_code}, not {attack.refused}"
+        return (
+            ""
+            if execution.exit_code == attack.refused
+            else f"exit status {execution.exit_code}, not {attack.refused}"
+        )
     if b"tried" not in execution.stdout:
         return f"it was not tried: {execution.stderr[:200]!r}"
     return ""
@@ -675,7 +882,9 @@ def run(attack: Attack, host: Host, executor: Executor = execute) -> Outcome:
                 try:
                     execution = executor(f"{script}\n# {tag}", wall=attack.wall)
                 except Exception as error:  # whatever a command does is a result
-                    return Outcome(attack.name, False, f"it raised {type(error).__name__}: {str(error)[:200]}")
+                    return Outcome(
+                        attack.name, False, f"it raised {type(error).__name__}: {str(error)[:200]}"
+                    )
                 seconds = time.monotonic() - started
                 detail = breach(attack, execution, host, seconds)
                 if not detail and (left := outlived(tag)):
@@ -706,7 +915,9 @@ def selftest(as_json: bool) -> int:
         print(f"error: {missing}", file=sys.stderr)
         return 2
     if common := shared():
-        outcomes = [Outcome("namespaces", False, f"shared with the host: {', '.join(common)}; no attack was started")]
+        outcomes = [
+            Outcome("namespaces", False, f"shared with the host: {', '.join(common)}; no attack was started")
+        ]
     else:
         outcomes = []
         with Host() as host:
@@ -718,7 +929,9 @@ def selftest(as_json: bool) -> int:
     if as_json:
         print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     else:
-        print(f"{held} of {len(outcomes)} attacks contained, as {'root' if os.geteuid() == 0 else 'an ordinary user'}")
+        print(
+            f"{held} of {len(outcomes)} attacks contained, as {'root' if os.geteuid() == 0 else 'an ordinary user'}"
+        )
     return 0 if held == len(outcomes) else 1
 
 
@@ -728,7 +941,16 @@ def _line(outcome: Outcome) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The command line of `envs.verify.sandbox`."""
-    parser = argparse.ArgumentParser(prog="python -m envs.verify.sandbox", description="Attacks the sandbox that commands are executed in.")
-    parser.add_argument("--selftest", action="store_true", required=True, help="run the attacks; exit status 0 where all were contained")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else: a list of name, contained, detail")
+    parser = argparse.ArgumentParser(
+        prog="python -m envs.verify.sandbox", description="Attacks the sandbox that commands are executed in."
+    )
+    parser.add_argument(
+        "--selftest",
+        action="store_true",
+        required=True,
+        help="run the attacks; exit status 0 where all were contained",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON and nothing else: a list of name, contained, detail"
+    )
     return selftest(parser.parse_args(argv).json)

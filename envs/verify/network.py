@@ -36,7 +36,9 @@ from envs.verify.network_tools import (
 from envs.verify.verdict import Verdict
 
 LONGEST_COMMAND = 10_000  # characters
-MOST_RANGES = 1024  # of addresses that one nmap target may become; a pattern with more is compared as it stands
+MOST_RANGES = (
+    1024  # of addresses that one nmap target may become; a pattern with more is compared as it stands
+)
 DEEPEST_FILTER = 40  # parentheses and negations inside one another in a filter of ss
 
 
@@ -101,7 +103,9 @@ def difference(wanted: list[tuple[str, Fields]], found: list[tuple[str, Fields]]
             elif name not in asked:
                 parts.append(f"{before}{name} {got[name]}".rstrip() + " is extra")
             elif asked[name] != got[name]:
-                parts.append(f"{before}{name}: {got[name] or 'no value'} instead of {asked[name] or 'no value'}")
+                parts.append(
+                    f"{before}{name}: {got[name] or 'no value'} instead of {asked[name] or 'no value'}"
+                )
     return "; ".join(parts)
 
 
@@ -159,7 +163,9 @@ def split_line(line: str) -> list[list[str]]:
             end_word()
             stages.append([])
         elif char in "|\n;&<>()`":
-            raise NoMeaning(f"{'a second line' if char == chr(10) else repr(char)} is not part of the grammar")
+            raise NoMeaning(
+                f"{'a second line' if char == chr(10) else repr(char)} is not part of the grammar"
+            )
         elif char == "$" and re.match(r"[\w{(?!@*#$'\"-]", line[index : index + 1]):
             raise NoMeaning("expansion with $ is not part of the grammar")
         else:
@@ -222,7 +228,9 @@ def traceroute(words: Sequence[str]) -> Fields:
     fields = collect("traceroute", others)
     one_of_both("traceroute", fields, "-4", "-6")
     if not 1 <= int(fields.get("-f", 1)) <= int(fields.get("-m", 30)) <= 255:
-        raise NoMeaning("traceroute: the first hop must be 1 or more, the last 255 or less, and not before the first")
+        raise NoMeaning(
+            "traceroute: the first hop must be 1 or more, the last 255 or less, and not before the first"
+        )
     if not 1 <= int(fields.get("-q", 3)) <= 10:
         raise NoMeaning("traceroute -q: 1 to 10 probes a hop")
     if int(fields.get("-t", 0)) > 255:
@@ -323,7 +331,9 @@ def nmap(words: Sequence[str]) -> Fields:
             others.append((table["--version-intensity"], "2" if option.name == "--version-light" else "9"))
         else:
             others.append((option, value))
-    fields |= collect("nmap", others) | {name: str(count) for name, count in counts.items() if count and name != "-f"}
+    fields |= collect("nmap", others) | {
+        name: str(count) for name, count in counts.items() if count and name != "-f"
+    }
     if counts["-f"]:
         fields["--mtu"] = str(8 * counts["-f"])  # -f cuts packets to 8 bytes, each further one adds 8
     if "C" in scans:
@@ -332,7 +342,9 @@ def nmap(words: Sequence[str]) -> Fields:
     _nmap_checks(fields, scans)
     fields |= {f"-s{letter}": "" for letter in sorted(scans)}
     protocols = {NMAP_PROTOCOLS[letter] for letter in scans & NMAP_PROTOCOLS.keys()}
-    if scans & set(NMAP_TCP_SCANS) or fields.keys() & {"-b", "-sI"} or not protocols:  # asked for, or nothing else is
+    if (
+        scans & set(NMAP_TCP_SCANS) or fields.keys() & {"-b", "-sI"} or not protocols
+    ):  # asked for, or nothing else is
         protocols.add("T")
     for name in ("-p", "--exclude-ports"):
         if name in fields:
@@ -341,7 +353,17 @@ def nmap(words: Sequence[str]) -> Fields:
         fields["--exclude"] = nmap_targets(fields["--exclude"].split(","))
     if operands:
         fields["target"] = nmap_targets(operands)
-    elif not fields.keys() & {"-iL", "-iR", "--iflist", "-h", "-V", "--script-help", "--script-updatedb", "--resume", "--route-dst"}:
+    elif not fields.keys() & {
+        "-iL",
+        "-iR",
+        "--iflist",
+        "-h",
+        "-V",
+        "--script-help",
+        "--script-updatedb",
+        "--resume",
+        "--route-dst",
+    }:
         raise NoMeaning("nmap has no target")
     return fields
 
@@ -375,7 +397,17 @@ def _nmap_scans(letters: str) -> set[str]:
 def _nmap_ping(text: str) -> Fields:
     """The host discovery that -P asks for. Old names are written as the new ones."""
     letter, ports = text[:1] or "E", text[1:]
-    simple = {"n": "-Pn", "N": "-Pn", "0": "-Pn", "D": "-Pn", "E": "-PE", "I": "-PE", "M": "-PM", "P": "-PP", "R": "-PR"}
+    simple = {
+        "n": "-Pn",
+        "N": "-Pn",
+        "0": "-Pn",
+        "D": "-Pn",
+        "E": "-PE",
+        "I": "-PE",
+        "M": "-PM",
+        "P": "-PP",
+        "R": "-PR",
+    }
     if letter in simple and not ports:
         return {simple[letter]: ""}
     usual = {"S": "80", "A": "80", "U": "40125", "Y": "80", "O": "1,2,4"}
@@ -396,7 +428,9 @@ def _nmap_count(name: str, value: str, count: int) -> int:
 
 def _nmap_checks(fields: Fields, scans: set[str]) -> None:
     """Refuses what nmap itself refuses to combine."""
-    types = [f"-s{letter}" for letter in NMAP_TCP_SCANS if letter in scans] + [name for name in ("-b", "-sI") if name in fields]
+    types = [f"-s{letter}" for letter in NMAP_TCP_SCANS if letter in scans] + [
+        name for name in ("-b", "-sI") if name in fields
+    ]
     if len(types) > 1:
         raise NoMeaning(f"nmap takes only one of {' and '.join(types)}")
     portless = [f"-s{letter}" for letter in "nL" if letter in scans]
@@ -411,7 +445,9 @@ def _nmap_checks(fields: Fields, scans: set[str]) -> None:
     if "-O" in fields and fields["-O"] not in ("", "2"):
         raise NoMeaning(f"nmap has no option -O{fields['-O']}")
     for name in ("-o", "-oN", "-oG", "-oS", "-oX", "-oA"):
-        if name in fields and (re.fullmatch("-.+", fields[name]) or (name == "-o" and fields[name][:1] in set("AGNSX"))):
+        if name in fields and (
+            re.fullmatch("-.+", fields[name]) or (name == "-o" and fields[name][:1] in set("AGNSX"))
+        ):
             raise NoMeaning(f"nmap {name}: {fields[name]!r} is no file name")
 
 
@@ -434,10 +470,14 @@ def nmap_ports(text: str, protocols: str, most: int = 65535) -> str:
             if low > high:
                 raise NoMeaning(f"nmap: the port range {item} is backwards")
             pairs = [(low, high)]
-        elif item in tables.NMAP_SERVICES and (here == "T" or (set(here) <= set("TU") and item in tables.NMAP_UDP_SERVICES)):
+        elif item in tables.NMAP_SERVICES and (
+            here == "T" or (set(here) <= set("TU") and item in tables.NMAP_UDP_SERVICES)
+        ):
             pairs = [(port, port) for port in tables.NMAP_SERVICES[item]]
         elif re.fullmatch(r"[A-Za-z][\w*?.-]*|[*?]+|\[[0-9-]*|[0-9-]*\]|\[[0-9]*-?[0-9]*\]", item):
-            names |= {f"{letter}:{item}" for letter in here}  # other names, patterns, and only the known ports of a range
+            names |= {
+                f"{letter}:{item}" for letter in here
+            }  # other names, patterns, and only the known ports of a range
             continue
         else:
             raise NoMeaning(f"nmap: {item!r} is no port")
@@ -516,16 +556,37 @@ aaflag cdflag dnssec expire header-only identify ignore keepalive keepopen multi
 tcflag tcp tls trace ttlunits unknownformat yaml zflag
 """
 DIG_ON = (*DIG_DISPLAY, "recurse", "adflag", "cookie", "class", "crypto", "ttlid", "ednsnegotiation")
-DIG_START = dict.fromkeys(DIG_ON, "on") | dict.fromkeys(DIG_OFF.split(), "off") | {"timeout": "5", "tries": "3"}
+DIG_START = (
+    dict.fromkeys(DIG_ON, "on") | dict.fromkeys(DIG_OFF.split(), "off") | {"timeout": "5", "tries": "3"}
+)
 DIG_EFFECTS = {
     "nssearch": {"recurse": "on", "identify": "on", "short": "on"}
     | dict.fromkeys(("stats", "comments", "additional", "authority", "question"), "off"),
-    "trace": {"recurse": "on", "identify": "on", "authority": "on", "dnssec": "on", "cookie": "on", "search": "off"}
+    "trace": {
+        "recurse": "on",
+        "identify": "on",
+        "authority": "on",
+        "dnssec": "on",
+        "cookie": "on",
+        "search": "off",
+    }
     | dict.fromkeys(("comments", "stats", "additional", "question"), "off"),
     "yaml": dict.fromkeys(("cmd", "stats", "rrcomments"), "off"),
-    "short": {"answer": "on"} | dict.fromkeys(("cmd", "additional", "authority", "question", "comments", "stats", "rrcomments"), "off"),
+    "short": {"answer": "on"}
+    | dict.fromkeys(("cmd", "additional", "authority", "question", "comments", "stats", "rrcomments"), "off"),
 }
-DIG_GLOBAL = {"short", "cmd", "timeout", "ndots", "domain", "split", "yaml", "search", "showsearch", "keepopen"}
+DIG_GLOBAL = {
+    "short",
+    "cmd",
+    "timeout",
+    "ndots",
+    "domain",
+    "split",
+    "yaml",
+    "search",
+    "showsearch",
+    "keepopen",
+}
 
 
 def dig(words: Sequence[str]) -> Fields:
@@ -581,7 +642,9 @@ def dig(words: Sequence[str]) -> Fields:
             lookups.append(default | {"name": dns_name(word)})
     one_of_both("dig", shared, "-4", "-6")
     if not lookups and not shared.keys() & {"-f", "-h", "-v"}:
-        lookups = [{"query type": "NS"} | default | {"name": "."}]  # dig alone asks for the name servers of the root
+        lookups = [
+            {"query type": "NS"} | default | {"name": "."}
+        ]  # dig alone asks for the name servers of the root
     if servers:
         shared["server"] = " ".join(servers)
     for number, lookup in enumerate(lookups, 1):
@@ -632,7 +695,13 @@ def _dig_fields(lookup: Fields) -> Fields:
             usual |= effects | {name: "off"}
     unseen = {"name", "query type", "query class"}
     if lookup["short"] == "on":
-        unseen |= {"question", "authority", "additional", "comments", "stats"}  # the short form prints none of them
+        unseen |= {
+            "question",
+            "authority",
+            "additional",
+            "comments",
+            "stats",
+        }  # the short form prints none of them
     for name, value in sorted(lookup.items()):
         if name not in unseen and value != usual.get(name):
             shown[f"+no{name}" if value == "off" else f"+{name}"] = "" if value in ("on", "off") else value
@@ -655,9 +724,24 @@ def _reverse(text: str) -> str:
 def ss(words: Sequence[str]) -> Fields:
     """Ss of iproute2: options, then states, then an expression."""
     found, operands = scan("ss", read_table(tables.SS), words, long=True)
-    families = {"-4": "inet", "-6": "inet6", "-0": "link", "-x": "unix", "--tipc": "tipc", "--vsock": "vsock", "--xdp": "xdp"}
-    chosen = {families.get(option.name) or value or "" for option, value in found if option.name in families or option.name == "-f"}
-    fields = collect("ss", [(option, value) for option, value in found if option.name not in families and option.name != "-f"])
+    families = {
+        "-4": "inet",
+        "-6": "inet6",
+        "-0": "link",
+        "-x": "unix",
+        "--tipc": "tipc",
+        "--vsock": "vsock",
+        "--xdp": "xdp",
+    }
+    chosen = {
+        families.get(option.name) or value or ""
+        for option, value in found
+        if option.name in families or option.name == "-f"
+    }
+    fields = collect(
+        "ss",
+        [(option, value) for option, value in found if option.name not in families and option.name != "-f"],
+    )
     if chosen - tables.SS_FAMILIES:
         raise NoMeaning(f"ss -f: {min(chosen - tables.SS_FAMILIES)!r} is no family")
     if chosen:
@@ -711,8 +795,15 @@ def show_filter(node: Node) -> str:
     if not node.parts:
         return node.text
     if node.operator == "not":
-        return f"not {show_filter(node.parts[0])}" if not node.parts[0].parts else f"not ({show_filter(node.parts[0])})"
-    shown = [f"({show_filter(part)})" if part.operator in ("and", "or") else show_filter(part) for part in node.parts]
+        return (
+            f"not {show_filter(node.parts[0])}"
+            if not node.parts[0].parts
+            else f"not ({show_filter(node.parts[0])})"
+        )
+    shown = [
+        f"({show_filter(part)})" if part.operator in ("and", "or") else show_filter(part)
+        for part in node.parts
+    ]
     return f" {node.operator} ".join(shown)
 
 
@@ -888,7 +979,12 @@ def _curl_long(table: dict[str, Option], word: str) -> tuple[Option, bool]:
     if word not in table:
         opposite = f"--{word[5:]}" if word.startswith("--no-") else f"--no-{word[2:]}"
         option = table.get(opposite)
-        if option and not option.kind and opposite not in tables.CURL_FIXED and not word.startswith("--no-no-"):
+        if (
+            option
+            and not option.kind
+            and opposite not in tables.CURL_FIXED
+            and not word.startswith("--no-no-")
+        ):
             return option, False
     return long_option("curl", table, word, word, abbreviate="=" not in word), True
 
@@ -899,7 +995,17 @@ def _curl_request(found: Found, operands: list[str]) -> Fields:
     if not urls and not fields.keys() & {"-h", "-M", "-V", "-K", "--dump-ca-embed"}:
         raise NoMeaning("curl has no URL")
     wanted = [curl_url(url, fields.get("--proto-default", "")) for url in urls]
-    plain = not fields.keys() & {"-I", "-d", "--data-binary", "--data-raw", "--data-urlencode", "--json", "-F", "--form-string", "-T"}
+    plain = not fields.keys() & {
+        "-I",
+        "-d",
+        "--data-binary",
+        "--data-raw",
+        "--data-urlencode",
+        "--json",
+        "-F",
+        "--form-string",
+        "-T",
+    }
     if fields.get("-X") == "GET" and plain and all(url.startswith("http") for url in wanted):
         del fields["-X"]  # what curl sends anyway
     return fields | ({"URL": " ".join(wanted)} if wanted else {})
@@ -915,7 +1021,9 @@ def curl_url(text: str, default: str = "") -> str:
     scheme, authority, path, query = (parts[1] or "").lower(), parts[2], parts[3], parts[4] or ""
     if not scheme:
         name = authority.rpartition("@")[2].lower()
-        scheme = default or next((guess for guess in tables.CURL_GUESSES if name.startswith(f"{guess}.")), "http")
+        scheme = default or next(
+            (guess for guess in tables.CURL_GUESSES if name.startswith(f"{guess}.")), "http"
+        )
     if scheme not in tables.CURL_PROTOCOLS:
         raise NoMeaning(f"curl has no protocol {scheme!r}")
     if scheme == "file":
@@ -945,7 +1053,14 @@ def grep(words: Sequence[str]) -> Fields:
     digits = "".join(option.name[1] for option, _ in found if option.name[1:].isdigit())
     ignore = [option.name for option, _ in found if option.name in ("-i", "--no-ignore-case")][-1:]
     aside = {"-E", "-F", "-G", "-P", "-i", "--no-ignore-case", "-e"}
-    fields = collect("grep", [(option, value) for option, value in found if option.name not in aside and not option.name[1:].isdigit()])
+    fields = collect(
+        "grep",
+        [
+            (option, value)
+            for option, value in found
+            if option.name not in aside and not option.name[1:].isdigit()
+        ],
+    )
     patterns = [value or "" for option, value in found if option.name == "-e"]
     if not patterns and "-f" not in fields:
         if not operands and not fields.keys() & {"--help", "-V"}:

@@ -151,7 +151,9 @@ GREP = """
 """
 
 # Commands that may follow a pipe beside the network tools and grep; their words are compared as they stand.
-FILTERS = names("awk cat column cut fold gawk head less mawk more nl paste rev sed sort tac tail tee tr uniq wc")
+FILTERS = names(
+    "awk cat column cut fold gawk head less mawk more nl paste rev sed sort tac tail tee tr uniq wc"
+)
 
 # Other names of a tool, and the option that such a name stands for.
 ALIASES = {
@@ -174,7 +176,9 @@ submissions:465 sunrpc:111 syslog:514 telnet:23 tftp:69 webcache:8080 whois:43 w
 # As in /etc/services: what nc, ss and traceroute take.
 SERVICES = {name: int(port) for name, port in (entry.split(":") for entry in _SERVICES.split())}
 # nmap has names of its own, and scans every port of a name: 80 and 8008 are both http. Names that are not here are compared as words.
-_NMAP_NAMES = names("domain ftp ftp-data https imap imaps ldap mysql ntp pop3 pop3s postgresql smtp snmp ssh telnet tftp")
+_NMAP_NAMES = names(
+    "domain ftp ftp-data https imap imaps ldap mysql ntp pop3 pop3s postgresql smtp snmp ssh telnet tftp"
+)
 NMAP_SERVICES = {name: (SERVICES[name],) for name in _NMAP_NAMES} | {"http": (80, 8008)}
 NMAP_UDP_SERVICES = names("domain ntp snmp tftp")  # those of them that mean the same port for UDP too
 
@@ -184,7 +188,15 @@ DNS_TYPES = names(
     " NSEC NSEC3 NSEC3PARAM NULL NXT OPENPGPKEY OPT PTR PX RESINFO RKEY RP RRSIG RT SIG SINK SMIMEA SOA SPF SRV SSHFP SVCB TA TALINK TKEY"
     " TLSA TSIG TXT UID UINFO UNSPEC URI WALLET WKS X25 ZONEMD"
 )
-DNS_CLASSES = {"IN": "IN", "CH": "CH", "CHAOS": "CH", "HS": "HS", "HESIOD": "HS", "ANY": "ANY", "NONE": "NONE"}
+DNS_CLASSES = {
+    "IN": "IN",
+    "CH": "CH",
+    "CHAOS": "CH",
+    "HS": "HS",
+    "HESIOD": "HS",
+    "ANY": "ANY",
+    "NONE": "NONE",
+}
 
 SS_FAMILIES = names("inet inet6 link unix netlink vsock tipc xdp help")
 SS_TABLES = names(
@@ -193,7 +205,9 @@ SS_TABLES = names(
 )
 _LIVE = names("established syn-recv fin-wait-1 fin-wait-2 time-wait close-wait last-ack closing")
 SS_STATES = {
-    **{name: frozenset({name}) for name in [*_LIVE, "syn-sent", "unconnected", "listening", "bound-inactive"]},
+    **{
+        name: frozenset({name}) for name in [*_LIVE, "syn-sent", "unconnected", "listening", "bound-inactive"]
+    },
     "all": _LIVE | {"syn-sent", "unconnected", "listening"},
     "big": (_LIVE | {"syn-sent", "unconnected", "listening"}) - {"syn-recv", "time-wait"},
     "bucket": frozenset({"syn-recv", "time-wait"}),
@@ -382,7 +396,9 @@ class Option:
             raise NoMeaning(f"{tool} {self.name}: {error}") from None
 
 
-ENTRY = re.compile(r"(?P<names>-?\S[^\s:?=!*%]*)(?:(?P<how>[:?])(?P<kind>\w+))?(?:=(?P<default>[\w.]+))?(?P<often>[!*%]?)")
+ENTRY = re.compile(
+    r"(?P<names>-?\S[^\s:?=!*%]*)(?:(?P<how>[:?])(?P<kind>\w+))?(?:=(?P<default>[\w.]+))?(?P<often>[!*%]?)"
+)
 
 
 @functools.cache
@@ -394,7 +410,14 @@ def read_table(table: str) -> dict[str, Option]:
         if not parts or (parts["kind"] or "text") not in KINDS:
             raise ValueError(f"bad entry in an option table: {entry}")
         spellings = tuple(parts["names"].split("/"))
-        option = Option(spellings[0], spellings, parts["kind"] or "", parts["how"] == "?", parts["default"], parts["often"])
+        option = Option(
+            spellings[0],
+            spellings,
+            parts["kind"] or "",
+            parts["how"] == "?",
+            parts["default"],
+            parts["often"],
+        )
         for spelling in spellings:
             if spelling in options:
                 raise ValueError(f"{spelling} stands twice in an option table")
@@ -409,7 +432,11 @@ def long_option(tool: str, table: dict[str, Option], name: str, word: str, abbre
     """The option of a long name, or of its unambiguous beginning."""
     if name in table:
         return table[name]
-    near = {option.name: option for spelling, option in table.items() if len(spelling) > 2 and spelling.startswith(name)}
+    near = {
+        option.name: option
+        for spelling, option in table.items()
+        if len(spelling) > 2 and spelling.startswith(name)
+    }
     if not abbreviate or not near or len(name) < 3:
         raise NoMeaning(f"{tool} has no option {word}")
     if len(near) > 1:
@@ -418,7 +445,13 @@ def long_option(tool: str, table: dict[str, Option], name: str, word: str, abbre
 
 
 def scan(
-    tool: str, table: dict[str, Option], words: Sequence[str], *, long: bool = False, equals: bool = True, abbreviate: bool = True
+    tool: str,
+    table: dict[str, Option],
+    words: Sequence[str],
+    *,
+    long: bool = False,
+    equals: bool = True,
+    abbreviate: bool = True,
 ) -> tuple[Found, list[str]]:
     """Options with their values as they stand, in order, and the operands: what getopt does, options and operands in any order.
 
@@ -451,7 +484,9 @@ def scan(
             while letters:
                 short, letters = f"-{letters[0]}", letters[1:]
                 if short not in table:
-                    raise NoMeaning(f"{tool} has no option {word if len(word) == 2 or word.startswith('--') else f'{short} ({word})'}")
+                    raise NoMeaning(
+                        f"{tool} has no option {word if len(word) == 2 or word.startswith('--') else f'{short} ({word})'}"
+                    )
                 option = table[short]
                 if option.kind and not option.optional and not letters:
                     if not rest:

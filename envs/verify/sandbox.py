@@ -248,10 +248,17 @@ def system_call_filter(machine: str) -> bytes:
         SandboxError: the numbers of this machine's system calls are not known here.
     """
     if machine not in ARCHITECTURES:
-        raise SandboxError(f"no system-call filter for {machine}: use a machine with {' or '.join(ARCHITECTURES)}", lasting=True)
+        raise SandboxError(
+            f"no system-call filter for {machine}: use a machine with {' or '.join(ARCHITECTURES)}",
+            lasting=True,
+        )
     column = list(ARCHITECTURES).index(machine)
     load, equal, greater, any_bit, give = 0x20, 0x15, 0x25, 0x45, 0x06
-    number, architecture, arguments = 0, 4, 16  # offsets in what the kernel hands to the filter; arguments have 8 bytes each
+    number, architecture, arguments = (
+        0,
+        4,
+        16,
+    )  # offsets in what the kernel hands to the filter; arguments have 8 bytes each
 
     def step(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
         return struct.pack("=HBBI", code, then, otherwise, value)
@@ -270,13 +277,23 @@ def system_call_filter(machine: str) -> bytes:
     if machine == "x86_64":
         program += [step(any_bit, 0x40000000, 0, 1), kill]  # the x32 calls, which have numbers of their own
     program += [step(greater, NEWEST_CALL, 0, 1), refuse(ENOSYS)]
-    program += [step(equal, 435, 0, 1), refuse(ENOSYS)]  # clone3 hides its flags in memory; the C library falls back to clone
+    program += [
+        step(equal, 435, 0, 1),
+        refuse(ENOSYS),
+    ]  # clone3 hides its flags in memory; the C library falls back to clone
     for numbers in DENIED.values():
         if (call := numbers[column]) is not None:
             program += [step(equal, call, 0, 1), refuse(EPERM)]
     namespaces = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-    program.append(on_argument((56, 220), 0, [step(any_bit, namespaces, 0, 1), refuse(EPERM), allow]))  # clone
-    typing = [step(equal, 0x5412, 1, 0), step(equal, 0x541C, 0, 1), refuse(EPERM), allow]  # TIOCSTI, TIOCLINUX
+    program.append(
+        on_argument((56, 220), 0, [step(any_bit, namespaces, 0, 1), refuse(EPERM), allow])
+    )  # clone
+    typing = [
+        step(equal, 0x5412, 1, 0),
+        step(equal, 0x541C, 0, 1),
+        refuse(EPERM),
+        allow,
+    ]  # TIOCSTI, TIOCLINUX
     program.append(on_argument((16, 29), 1, typing))  # ioctl
     unix = [step(equal, socket.AF_UNIX, 1, 0), refuse(EAFNOSUPPORT), allow]
     program += [on_argument(call, 0, unix) for call in ((41, 198), (53, 199))]  # socket, socketpair
@@ -286,7 +303,11 @@ def system_call_filter(machine: str) -> bytes:
 def _arguments(bwrap: str, filter_fd: int, tree_fd: int, wall: float, command: bytes) -> list[bytes]:
     """The command line of the sandbox."""
     # As root, bubblewrap's --uid alone changes nothing for the host's files.
-    drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--"] if os.geteuid() == 0 else []
+    drop = (
+        ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--"]
+        if os.geteuid() == 0
+        else []
+    )
     options = f"""
         --unshare-user --uid {NOBODY} --gid {NOBODY} --disable-userns --seccomp {filter_fd}
         --unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try --hostname sandbox
@@ -328,7 +349,9 @@ def execute(command: str, tree: Tree = {}, *, wall: float = 5.0) -> Execution:  
     if b"\0" in text or len(text) > MAX_COMMAND:
         refusal = "the command holds a NUL byte" if b"\0" in text else "the command is too long"
     if refusal:
-        return Execution(126, b"", f"bash: {refusal}\n".encode(), dict(tree), "exited", time.monotonic() - started)
+        return Execution(
+            126, b"", f"bash: {refusal}\n".encode(), dict(tree), "exited", time.monotonic() - started
+        )
     bwrap = shutil.which("bwrap")
     if not bwrap:
         raise SandboxError(NOT_INSTALLED, lasting=True)
@@ -357,7 +380,9 @@ class _Run:
                     theirs.callback(os.close, writing)
                     self.open[reading] = buffer
                     ends.append(writing)
-                    if os.geteuid() == 0:  # for an ordinary user they are the command's own as well, so that it may open /dev/stdout
+                    if (
+                        os.geteuid() == 0
+                    ):  # for an ordinary user they are the command's own as well, so that it may open /dev/stdout
                         os.fchown(writing, NOBODY, NOBODY)
                 filter_fd = _memory_file(theirs, system_call_filter(platform.machine()))
                 tree_fd = _memory_file(theirs, archive)
@@ -367,7 +392,9 @@ class _Run:
                     stdout=ends[0],
                     stderr=ends[1],
                     pass_fds=(filter_fd, tree_fd),
-                    env={"PATH": os.environ.get("PATH", os.defpath)},  # for setpriv; the command does not see it
+                    env={
+                        "PATH": os.environ.get("PATH", os.defpath)
+                    },  # for setpriv; the command does not see it
                     cwd="/",
                     start_new_session=True,  # Ctrl-C is for us: we end it
                 )
@@ -405,7 +432,9 @@ class _Run:
         stopped = self._read(self.wall, init)
         match = re.match(rb"code (\d{0,3})\n", self.answer)
         tree = code = None
-        if match:  # all processes of the command are dead, so the rest is the tree and what is left in the pipes
+        if (
+            match
+        ):  # all processes of the command are dead, so the rest is the tree and what is left in the pipes
             code = int(match[1]) if match[1] and int(match[1]) <= 255 else None
             stopped = self._read(READ_BACK, to_the_end=True)
             tree = unpack(bytes(self.answer[match.end() :])) if stopped == "end" else None
@@ -415,7 +444,9 @@ class _Run:
             ended, code, tree = "output", None, None
         elif not match and stopped == "timeout":
             ended = "timeout"
-        return Execution(code, bytes(self.stdout[:MAX_STDOUT]), bytes(self.stderr[:MAX_STDERR]), tree, ended, 0.0)
+        return Execution(
+            code, bytes(self.stdout[:MAX_STDOUT]), bytes(self.stderr[:MAX_STDERR]), tree, ended, 0.0
+        )
 
     def _read(self, seconds: float, init: int = 0, to_the_end: bool = False) -> str:
         """Reads until the driver has sent a line (or all is closed), and says why it stopped: line, end, timeout, output, killed."""
@@ -467,11 +498,15 @@ def _too_much(init: int) -> bool:
             pid = pending.pop()
             memory += int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
             for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - the watch must be cheap
-                pending += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+                pending += [
+                    int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+                ]
     files = 0
     for name in ("box", "tmp", "dev/shm"):
         with contextlib.suppress(OSError):
-            found = os.statvfs(f"/proc/{init}/root/{name}")  # mount points there: the command cannot put a link in their place
+            found = os.statvfs(
+                f"/proc/{init}/root/{name}"
+            )  # mount points there: the command cannot put a link in their place
             files += found.f_files - found.f_ffree
     return memory > MAX_MEMORY or files > MAX_FILES
 
@@ -500,7 +535,11 @@ def pack(tree: Tree) -> bytes:
             info.linkname = entry.content.decode("utf-8", "surrogateescape")
         content = entry.content if entry.kind == "file" else b""
         info.size = len(content)
-        parts += [info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"), content, bytes(-len(content) % 512)]
+        parts += [
+            info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"),
+            content,
+            bytes(-len(content) % 512),
+        ]
     return b"".join([*parts, bytes(1024)])
 
 
@@ -513,7 +552,9 @@ def unpack(answer: bytes) -> dict[str, Entry] | None:
         tree, end = _parse(answer)
         end += -end % 10240  # tar fills up its last record
         if len(answer) > end:
-            listing = answer.index(b"\0\0", end - 1)  # end - 1: the list may be empty, and the archive ends with zeros
+            listing = answer.index(
+                b"\0\0", end - 1
+            )  # end - 1: the list may be empty, and the archive ends with zeros
             modes = {
                 os.fsdecode(path): int(mode, 8)
                 for mode, _, path in (line.partition(b" ") for line in answer[end:listing].split(b"\0"))
@@ -537,7 +578,12 @@ def _parse(archive: bytes) -> tuple[dict[str, Entry], int]:
     """
     tree: dict[str, Entry] = {}
     same: dict[str, list[str]] = {}  # first name of a file -> its other names
-    kinds: dict[bytes, Literal["file", "directory", "link"]] = {b"0": "file", b"\0": "file", b"5": "directory", b"2": "link"}
+    kinds: dict[bytes, Literal["file", "directory", "link"]] = {
+        b"0": "file",
+        b"\0": "file",
+        b"5": "directory",
+        b"2": "link",
+    }
     offset, long_name, long_target = 0, None, None
     while archive[offset] != 0:
         header = archive[offset : offset + 512]
@@ -587,17 +633,25 @@ def diagnosis(stderr: bytes) -> SandboxError:
     if said.startswith("tar: "):
         return SandboxError(f"the file tree cannot be laid out: make it smaller or rename its files ({said})")
     if "nknown option" in said:
-        return SandboxError(f"bubblewrap is too old (0.8 or newer is needed): install a newer one ({said})", lasting=True)
+        return SandboxError(
+            f"bubblewrap is too old (0.8 or newer is needed): install a newer one ({said})", lasting=True
+        )
     for name, (blocked, open_) in SWITCHES.items():
         with contextlib.suppress(OSError):
             if Path("/proc/sys", name).read_text().strip() == blocked:
-                return SandboxError(f"user namespaces are blocked: sysctl -w {name.replace('/', '.')}={open_}", lasting=True)
+                return SandboxError(
+                    f"user namespaces are blocked: sysctl -w {name.replace('/', '.')}={open_}", lasting=True
+                )
     if re.search(PASSING, said):
         return SandboxError(f"the sandbox cannot be started: give the machine less to do ({said})")
-    if re.search("namespace|uid map|gid map|pivot_root|[Mm]ount|Operation not permitted|Permission denied", said):
+    if re.search(
+        "namespace|uid map|gid map|pivot_root|[Mm]ount|Operation not permitted|Permission denied", said
+    ):
         fix = "allow them, or in a container start it with --security-opt seccomp=unconfined"
         return SandboxError(f"user namespaces are blocked: {fix} ({said})", lasting=True)
-    return SandboxError(f"the sandbox cannot be set up: run bwrap by hand to see why ({said or 'no message'})")
+    return SandboxError(
+        f"the sandbox cannot be set up: run bwrap by hand to see why ({said or 'no message'})"
+    )
 
 
 def unavailable() -> str:
@@ -629,7 +683,9 @@ _found = _Found()
 
 def _probe() -> SandboxError | None:
     if sys.platform != "linux":
-        return SandboxError("commands are executed on Linux only: use a Linux machine, a virtual one will do", lasting=True)
+        return SandboxError(
+            "commands are executed on Linux only: use a Linux machine, a virtual one will do", lasting=True
+        )
     if os.geteuid() == 0 and shutil.which("bwrap") and not shutil.which("setpriv"):
         return SandboxError("setpriv is not installed: apt-get install util-linux", lasting=True)
     try:

@@ -18,13 +18,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from envs.grammar import stream
+from envs.streams import stream
 from envs.verify.sandbox import Entry, Execution, Tree, execute, unavailable
 from envs.verify.verdict import Verdict
 
 TREES = 3
 WALL = 3.0  # seconds a command may run
-PATIENCE = 15.0  # seconds where the machine is too busy for `true` to end within STALLED seconds, and for references
+PATIENCE = (
+    15.0  # seconds where the machine is too busy for `true` to end within STALLED seconds, and for references
+)
 STALLED = 0.25
 FILE = re.compile(r"[\w@%+~.-]*\w\.\w{1,8}")
 DIRECTORY_OPERANDS = {"find", "ls", "du", "cd", "tree", "rmdir"}  # their first operand is a directory
@@ -102,7 +104,9 @@ def compare(reference: str, command: str, ordered: bool) -> Verdict:
 
 def _run(command: str, tree: Tree) -> Execution:
     done = execute(command, tree, wall=WALL)
-    if done.ended == "timeout":  # once more: the machine may be slow, and a sandbox was seen, if rarely, to miss the end of a command
+    if (
+        done.ended == "timeout"
+    ):  # once more: the machine may be slow, and a sandbox was seen, if rarely, to miss the end of a command
         done = execute(command, tree, wall=PATIENCE if execute("true").seconds > STALLED else WALL)
     return done
 
@@ -117,7 +121,9 @@ _locks = [threading.Lock() for _ in range(64)]
 
 def reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict:
     """What the reference does on each of its trees; a `not_executed` verdict where that is nothing to compare with."""
-    with _locks[hash(reference) % len(_locks)]:  # several candidates of one task come at once, and the reference is run for one of them
+    with _locks[
+        hash(reference) % len(_locks)
+    ]:  # several candidates of one task come at once, and the reference is run for one of them
         try:
             return _reference_results(reference)
         except TimeoutError as error:  # not remembered: another time it may end
@@ -135,11 +141,16 @@ def _reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict
         if wanted.ended != "exited" or wanted.tree is None or wanted.exit_code in (126, 127):
             return Verdict("not_executed", f"the reference does not run here: {_ending(wanted)}: {reference}")
         if wanted.exit_code and wanted.stderr:
-            return Verdict("not_executed", f"the reference fails here: {_first_line(wanted.stderr)}: {reference}")
+            return Verdict(
+                "not_executed", f"the reference fails here: {_first_line(wanted.stderr)}: {reference}"
+            )
         again = _run_reference(reference, tree) if tree is trees[0] else wanted
         if _judge(tree, wanted, again, True, 1) is not None:
             return Verdict("not_executed", f"the reference does not do the same twice: {reference}")
-    if all(not wanted.stdout and wanted.tree is not None and not _trees_differ(tree, tree, wanted.tree) for tree, wanted in results):
+    if all(
+        not wanted.stdout and wanted.tree is not None and not _trees_differ(tree, tree, wanted.tree)
+        for tree, wanted in results
+    ):
         return Verdict("not_executed", f"nothing of the reference shows on the generated trees: {reference}")
     return results
 
@@ -155,7 +166,9 @@ def _judge(tree: Tree, wanted: Execution, got: Execution, ordered: bool, number:
     error, usual = (execution.stderr.decode(errors="replace") for execution in (got, wanted))
     if differs and (FAILED_TO_PARSE.search(error) or MISUSE.search(error)) and not MISUSE.search(usual):
         return Verdict("invalid", _first_line(got.stderr))
-    if not differs and NOT_THERE in error and NOT_THERE not in usual:  # where there were such a file, it would do something else
+    if (
+        not differs and NOT_THERE in error and NOT_THERE not in usual
+    ):  # where there were such a file, it would do something else
         return Verdict("wrong", "names a file that is not there", where + _first_line(got.stderr))
     return differs
 
@@ -176,12 +189,18 @@ def _difference(tree: Tree, wanted: Execution, got: Execution, ordered: bool, wh
 
 def _lines_differ(wanted: bytes, got: bytes, ordered: bool) -> str:
     """What differs, or nothing. White space at the ends of lines and line feeds at the end do not count."""
-    left, right = ([line.rstrip() for line in text.decode(errors="replace").rstrip().split("\n")] for text in (wanted, got))
+    left, right = (
+        [line.rstrip() for line in text.decode(errors="replace").rstrip().split("\n")]
+        for text in (wanted, got)
+    )
     if left == right or (not ordered and sorted(left) == sorted(right)):
         return ""
     if sorted(left) == sorted(right):
         return "the same lines in another order"
-    first = next((place for place, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), min(len(left), len(right)))
+    first = next(
+        (place for place, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]),
+        min(len(left), len(right)),
+    )
     shown = [_short(lines[first]) if first < len(lines) else "nothing" for lines in (right, left)]
     count = "" if len(left) == len(right) else f"{len(right)} lines instead of {len(left)}; "
     return f"{count}line {first + 1}: {shown[0]} instead of {shown[1]}"
@@ -211,13 +230,22 @@ def versions() -> tuple[str, ...]:
 
 
 def _ending(execution: Execution) -> str:
-    how = {"timeout": f"ran longer than {WALL:g} s", "output": "wrote too much", "killed": "was killed", "exited": "ended"}
+    how = {
+        "timeout": f"ran longer than {WALL:g} s",
+        "output": "wrote too much",
+        "killed": "was killed",
+        "exited": "ended",
+    }
     return how[execution.ended] if execution.ended != "exited" else f"ended with status {execution.exit_code}"
 
 
 def _first_line(text: bytes) -> str:
     lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
-    return _short(re.sub(r"^(/\w+)*/?bash: (-c: )?(line \d+: )?", "", lines[0]), 120).strip("'\"`") if lines else ""
+    return (
+        _short(re.sub(r"^(/\w+)*/?bash: (-c: )?(line \d+: )?", "", lines[0]), 120).strip("'\"`")
+        if lines
+        else ""
+    )
 
 
 def _short(text: str, most: int = 40) -> str:
@@ -250,7 +278,9 @@ def names_of(reference: str) -> Names:
         for place, word in enumerate(operands):
             if FILE.fullmatch(word.rsplit("/", 1)[-1]) and not word.startswith(("/", "*")):
                 files.append(word)
-            elif re.fullmatch(r"[\w-][\w./-]*", word) and (word.endswith("/") or (tool in DIRECTORY_OPERANDS and not place)):
+            elif re.fullmatch(r"[\w-][\w./-]*", word) and (
+                word.endswith("/") or (tool in DIRECTORY_OPERANDS and not place)
+            ):
                 directories.append(word.rstrip("/"))
             else:
                 others.append(word)
@@ -289,7 +319,9 @@ def make_tree(names: Names, number: int) -> Tree:
     The modes of files differ from tree to tree, and in the last tree what the reference makes is there already.
     """
     rng = stream("tree", number, *names.files, *names.directories, *names.words)
-    mode = (0o644, 0o640, 0o674)[number % 3]  # the last tells `g=rx` from `g+x`, which add to what the first two have
+    mode = (0o644, 0o640, 0o674)[
+        number % 3
+    ]  # the last tells `g=rx` from `g+x`, which add to what the first two have
     tree: dict[str, Entry] = {}
 
     def put(path: str, entry: Entry) -> None:
@@ -299,7 +331,12 @@ def make_tree(names: Names, number: int) -> Tree:
         if ".." not in parts and "." not in parts:
             tree[path] = entry
 
-    files = [*names.files, "zebra.txt", "yak.log", *(f"{word}.{suffix}" for suffix in names.suffixes for word in ("quiz", "owl"))]
+    files = [
+        *names.files,
+        "zebra.txt",
+        "yak.log",
+        *(f"{word}.{suffix}" for suffix in names.suffixes for word in ("quiz", "owl")),
+    ]
     if number == TREES - 1:
         files += [name for name in names.made if FILE.fullmatch(name.rsplit("/", 1)[-1])]
     for name in files:
@@ -308,7 +345,10 @@ def make_tree(names: Names, number: int) -> Tree:
         for path, entry in _nested(name, (*names.suffixes, *names.words), rng).items():
             put(path, entry)
     ages = rng.sample(range(len(tree)), len(tree))  # no two of an age
-    return {path: replace(entry, mtime=entry.mtime + 3600 * age) for (path, entry), age in zip(tree.items(), ages, strict=True)}
+    return {
+        path: replace(entry, mtime=entry.mtime + 3600 * age)
+        for (path, entry), age in zip(tree.items(), ages, strict=True)
+    }
 
 
 def _content(name: str, words: Sequence[str], rng: random.Random) -> bytes:
@@ -318,7 +358,9 @@ def _content(name: str, words: Sequence[str], rng: random.Random) -> bytes:
     """
     kinds = [form for word in words for form in _forms(word)]
     count = max(22, len(kinds) + 6)
-    numbers = rng.sample([*range(1, 10), *range(10, 100, 3), *range(100, 1000, 50), *range(1000, 10_000, 600)], count)
+    numbers = rng.sample(
+        [*range(1, 10), *range(10, 100, 3), *range(100, 1000, 50), *range(1000, 10_000, 600)], count
+    )
     lines = []
     for place, number in enumerate(numbers):
         parts = rng.choices(VOCABULARY, k=rng.randint(3, 5))
@@ -334,14 +376,24 @@ def _content(name: str, words: Sequence[str], rng: random.Random) -> bytes:
     comma = "," if name.endswith(".csv") else " "
     lines += ["", "", frequent[-1].upper(), f"{numbers[0]}{comma}{rng.choice(VOCABULARY)}"]
     lines += [f"  {_line(name, 8, rng.sample(VOCABULARY, 4), rng)}"]
-    lines += [comma.join([first, *rng.sample(VOCABULARY, 4)]) for first in ("Yellow", "alpha", "~candle", "garden!")]
+    lines += [
+        comma.join([first, *rng.sample(VOCABULARY, 4)]) for first in ("Yellow", "alpha", "~candle", "garden!")
+    ]
     rng.shuffle(lines)
     return ("\n".join(lines) + "\n").encode()
 
 
 def _line(name: str, number: int, parts: Sequence[str], rng: random.Random) -> str:
     if name.endswith(".csv"):
-        return ",".join([str(number), rng.choice(VOCABULARY[:7]), rng.choice(VOCABULARY[7:14]), str(rng.randint(1, 12)), " ".join(parts)])
+        return ",".join(
+            [
+                str(number),
+                rng.choice(VOCABULARY[:7]),
+                rng.choice(VOCABULARY[7:14]),
+                str(rng.randint(1, 12)),
+                " ".join(parts),
+            ]
+        )
     gap = rng.choice((" ", " ", " ", "  ", "\t"))
     return f"{number}{gap}{' '.join(parts)}"
 
@@ -370,10 +422,18 @@ def _nested(name: str, words: Sequence[str], rng: random.Random) -> dict[str, En
     """A directory with files and directories at several depths, and names that only look like what is sought."""
     tree: dict[str, Entry] = {name: Entry("directory", 0o755)}
     suffixes = list(dict.fromkeys([*[word for word in words if len(word) <= 5][:3], "txt", "log", "csv"]))
-    for inner in ("", f"{rng.choice(VOCABULARY)}/", f"{rng.choice(VOCABULARY)}/deep/", "old.txt/", ".hidden/"):
+    for inner in (
+        "",
+        f"{rng.choice(VOCABULARY)}/",
+        f"{rng.choice(VOCABULARY)}/deep/",
+        "old.txt/",
+        ".hidden/",
+    ):
         for suffix in suffixes:
             file = f"{rng.choice(VOCABULARY)}{rng.randint(1, 99)}.{suffix}"
-            tree[f"{name}/{inner}{file}"] = Entry("file", rng.choice((0o644, 0o755)), f"{rng.choice(VOCABULARY)}\n".encode())
+            tree[f"{name}/{inner}{file}"] = Entry(
+                "file", rng.choice((0o644, 0o755)), f"{rng.choice(VOCABULARY)}\n".encode()
+            )
         if inner:
             tree[f"{name}/{inner}".rstrip("/")] = Entry("directory", 0o755)
     tree[f"{name}/empty"] = Entry("directory", 0o755)

@@ -25,8 +25,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from envs.grammar import Among, ByQuery, Choice, Column, Key, Refers, Table, Unique, Whole, short, stream
+from envs.grammar import Among, ByQuery, Choice, Column, Key, Refers, Table, Unique, Whole
+from envs.messages import short
 from envs.schema import load_spec
+from envs.streams import stream
 from envs.types import InputError
 from envs.verify import sql_worker
 from envs.verify.verdict import Status, Verdict
@@ -38,10 +40,17 @@ LONGEST = 10_000  # characters of a query
 MOST_REPLY = 16 * 2**20  # bytes
 KEPT_DATABASES = 256  # of a worker, some 70 KB each
 KEPT_WORKERS = 2 * (os.cpu_count() or 1)
-LEANS = (None, 0, 1, -1)  # how far from a value of the reference most numbers of a column lie; None: most lie anywhere
+LEANS = (
+    None,
+    0,
+    1,
+    -1,
+)  # how far from a value of the reference most numbers of a column lie; None: most lie anywhere
 
 Row = tuple[Any, ...]
-Focus = tuple[tuple[str, str, tuple[str | int, ...]], ...]  # (table, column, values of the reference that can occur in it)
+Focus = tuple[
+    tuple[str, str, tuple[str | int, ...]], ...
+]  # (table, column, values of the reference that can occur in it)
 
 
 def compare(where: str, reference: str, command: str, ordered: bool) -> Verdict:
@@ -95,7 +104,9 @@ class _Wanted:
         self.columns, self.rows = columns, rows
         self.counts = Counter(rows)
         self.blocks: list[int] = []
-        if reversed_rows is None or Counter(reversed_rows) != self.counts:  # a LIMIT cuts through a tie: then only this order is right
+        if (
+            reversed_rows is None or Counter(reversed_rows) != self.counts
+        ):  # a LIMIT cuts through a tie: then only this order is right
             self.blocks = list(range(1, len(rows) + 1))
         else:
             ahead: Counter[Row] = Counter()  # rows so far in one order, less those in the other
@@ -145,9 +156,17 @@ def _difference(wanted: _Wanted, columns: int, rows: list[Row], ordered: bool) -
         return None
     counts = Counter(rows)
     if counts != wanted.counts:
-        number = f"{_count(len(rows), 'row')} instead of {len(wanted.rows)}" if len(rows) != len(wanted.rows) else ""
+        number = (
+            f"{_count(len(rows), 'row')} instead of {len(wanted.rows)}"
+            if len(rows) != len(wanted.rows)
+            else ""
+        )
         missing, extra = next(iter(wanted.counts - counts), None), next(iter(counts - wanted.counts), None)
-        first = f"first missing: {short(missing)}" if missing is not None else f"first that should not be: {short(extra)}"
+        first = (
+            f"first missing: {short(missing)}"
+            if missing is not None
+            else f"first that should not be: {short(extra)}"
+        )
         if missing is not None and extra is not None and not number:
             first = f"{short(extra)} instead of {short(missing)}"
         return "other rows", "; ".join(filter(None, (number, first)))
@@ -156,7 +175,10 @@ def _difference(wanted: _Wanted, columns: int, rows: list[Row], ordered: bool) -
     begin = 0
     for end in wanted.blocks:
         if Counter(rows[begin:end]) != Counter(wanted.rows[begin:end]):
-            return "other order", f"row {begin + 1} is {short(rows[begin])} instead of {short(wanted.rows[begin])}"
+            return (
+                "other order",
+                f"row {begin + 1} is {short(rows[begin])} instead of {short(wanted.rows[begin])}",
+            )
         begin = end
     return None
 
@@ -177,7 +199,9 @@ def _focus(where: str, reference: str) -> Focus:
     """
     texts = {first or second for first, second in re.findall(r"'((?:[^']|'')*)'|\"([^\"]*)\"", reference)}
     rest = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", " ", reference)
-    numbers = {sign * int(digits) for digits in re.findall(r"(?<![\w.])\d{1,15}(?![\w.])", rest) for sign in (1, -1)}
+    numbers = {
+        sign * int(digits) for digits in re.findall(r"(?<![\w.])\d{1,15}(?![\w.])", rest) for sign in (1, -1)
+    }
     words = set(re.findall(r"\w+", reference.lower()))
     found = []
     for name, table in _tables(where).items():
@@ -217,7 +241,9 @@ def _table(where: str, name: str, focus: Focus, filling: int) -> str:
     columns, types = [], {}
     for column_name, column in table.columns.items():
         place, values = wanted.get(column_name, (0, ()))
-        lean = LEANS[(filling + place * (filling // len(LEANS))) % len(LEANS)]  # the columns lean alike, then differently
+        lean = LEANS[
+            (filling + place * (filling // len(LEANS))) % len(LEANS)
+        ]  # the columns lean alike, then differently
         rng = stream("filling", filling, name, column_name)
         drawn = _column(where, column, table.rows, rng, values, lean)
         columns.append(drawn)
@@ -225,7 +251,9 @@ def _table(where: str, name: str, focus: Focus, filling: int) -> str:
     return json.dumps({"columns": types, "rows": list(zip(*columns, strict=True))})
 
 
-def _column(where: str, column: Column, count: int, rng: random.Random, wanted: Sequence[str | int], lean: int | None) -> list[Any]:
+def _column(
+    where: str, column: Column, count: int, rng: random.Random, wanted: Sequence[str | int], lean: int | None
+) -> list[Any]:
     """`count` values of a column; `wanted` are those of the reference that it should have, `lean` is explained at `LEANS`."""
     drawn: list[Any] = []
     if isinstance(column, Key):
@@ -241,10 +269,14 @@ def _column(where: str, column: Column, count: int, rng: random.Random, wanted: 
     if isinstance(column, Among):
         values = _values(where, column)
         order = rng.sample(values, len(values))
-        anything = rng.choices(order, [1 / (place + 1) for place in range(len(order))], k=count)  # some are frequent, some rare
+        anything = rng.choices(
+            order, [1 / (place + 1) for place in range(len(order))], k=count
+        )  # some are frequent, some rare
         return [rng.choice(wanted) if wanted and rng.random() < 0.5 else value for value in anything]
     numbers = [value for value in wanted if isinstance(value, int)]
-    near = sorted({n + step for n in numbers for step in (-1, 0, 1)} & set(range(column.low, column.high + 1)))
+    near = sorted(
+        {n + step for n in numbers for step in (-1, 0, 1)} & set(range(column.low, column.high + 1))
+    )
     if column.repeats == "never":
         others = [n for n in range(column.low, column.high + 1) if n not in near]
         near = near[:count]
@@ -276,7 +308,9 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},  # some Pythons cannot start without
+            env={
+                name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ
+            },  # some Pythons cannot start without
             cwd="/",
             start_new_session=True,
         )
@@ -369,7 +403,9 @@ os.register_at_fork(after_in_child=_forget)
 atexit.register(lambda: _workers.end())
 
 
-def _ask(where: str, focus: Focus, filling: int, backwards: bool, sql: str, seconds: float) -> tuple[dict[str, Any], float]:
+def _ask(
+    where: str, focus: Focus, filling: int, backwards: bool, sql: str, seconds: float
+) -> tuple[dict[str, Any], float]:
     """A worker's reply to a query, and the seconds it took.
 
     Raises:
@@ -415,7 +451,10 @@ def _load(worker: _Worker, name: str, where: str, focus: Focus, filling: int, ba
         oldest = next(iter(worker.loaded))
         worker.ask({"drop": oldest}, LOAD_SECONDS)
         del worker.loaded[oldest]
-    tables = {table: json.loads(_table(where, table, tuple(f for f in focus if f[0] == table), filling)) for table in _tables(where)}
+    tables = {
+        table: json.loads(_table(where, table, tuple(f for f in focus if f[0] == table), filling))
+        for table in _tables(where)
+    }
     if backwards:
         for table in tables.values():
             table["rows"].reverse()

@@ -72,13 +72,20 @@ def open_database(tables: dict[str, Any]) -> sqlite3.Connection:
     """A database with these tables and no index, so that rows come in the order in which they were put in. Nothing can be written to it."""
     database = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
     database.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-    for pragma in ("temp_store=MEMORY", "trusted_schema=OFF", "cell_size_check=ON", f"hard_heap_limit={HEAP}"):
+    for pragma in (
+        "temp_store=MEMORY",
+        "trusted_schema=OFF",
+        "cell_size_check=ON",
+        f"hard_heap_limit={HEAP}",
+    ):
         database.execute(f"PRAGMA {pragma}").fetchall()
     database.execute("BEGIN")
     for name, table in tables.items():
         columns = ", ".join(f'"{column}" {kind}' for column, kind in table["columns"].items())
         database.execute(f'CREATE TABLE "{name}" ({columns})')
-        database.executemany(f'INSERT INTO "{name}" VALUES ({", ".join("?" * len(table["columns"]))})', table["rows"])
+        database.executemany(
+            f'INSERT INTO "{name}" VALUES ({", ".join("?" * len(table["columns"]))})', table["rows"]
+        )
     database.execute("COMMIT")
     database.execute("PRAGMA query_only=ON")
     known, functions = {name.lower() for name in tables}, set(FUNCTIONS.split())
@@ -86,7 +93,9 @@ def open_database(tables: dict[str, Any]) -> sqlite3.Connection:
     def authorize(action: int, first: str | None, second: str | None, *_: object) -> int:
         allowed = (
             action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE)
-            or (action == sqlite3.SQLITE_READ and (str(first).lower() in known or not second))  # no column: COUNT(*) of a WITH
+            or (
+                action == sqlite3.SQLITE_READ and (str(first).lower() in known or not second)
+            )  # no column: COUNT(*) of a WITH
             or (action == sqlite3.SQLITE_FUNCTION and str(second).lower() in functions)
         )
         return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
@@ -109,7 +118,9 @@ def query(database: sqlite3.Connection, sql: str, seconds: float) -> dict[str, A
         return {"invalid": "not a SELECT"}
     end = time.monotonic() + seconds
     database.set_progress_handler(lambda: time.monotonic() > end, 1000)
-    signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)  # the signal is not handled: it ends the process, whatever it is at
+    signal.setitimer(
+        signal.ITIMER_REAL, seconds + GRACE
+    )  # the signal is not handled: it ends the process, whatever it is at
     prepared = False
     try:
         database.execute(f"EXPLAIN {sql}").close()  # prepares it without running it

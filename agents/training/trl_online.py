@@ -33,13 +33,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from agents.training.config import TrainConfig, TrainingError
-from envs.grammar import nearest
+from envs.messages import nearest
 from envs.types import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from agents.policy.model import Policy
+    from agents.policy.policy import Policy
     from agents.training.rollouts import Batch
     from agents.training.session import Session
     from envs.types import Task
@@ -127,10 +127,14 @@ def import_trl(name: str) -> Any:
 
         return getattr(trl, name)
     except ImportError as error:
-        raise InputError(f"{name.removesuffix('Config')} is TRL's, which cannot be imported ({error}): pip install '.[trl]'") from None
+        raise InputError(
+            f"{name.removesuffix('Config')} is TRL's, which cannot be imported ({error}): pip install '.[trl]'"
+        ) from None
 
 
-def trl_arguments(name: str, config: TrainConfig, micro_batch: int | None, options: Sequence[str], **own: Any) -> Any:
+def trl_arguments(
+    name: str, config: TrainConfig, micro_batch: int | None, options: Sequence[str], **own: Any
+) -> Any:
     """TRL's configuration for a run, and with it the check of `--trl`. Needs no model.
 
     Args:
@@ -164,7 +168,11 @@ def trl_arguments(name: str, config: TrainConfig, micro_batch: int | None, optio
         **own,
     }
     known = [field.name for field in fields(config_type) if field.init]
-    extra = read_options(options, known, {**dict.fromkeys([*values, *FIXED, *USELESS, "max_steps", "steps_per_generation"], ""), **FLAGS})
+    extra = read_options(
+        options,
+        known,
+        {**dict.fromkeys([*values, *FIXED, *USELESS, "max_steps", "steps_per_generation"], ""), **FLAGS},
+    )
     if extra.get("use_vllm") and find_spec("vllm") is None:
         raise InputError("--trl use_vllm: vLLM is not installed: pip install 'trl[vllm]', or leave it out")
     try:
@@ -192,15 +200,22 @@ def read_options(options: Sequence[str], known: Sequence[str], taken: Mapping[st
         if not equals:
             raise InputError(f"--trl {option}: write key=value")
         if key not in known:
-            raise InputError(f"--trl {option}: TRL has no option {key}{nearest(key, known)}: see its documentation")
+            raise InputError(
+                f"--trl {option}: TRL has no option {key}{nearest(key, known)}: see its documentation"
+            )
         if key in taken:
-            raise InputError(f"--trl {option}: " + (f"use {taken[key]}" if taken[key] else "is set by this command: leave it out"))
+            raise InputError(
+                f"--trl {option}: "
+                + (f"use {taken[key]}" if taken[key] else "is set by this command: leave it out")
+            )
         if key in read:
             raise InputError(f"--trl {option}: {key} is given twice: leave one out")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise InputError(f"--trl {option}: {text} is not YAML: put a text with special characters in quotes") from None
+            raise InputError(
+                f"--trl {option}: {text} is not YAML: put a text with special characters in quotes"
+            ) from None
         with contextlib.suppress(ValueError):
             value = float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a text
         read[key] = value
@@ -220,7 +235,11 @@ def step_size(config: TrainConfig) -> int:
 def step_line(config: TrainConfig, epochs: int) -> str:
     """For the user: the steps of a cycle, and where --batch-size could not be kept."""
     size, total = step_size(config), config.tasks * config.candidates
-    other = "" if size == config.batch_size else f" (nearest to --batch-size {config.batch_size} among the divisors of {total})"
+    other = (
+        ""
+        if size == config.batch_size
+        else f" (nearest to --batch-size {config.batch_size} among the divisors of {total})"
+    )
     return f"{epochs * total // size} steps a cycle, {size} candidates in each{other}"
 
 
@@ -255,7 +274,14 @@ class Online:
         InputError: TRL refuses the model or an option.
     """
 
-    def __init__(self, trainer_type: Any, arguments: Any, config: TrainConfig, session: Session, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        trainer_type: Any,
+        arguments: Any,
+        config: TrainConfig,
+        session: Session,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
         from datasets import Dataset
         from torch.optim.lr_scheduler import LambdaLR
         from transformers import PrinterCallback
@@ -268,7 +294,10 @@ class Online:
         # TRL would tell the hub that it runs.
         silent = type(trainer_type.__name__, (trainer_type,), {"_send_telemetry": lambda self: None})
         if arguments.use_vllm:  # what vLLM writes ends where what transformers writes ends
-            arguments.generation_kwargs = {"stop_token_ids": sorted(policy.ends), **(arguments.generation_kwargs or {})}
+            arguments.generation_kwargs = {
+                "stop_token_ids": sorted(policy.ends),
+                **(arguments.generation_kwargs or {}),
+            }
         values = [parameter.data for parameter in policy.trainable()]
         try:
             with contained(policy):
@@ -284,7 +313,9 @@ class Online:
         except (ValueError, NotImplementedError, ImportError) as error:
             raise InputError(f"--trl: TRL says: {_one_line(error)}") from None
         for parameter, value in zip(policy.trainable(), values, strict=True):
-            parameter.data = value  # TRL makes the adapter of a 4-bit model bfloat16, in which small steps are lost
+            parameter.data = (
+                value  # TRL makes the adapter of a 4-bit model bfloat16, in which small steps are lost
+            )
         self.trainer.remove_callback(PrinterCallback)
 
     def learn(self, cycle: int) -> tuple[Batch, dict[str, float | None]]:
@@ -304,19 +335,25 @@ class Online:
         policy, config = self.session.policy, self.config
         self._cycle, self._batch, self._began = cycle, None, time.perf_counter()
         drawn = self.session.source.tasks(config.tasks, config.seed, cycle, "before")
-        self._tasks = list(itertools.islice(itertools.cycle(drawn), config.tasks))  # a model may propose fewer, TRL takes no fewer
+        self._tasks = list(
+            itertools.islice(itertools.cycle(drawn), config.tasks)
+        )  # a model may propose fewer, TRL takes no fewer
         self.trainer.train_dataset = Dataset.from_list([_row(policy, task) for task in self._tasks])
         trained: dict[str, float | None] = {}
         try:
             with updating(policy, config.lr, config.seed, cycle, "train"), contained(policy):
-                self.trainer._last_loaded_step = -1  # steps count from 0 each cycle, so TRL would take vLLM's weights for the newest
+                self.trainer._last_loaded_step = (
+                    -1
+                )  # steps count from 0 each cycle, so TRL would take vLLM's weights for the newest
                 self._train()
                 trained = means(self.trainer.state.log_history)
         except TrainingError:
             if self._batch is None or informative(self._batch) or not trained:
                 raise
         if self._batch is None:
-            raise TrainingError("TRL trained on candidates of an earlier cycle: is this version of TRL one that pyproject.toml allows?")
+            raise TrainingError(
+                "TRL trained on candidates of an earlier cycle: is this version of TRL one that pyproject.toml allows?"
+            )
         return self._batch, trained
 
     def _train(self) -> None:
@@ -324,15 +361,21 @@ class Online:
         try:
             self.trainer.train()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if not self.config.trl:  # type: ignore[attr-defined]
+            given = self.config.trl  # type: ignore[attr-defined]
+            if not given:
                 raise
-            raise InputError(f"--trl {' '.join(self.config.trl)}: TRL says: {type(error).__name__}: {_one_line(error)}") from error  # type: ignore[attr-defined]
+            why = f"{type(error).__name__}: {_one_line(error)}"
+            raise InputError(f"--trl {' '.join(given)}: TRL says: {why}") from error
 
     def _score(
-        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Any],
+        **columns: Any,
     ) -> list[float | None]:
         """The reward function that TRL calls: N rows, the candidates of a task one after the other."""
-        from agents.policy.model import seed_of
+        from agents.policy.seeds import seed_of
         from agents.training.rollouts import Batch, Rollout, forward_prompt
         from rewards.trl import score_rows
 
@@ -343,7 +386,9 @@ class Online:
         pairs = [(asked[row // group], completion.token_ids) for row, completion in enumerate(bare)]
         written = [  # what ended for TRL has ended, an empty line included
             replace(completion, logprobs=tuple(logprobs), truncated=not ids or ids[-1] not in policy.ends)
-            for completion, ids, logprobs in zip(bare, completion_ids, policy.logprobs_of_ids(pairs), strict=True)
+            for completion, ids, logprobs in zip(
+                bare, completion_ids, policy.logprobs_of_ids(pairs), strict=True
+            )
         ]
         seed = seed_of(self.config.seed, self._cycle, "before", "reward")
         scores = score_rows(self.session.reward, [completion.text for completion in written], columns, seed)
@@ -361,7 +406,9 @@ def informative(batch: Batch) -> bool:
     """Whether there is a task whose candidates scored differently, and among them one that was not cut: those have no token in the loss."""
     for group in batch.groups:
         scored = [rollout for rollout in group if rollout.score.value is not None]
-        if len({rollout.score.value for rollout in scored}) > 1 and not all(rollout.completion.truncated for rollout in scored):
+        if len({rollout.score.value for rollout in scored}) > 1 and not all(
+            rollout.completion.truncated for rollout in scored
+        ):
             return True
     return False
 
@@ -433,7 +480,11 @@ def _row(policy: Policy, task: Task) -> dict[str, Any]:
     from agents.training.rollouts import forward_prompt
     from rewards.trl import task_row
 
-    return task_row(task) if policy.tokenizer.chat_template else {**task_row(task), "prompt": forward_prompt(task) + "\n"}
+    return (
+        task_row(task)
+        if policy.tokenizer.chat_template
+        else {**task_row(task), "prompt": forward_prompt(task) + "\n"}
+    )
 
 
 def _one_line(error: Exception) -> str:

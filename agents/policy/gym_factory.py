@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from envs.inversion import InversionEnv, InversionVectorEnv
+from envs.gym_env import InversionEnv, InversionVectorEnv
 from envs.source import Source, make_source
 from envs.types import Reward, Task
 from rewards import POOL, make_reward, reward_info
 
 if TYPE_CHECKING:
-    from agents.policy.model import Policy
+    from agents.policy.policy import Policy
 
 
 def make_env(
@@ -49,7 +49,9 @@ def make_env(
     Raises:
         InputError: what is wrong with the arguments, in one line.
     """
-    return InversionEnv(*_compose(domain, reward, source, model, gates, inverter), seed=seed, render_mode=render_mode)
+    return InversionEnv(
+        *_compose(domain, reward, source, model, gates, inverter), seed=seed, render_mode=render_mode
+    )
 
 
 def make_vector_env(
@@ -65,10 +67,17 @@ def make_vector_env(
     inverter: str = "base",
 ) -> InversionVectorEnv:
     """Makes the batched environment; arguments and errors as in `make_env`."""
-    return InversionVectorEnv(*_compose(domain, reward, source, model, gates, inverter), num_envs, seed=seed, render_mode=render_mode)
+    return InversionVectorEnv(
+        *_compose(domain, reward, source, model, gates, inverter),
+        num_envs,
+        seed=seed,
+        render_mode=render_mode,
+    )
 
 
-def _compose(domain: str, reward: str | Reward, source: str | Source, model: str, gates: bool, inverter: str) -> tuple[Source, Reward]:
+def _compose(
+    domain: str, reward: str | Reward, source: str | Source, model: str, gates: bool, inverter: str
+) -> tuple[Source, Reward]:
     info = reward_info(reward) if isinstance(reward, str) else None  # before anything is loaded
     if isinstance(source, str):
         source = make_source(source, domain, shared_policy(model) if source == "model" else None)
@@ -82,7 +91,7 @@ def _compose(domain: str, reward: str | Reward, source: str | Source, model: str
 @functools.cache
 def shared_policy(model: str, /) -> Policy:
     """The policy that all environments of this process use: load a policy of your own to train one."""
-    from agents.policy.model import load_policy
+    from agents.policy.load import load_policy
 
     return load_policy(model)
 

@@ -6,56 +6,32 @@ import contextlib
 import copy
 import functools
 import hashlib
-import importlib.util
 import inspect
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils import logging
 
-from envs.grammar import unit
+from agents.policy.seeds import seeded
 from envs.types import Completion, InputError
 
-EMBEDDED = Path(__file__).parent / "embedded"
-ALIASES = {"embedded": str(EMBEDDED), "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2"}
-SMALL = 20_000_000  # parameters
-EMA = 0.8  # decay of the averaged adapter in a training phase: half of the average is of the last three phases
+# Decay of the averaged adapter in a training phase: half of the average is of the last three phases.
+EMA = 0.8
 EMA_FILE = "ema.safetensors"  # beside the adapter in a checkpoint; PEFT does not look at it
 Snapshot = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Lora:
-    """The documented adapter. Models without these projections get LoRA on all linear layers."""
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed for torch from (seed, cycle, purpose, index)."""
-    return int(unit(*parts) * 2**63)
-
-
-@contextlib.contextmanager
-def seeded(*parts: object) -> Iterator[None]:
-    """Torch's generators as (seed, cycle, purpose, index) says; the state outside is left as it was."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed_of(*parts))
-        yield
 
 
 class Policy:
@@ -96,7 +72,9 @@ class Policy:
             return []
         if self.tokenizer.chat_template:
             texts = [
-                self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+                )
                 for prompt in prompts
             ]
             return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -109,7 +87,13 @@ class Policy:
     # ---- generation ----
 
     def generate(
-        self, prompts: Sequence[str], n: int = 1, *, temperature: float, max_new_tokens: int = 64, seed: int = 0
+        self,
+        prompts: Sequence[str],
+        n: int = 1,
+        *,
+        temperature: float,
+        max_new_tokens: int = 64,
+        seed: int = 0,
     ) -> list[list[Completion]]:
         """Writes `n` one-line completions after each of P prompts.
 
@@ -121,7 +105,11 @@ class Policy:
         """
         if n < 1:
             return [[] for _ in prompts]
-        rows = list(range(len(prompts))) if temperature else list({prompt: row for row, prompt in enumerate(prompts)}.values())
+        rows = (
+            list(range(len(prompts)))
+            if temperature
+            else list({prompt: row for row, prompt in enumerate(prompts)}.values())
+        )
         ids = dict(zip(rows, self.prompt_ids([prompts[row] for row in rows]), strict=True))
         order = sorted(rows, key=lambda row: (-len(ids[row]), row))
         jobs = [(row, sample) for row in order for sample in range(n if temperature else 1)]
@@ -147,7 +135,11 @@ class Policy:
         of_row = torch.tensor([unique[tuple(ids)] for ids in rows], device=self.device)
         read = self._read(inputs, mask, of_row) if len(unique) < len(rows) else {}
         inputs, mask = inputs[of_row], mask[of_row]
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            if temperature
+            else {"do_sample": False}
+        )
         output: Any = self.model.generate(
             input_ids=inputs,
             attention_mask=mask,
@@ -164,9 +156,16 @@ class Policy:
         )
         tokens = output.sequences[:, width:]
         logprobs = torch.stack(
-            [logits.log_softmax(-1).gather(1, tokens[:, step, None])[:, 0] for step, logits in enumerate(output.logits)], dim=1
+            [
+                logits.log_softmax(-1).gather(1, tokens[:, step, None])[:, 0]
+                for step, logits in enumerate(output.logits)
+            ],
+            dim=1,
         )
-        return [self.completion(ids, values) for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+        return [
+            self.completion(ids, values)
+            for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)
+        ]
 
     def _read(self, inputs: Tensor, mask: Tensor, of_row: Tensor) -> dict[str, Any]:
         """Reads each prompt once, however many completions it gets: `past_key_values` for `generate`, where the model can be read so.
@@ -180,9 +179,15 @@ class Policy:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with torch.no_grad():
             cache = self.model(
-                input_ids=inputs[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True, logits_to_keep=1
+                input_ids=inputs[:, :-1],
+                attention_mask=mask[:, :-1],
+                position_ids=positions[:, :-1],
+                use_cache=True,
+                logits_to_keep=1,
             ).past_key_values
-        plain = type(cache) is DynamicCache and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        plain = type(cache) is DynamicCache and all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
+        )
         if not plain:  # the states of linear attention and the like have no rows to choose from
             self._reads_ahead = False
             return {}
@@ -205,18 +210,24 @@ class Policy:
         for position, token in enumerate(ids):
             text = self._texts[token]
             if token in self._eos or "\n" in (text if begun else text.lstrip()):
-                belongs = token not in self._eos and (text if begun else text.lstrip()).split("\n")[0].strip()  # as of the token `)\n`
+                belongs = (
+                    token not in self._eos and (text if begun else text.lstrip()).split("\n")[0].strip()
+                )  # as of the token `)\n`
                 end, truncated = position + bool(belongs), False
                 break
             begun = begun or bool(text.strip())
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(text.strip().split("\n")[0].strip(), tuple(ids[:end]), tuple(logprobs[:end]), truncated)
+        return Completion(
+            text.strip().split("\n")[0].strip(), tuple(ids[:end]), tuple(logprobs[:end]), truncated
+        )
 
     # ---- log-probabilities ----
 
     def logprobs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         """Natural-log probability of each token of each continuation after its prompt, in one batched forward pass -> [P][T_p]."""
-        return self.logprobs_of_ids(list(zip(self.prompt_ids(prompts), self.completion_ids(continuations), strict=True)))
+        return self.logprobs_of_ids(
+            list(zip(self.prompt_ids(prompts), self.completion_ids(continuations), strict=True))
+        )
 
     def logprobs_of_ids(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """The same for (prompt ids, completion ids)."""
@@ -244,7 +255,9 @@ class Policy:
         logprobs = torch.zeros(mask.shape, device=self.device)
         return logprobs.masked_scatter(mask, picked), mask
 
-    def token_logits(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    def token_logits(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Float32 logits (N, vocabulary) of the N completion tokens of B sequences, these tokens (N,), and where they stand, mask_B_T."""
         width = max(len(prompt) + len(completion) for prompt, completion in pairs)
         inputs = torch.full((len(pairs), width), self.pad)
@@ -260,28 +273,43 @@ class Policy:
         mask = wanted[:, 1:]
         return logits[mask].float(), inputs[:, 1:][mask], mask
 
-    def entropy_and_kl(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[float | None, float | None]:
+    def entropy_and_kl(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> tuple[float | None, float | None]:
         """Mean entropy of the next-token distribution, and its mean KL to the base's, over completion tokens; nats, None of no tokens."""
 
-        def measure(batch: list[tuple[Sequence[int], Sequence[int]]], first: int) -> list[tuple[float, float, int]]:
+        def measure(
+            batch: list[tuple[Sequence[int], Sequence[int]]], first: int
+        ) -> list[tuple[float, float, int]]:
             with self._evaluating(), torch.no_grad():
                 own = self.token_logits(batch)[0].log_softmax(-1)
                 with self.adapter("off"):
                     base = self.token_logits(batch)[0].log_softmax(-1)
             sums = (-(own.exp() * own).sum().item(), (own.exp() * (own - base)).sum().item(), len(own))
-            return [sums] + [(0.0, 0.0, 0)] * (len(batch) - 1)  # a row for each sequence, as `_in_batches` counts them
+            return [sums] + [(0.0, 0.0, 0)] * (
+                len(batch) - 1
+            )  # a row for each sequence, as `_in_batches` counts them
 
         rows = self._in_batches([pair for pair in pairs if pair[1]], measure)
         tokens = sum(row[2] for row in rows)
-        return (sum(row[0] for row in rows) / tokens, sum(row[1] for row in rows) / tokens) if tokens else (None, None)
+        return (
+            (sum(row[0] for row in rows) / tokens, sum(row[1] for row in rows) / tokens)
+            if tokens
+            else (None, None)
+        )
 
-    def entropies(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[tuple[float, float] | None]:
+    def entropies(
+        self, prompts: Sequence[str], continuations: Sequence[str]
+    ) -> list[tuple[float, float] | None]:
         """Means over each continuation's tokens of the next-token distribution p's entropy and self-certainty -> [P]; None of no tokens.
 
         Self-certainty is KL(uniform || p) = -log V - mean over the V tokens of log p (Zhao et al. 2025, arXiv:2505.19590), in nats.
         """
         pairs = list(zip(self.prompt_ids(prompts), self.completion_ids(continuations), strict=True))
-        order = sorted((row for row, pair in enumerate(pairs) if pair[1]), key=lambda row: -len(pairs[row][0]) - len(pairs[row][1]))
+        order = sorted(
+            (row for row, pair in enumerate(pairs) if pair[1]),
+            key=lambda row: -len(pairs[row][0]) - len(pairs[row][1]),
+        )
 
         def measure(batch: list[int], first: int) -> list[tuple[float, float]]:
             with self._evaluating(), torch.no_grad():
@@ -325,7 +353,11 @@ class Policy:
     def update_ema(self, decay: float) -> None:
         """average = decay * average + (1 - decay) * weights. Where no average is kept it starts at the weights."""
         now = self.snapshot()
-        self.ema = now if self.ema is None else {name: tensor.lerp(now[name], 1 - decay) for name, tensor in self.ema.items()}
+        self.ema = (
+            now
+            if self.ema is None
+            else {name: tensor.lerp(now[name], 1 - decay) for name, tensor in self.ema.items()}
+        )
 
     def snapshot(self) -> Snapshot:
         """A copy of the adapter's weights."""
@@ -343,27 +375,44 @@ class Policy:
 
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
         if self.ema is not None:
-            save_file({name: tensor.contiguous() for name, tensor in sorted(self.ema.items())}, str(Path(folder) / EMA_FILE))
+            save_file(
+                {name: tensor.contiguous() for name, tensor in sorted(self.ema.items())},
+                str(Path(folder) / EMA_FILE),
+            )
 
     def load(self, folder: Path) -> None:
         """Loads the weights of a PEFT adapter folder into this adapter, which stays trainable, and the average that lies beside them."""
         from safetensors.torch import load_file
 
-        saved, own = _adapter_config(folder), self.model.peft_config["default"].to_dict()
+        saved, own = adapter_config(folder), self.model.peft_config["default"].to_dict()
         names = ["adapter_model.safetensors", *([EMA_FILE] if (Path(folder) / EMA_FILE).is_file() else [])]
         files: list[Snapshot] = []
         for name in names:
             try:
                 files.append(load_file(str(Path(folder) / name)))
             except (OSError, SafetensorError) as error:
-                raise InputError(f"--adapter {folder}: {name} cannot be read: {error}: give another adapter") from None
+                raise InputError(
+                    f"--adapter {folder}: {name} cannot be read: {error}: give another adapter"
+                ) from None
         if any(_shapes(weights) != _shapes(self._weights()) for weights in files):
-            raise InputError(f"--adapter {folder}: its layers or ranks differ from --model and --lora-r: use those it was trained with")
-        if changed := [key for key in ("lora_alpha", "alpha_pattern", "use_rslora") if saved.get(key, own[key]) != own[key]]:
+            raise InputError(
+                f"--adapter {folder}: its layers or ranks differ from --model and --lora-r: use those it was trained with"
+            )
+        if changed := [
+            key
+            for key in ("lora_alpha", "alpha_pattern", "use_rslora")
+            if saved.get(key, own[key]) != own[key]
+        ]:
             key = changed[0]
-            fix = "use the --lora-alpha that it was trained with" if key == "lora_alpha" else "give a plain LoRA adapter"
+            fix = (
+                "use the --lora-alpha that it was trained with"
+                if key == "lora_alpha"
+                else "give a plain LoRA adapter"
+            )
             raise InputError(f"--adapter {folder}: its {key} is {saved[key]}, not {own[key]}: {fix}")
-        weights, *average = ({name: tensor.to(self.device) for name, tensor in weights.items()} for weights in files)
+        weights, *average = (
+            {name: tensor.to(self.device) for name, tensor in weights.items()} for weights in files
+        )
         self.restore(weights)
         self.ema = average[0] if average else None
 
@@ -404,7 +453,9 @@ class Policy:
             except (MemoryError, RuntimeError) as error:
                 if len(batch) == 1 or not _out_of_memory(error):
                     raise
-            self.batch_size = len(batch) // 2  # out of the handler, which keeps the tensors of the failed attempt alive
+            self.batch_size = (
+                len(batch) // 2
+            )  # out of the handler, which keeps the tensors of the failed attempt alive
             torch.cuda.empty_cache()
             print(f"memory ran out: going on with {self.batch_size} sequences at a time", flush=True)
         return results
@@ -412,7 +463,9 @@ class Policy:
 
 def _out_of_memory(error: Exception) -> bool:
     signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in signs)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        sign in str(error) for sign in signs
+    )
 
 
 def _shapes(weights: Snapshot) -> dict[str, torch.Size]:
@@ -439,98 +492,14 @@ class _EndOfLine(StoppingCriteria):
         return self.whole_line[last] | (self.line_feed[last] & begun)
 
 
-def load_policy(
-    name: str,
-    *,
-    adapter: str | None = None,
-    lora: Lora | None = None,
-    load_in_4bit: bool = False,
-    seed: int = 0,
-    batch_size: int = 128,
-) -> Policy:
-    """Loads a model with a fresh LoRA adapter, or with the weights of a saved one.
-
-    Args:
-        name: `embedded`, `mistral-7b`, a hub name or a folder. Safetensors only, and no code of the repository is run.
-        adapter: folder of a PEFT adapter to start from.
-        lora: shape of the adapter, r >= 1; by default that of `adapter`, else the documented one.
-        load_in_4bit: NF4 with bitsandbytes, on CUDA only.
-        seed: of the adapter's first weights.
-        batch_size: sequences in one forward pass, to begin with.
-
-    Raises:
-        InputError: no such model, or it needs what this machine lacks.
-    """
-    logging.disable_progress_bar()
-    where = ALIASES.get(name, name)
-    if name == "embedded" and not (EMBEDDED / "config.json").is_file():
-        raise InputError(f"--model embedded: no weights in {EMBEDDED}: make them with python -m agents.pretrain")
-    if (Path(where).is_absolute() or where.startswith((".", "~"))) and not Path(where).is_dir():
-        raise InputError(f"--model {name}: there is no such folder: give embedded, a folder or a reachable hub name")
-    lora = lora or (_saved_lora(adapter) if adapter else Lora())
-    cuda = torch.cuda.is_available()
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if cuda:
-        options["dtype"] = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        options["device_map"] = {"": 0}
-    if load_in_4bit:
-        if not cuda or importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError("--load-in-4bit: needs a CUDA device and bitsandbytes: pip install '.[gpu]', or --no-load-in-4bit")
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=options["dtype"]
-        )
-    try:
-        # Without an explicit False, transformers would ask on the terminal whether to run a repository's code.
-        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(" .:")
-        raise InputError(f"--model {name}: cannot be loaded: {reason}: give embedded, a folder or a reachable hub name") from None
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(f"--model {name}: {len(missing)} weights are missing, such as {missing[0]}: give a complete causal language model")
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"--model {name}: its tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
-    if not cuda and model.num_parameters() < SMALL:
-        torch.set_num_threads(1)  # matrices this small gain nothing from more, and on a busy machine waiting threads cost seconds a step
-    if load_in_4bit:
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model)
-    names = {module.rpartition(".")[2] for module, _ in model.named_modules()}
-    targets = list(lora.targets) if names.issuperset(lora.targets) else "all-linear"
-    with seeded("lora", seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that will go
-        peft_model = get_peft_model(
-            model,
-            LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"),
-        )
-    policy = Policy(peft_model, tokenizer, batch_size)
-    if adapter:
-        policy.load(Path(adapter))
-    return policy
-
-
-def _adapter_config(folder: str | Path) -> dict[str, Any]:
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a saved PEFT adapter; InputError where the folder holds none."""
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         if not (Path(folder) / name).is_file():
             raise InputError(f"--adapter {folder}: no {name} there: give the folder of a PEFT adapter")
     try:
         return dict(json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"--adapter {folder}: adapter_config.json cannot be read: {error}: give another adapter") from None
-
-
-def _saved_lora(folder: str | Path) -> Lora:
-    saved, default = _adapter_config(folder), Lora()
-    targets = saved.get("target_modules")
-    return Lora(
-        saved.get("r", default.r),
-        saved.get("lora_alpha", default.alpha),
-        saved.get("lora_dropout", default.dropout),
-        tuple(targets) if isinstance(targets, list) else default.targets,
-    )
+        raise InputError(
+            f"--adapter {folder}: adapter_config.json cannot be read: {error}: give another adapter"
+        ) from None

@@ -20,12 +20,22 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
 
-from agents.policy.environment import make_env, make_vector_env
-from envs.inversion import BLOCK, MAX_LENGTH, InversionEnv, InversionVectorEnv, UnicodeText
+from agents.policy.gym_factory import make_env, make_vector_env
+from envs.gym_env import BLOCK, MAX_LENGTH, InversionEnv, InversionVectorEnv, UnicodeText
 from envs.types import InputError, Score, Task
 
 NETWORK = "envs:inversion/network-v0"
-ODD = ["", " ", "ls -l | grep 'x' > \"$HOME/y\"", "a\tb", "line\nline", "naïve café", "中文 日本語", "echo 🚀👩‍🔬", "\x00\x07"]
+ODD = [
+    "",
+    " ",
+    "ls -l | grep 'x' > \"$HOME/y\"",
+    "a\tb",
+    "line\nline",
+    "naïve café",
+    "中文 日本語",
+    "echo 🚀👩‍🔬",
+    "\x00\x07",
+]
 LONE = "rm \ud83d end"
 
 
@@ -35,9 +45,13 @@ class Words:
     def __init__(self) -> None:
         self.calls: list[tuple[list[Task], list[list[str]], int]] = []
 
-    def __call__(self, tasks: Sequence[Task], commands: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks: Sequence[Task], commands: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         self.calls.append((list(tasks), [list(row) for row in commands], seed))
-        return [[self._score(task, command) for command in row] for task, row in zip(tasks, commands, strict=True)]
+        return [
+            [self._score(task, command) for command in row] for task, row in zip(tasks, commands, strict=True)
+        ]
 
     @staticmethod
     def _score(task: Task, command: str) -> Score:
@@ -51,7 +65,9 @@ class Words:
 class Noise:
     """A score from the seed alone."""
 
-    def __call__(self, tasks: Sequence[Task], commands: Sequence[Sequence[str]], seed: int = 0) -> list[list[Score]]:
+    def __call__(
+        self, tasks: Sequence[Task], commands: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
         rng = np.random.default_rng(seed)
         return [[Score(float(rng.random())) for _ in row] for row in commands]
 
@@ -63,7 +79,10 @@ class Listed:
         self.texts, self.size = texts, size
 
     def tasks(self, count: int, *stream: object) -> list[Task]:
-        return [Task(f"{stream}/{row}", "shell", text) for row, text in enumerate(self.texts[: min(count, self.size)])]
+        return [
+            Task(f"{stream}/{row}", "shell", text)
+            for row, text in enumerate(self.texts[: min(count, self.size)])
+        ]
 
     def dropped(self) -> dict[str, int]:
         return {}
@@ -138,7 +157,11 @@ def test_the_checker_has_no_complaint_when_wrapped_and_rendered() -> None:
 def test_an_episode_is_one_step() -> None:
     env = gymnasium.make(NETWORK, reward=Words(), seed=0)
     text, info = env.reset()
-    assert text in env.observation_space and set(info) == {"task_id", "domain", "tool"} and info["domain"] == "network"
+    assert (
+        text in env.observation_space
+        and set(info) == {"task_id", "domain", "tool"}
+        and info["domain"] == "network"
+    )
     assert env.step(text) == (
         text,
         1.0,
@@ -200,7 +223,9 @@ def test_what_is_outside_the_action_space_is_brought_into_it() -> None:
     env.reset(seed=0)
     assert not env.step(LONE)[4]["truncated_action"] and reward.calls[-1][1] == [["rm \ufffd end"]]
     env.reset()
-    assert env.step("🚀" * (MAX_LENGTH + 1))[4]["truncated_action"] and reward.calls[-1][1] == [["🚀" * MAX_LENGTH]]
+    assert env.step("🚀" * (MAX_LENGTH + 1))[4]["truncated_action"] and reward.calls[-1][1] == [
+        ["🚀" * MAX_LENGTH]
+    ]
     env.reset()
     with pytest.raises(InvalidAction, match="ndarray"):
         env.step(np.array([1, 2]))  # type: ignore[arg-type]
@@ -221,7 +246,13 @@ def test_abstention_is_zero_and_says_so() -> None:
     env = make_env("network", reward=Words())
     env.reset(seed=0)
     _, reward, terminated, _, info = env.step("")
-    assert (reward, terminated, info["abstained"], info["reason"], info["reconstruction"]) == (0.0, True, True, "empty command", None)
+    assert (reward, terminated, info["abstained"], info["reason"], info["reconstruction"]) == (
+        0.0,
+        True,
+        True,
+        "empty command",
+        None,
+    )
     assert info["parts"] == {}
 
 
@@ -240,10 +271,15 @@ def test_render() -> None:
     text, _ = env.reset(seed=0)
     assert env.render() == f"task            {text}"
     env.step("ls 🚀")
-    assert env.render() == f"task            {text}\ncommand         ls 🚀\nreconstruction  back: ls 🚀\nscore           0.000"
+    assert (
+        env.render()
+        == f"task            {text}\ncommand         ls 🚀\nreconstruction  back: ls 🚀\nscore           0.000"
+    )
     env.reset()
     env.step("")
-    assert str(env.render()).endswith("command         \nreconstruction  -\nscore           abstained: empty command")
+    assert str(env.render()).endswith(
+        "command         \nreconstruction  -\nscore           abstained: empty command"
+    )
     env = make_env("network", reward=Words())
     env.reset()
     assert env.render() is None
@@ -255,7 +291,9 @@ def test_render() -> None:
 
 
 def vector(num_envs: int = 4, **options: Any) -> Any:
-    return gymnasium.make_vec(NETWORK, num_envs=num_envs, vectorization_mode="vector_entry_point", **{"reward": Words(), **options})
+    return gymnasium.make_vec(
+        NETWORK, num_envs=num_envs, vectorization_mode="vector_entry_point", **{"reward": Words(), **options}
+    )
 
 
 def test_the_batch_is_scored_in_one_call() -> None:
@@ -268,14 +306,18 @@ def test_the_batch_is_scored_in_one_call() -> None:
     new, rewards, terminations, truncations, infos = envs.step([texts[0], "", "ls", "🚀" * 2000])
     assert len(reward.calls) == 1 and [task.text for task in reward.calls[0][0]] == list(texts)
     assert rewards.dtype == np.float64 and rewards.tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert terminations.dtype == truncations.dtype == np.bool_ and terminations.all() and not truncations.any()
+    assert (
+        terminations.dtype == truncations.dtype == np.bool_ and terminations.all() and not truncations.any()
+    )
     assert new in envs.observation_space and new != texts
     final = infos["final_info"]
     assert list(infos["final_obs"]) == list(texts)
     assert final["abstained"].tolist() == [False, True, False, False]
     assert final["truncated_action"].tolist() == [False, False, False, True]
     assert final["reconstruction"][1] is None and final["reconstruction"][2] == "back: ls"
-    assert final["parts"]["overlap"].tolist() == [1.0, 0.0, 0.0, 0.0] and final["parts"]["_overlap"].tolist() == [True, False, True, True]
+    assert final["parts"]["overlap"].tolist() == [1.0, 0.0, 0.0, 0.0] and final["parts"][
+        "_overlap"
+    ].tolist() == [True, False, True, True]
     assert infos["task_id"].tolist() != final["task_id"].tolist()
 
 
@@ -393,14 +435,20 @@ def test_the_embedded_policy_and_the_default_reward() -> None:
     env = gymnasium.make(NETWORK)
     text, _ = env.reset(seed=0)
     _, reward, _, _, info = env.step("ping -c 3 10.0.0.1")
-    assert 0 <= float(reward) <= 1 and info["reconstruction"] and set(info["parts"]) > {"cosine", "gate/valid"}
+    assert (
+        0 <= float(reward) <= 1 and info["reconstruction"] and set(info["parts"]) > {"cosine", "gate/valid"}
+    )
     for action in ("", "echo 🚀 中文\t" + LONE):
         env.reset()
         assert 0 <= float(env.step(action)[1]) <= 1
     assert env.unwrapped.reward is gymnasium.make(NETWORK).unwrapped.reward  # type: ignore[attr-defined]
     envs = gymnasium.make_vec(NETWORK, num_envs=3)
     assert envs.reset(seed=0)[0][0] == text
-    assert envs.step(["ping -c 3 10.0.0.1", "", "ls"])[4]["final_info"]["abstained"].tolist() == [False, True, False]
+    assert envs.step(["ping -c 3 10.0.0.1", "", "ls"])[4]["final_info"]["abstained"].tolist() == [
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.filterwarnings("error")

@@ -22,8 +22,14 @@ class Display:
     def __init__(self, cycles: int, done: int = 0) -> None:
         self.console = Console(highlight=False)
         self.cycles, self._first, self._started = cycles, done, 0.0
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
-        self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+        )
+        self._progress = Progress(
+            *columns, console=self.console, disable=not self.console.is_terminal, transient=True
+        )
         self._task = self._progress.add_task("start", total=cycles, completed=done, facts="")
 
     def __enter__(self) -> Display:
@@ -43,7 +49,9 @@ class Display:
         """A cycle is finished: moves the bar, and prints a line that stays."""
         seconds = (time.monotonic() - self._started) / max(1, cycle - self._first) * (self.cycles - cycle)
         left = f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
-        self._progress.update(self._task, completed=cycle, facts="  ".join([*facts[:2], left]))  # score, acceptance
+        self._progress.update(
+            self._task, completed=cycle, facts="  ".join([*facts[:2], left])
+        )  # score, acceptance
         self.line(f"cycle {cycle:>3}/{self.cycles}  " + "  ".join(facts) + f"  {left}")
 
     def line(self, text: str) -> None:
@@ -54,7 +62,9 @@ class Display:
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table, numbers to the right."""
     console = Console(highlight=False)
-    console.width = max(console.width, 110)  # a file or a pipe has no width, and numbers that are broken cannot be read
+    console.width = max(
+        console.width, 110
+    )  # a file or a pipe has no width, and numbers that are broken cannot be read
     table = Table(title=title, title_justify="left")
     for name in header:
         table.add_column(name, justify="right")

@@ -23,9 +23,17 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "diversity": ["Multiline", ["policy/distinct", "policy/distinct_2", "policy/copied"]],
         "drift": ["Multiline", ["policy/kl", "policy/entropy"]],
         "length": ["Multiline", ["policy/length"]],
-        "a private code? score under the model less under its base": ["Multiline", ["reward/current_minus_base"]],
+        "a private code? score under the model less under its base": [
+            "Multiline",
+            ["reward/current_minus_base"],
+        ],
     },
-    "time": {"seconds a cycle": ["Multiline", ["time/generate", "time/reward", "time/train", "time/evaluate", "time/watch", "time/rest"]]},
+    "time": {
+        "seconds a cycle": [
+            "Multiline",
+            ["time/generate", "time/reward", "time/train", "time/evaluate", "time/watch", "time/rest"],
+        ]
+    },
 }
 
 
@@ -46,4 +54,11 @@ def _cell(text: str) -> str:
 
 def end_metrics(results: Mapping[str, Any]) -> list[str]:
     """The metrics that the HPARAMS page shows beside the settings."""
-    return ["reward/mean", *(name for name in ("eval/greedy", "eval/pass@1", "eval/auc") if name in results["cycles"][-1]["eval"])]
+    return [
+        "reward/mean",
+        *(
+            name
+            for name in ("eval/greedy", "eval/pass@1", "eval/auc")
+            if name in results["cycles"][-1]["eval"]
+        ),
+    ]

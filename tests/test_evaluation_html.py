@@ -15,10 +15,19 @@ import pytest
 
 from agents.evaluation import statistics
 from agents.evaluation.heldout import Answer, Judged
-from agents.evaluation.page import LONGEST, changed, marked, p_value, signed, visible, weakest_first, write_page
+from agents.evaluation.html import (
+    LONGEST,
+    changed,
+    marked,
+    p_value,
+    signed,
+    visible,
+    weakest_first,
+    write_page,
+)
 from agents.evaluation.report import make_report
 from envs.types import Score, Task
-from envs.verify import Case
+from envs.verify.truth import Case
 from envs.verify.verdict import Verdict
 
 RIGHT = Verdict("correct")
@@ -28,29 +37,58 @@ SETTINGS = {"domain": "all", "reward": "likelihood", "labelled": False, "tempera
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta"}
 
 
-def answer(index: int, verdict: Verdict, score: float | None = 0.5, samples: int = 2, intents: int = 4, **case: Any) -> Answer:
+def answer(
+    index: int, verdict: Verdict, score: float | None = 0.5, samples: int = 2, intents: int = 4, **case: Any
+) -> Answer:
     domain = ("shell", "sql")[index % 2]
-    kinds = {"intent": f"intent-{index % intents}" if intents else "", "unseen": ("values", "paraphrase")[index // 2 % 2], **case}
+    kinds = {
+        "intent": f"intent-{index % intents}" if intents else "",
+        "unseen": ("values", "paraphrase")[index // 2 % 2],
+        **case,
+    }
     task = Task(f"heldout/x/{index}", domain, f"count the lines of file {index}")
     command = f"wc -l < f{index}" if verdict.correct else f"wc -c < f{index}"
     judged = Judged(command, verdict, verdict.correct)
-    given = Score(score) if score is None else Score(min(1.0, score * (1 if verdict.correct else 0.5) + index / 1000))
-    return Answer(Case(task, f"wc -l < f{index}", **kinds), judged, (Judged(command, verdict, verdict.correct, given),) * samples, True)
+    given = (
+        Score(score)
+        if score is None
+        else Score(min(1.0, score * (1 if verdict.correct else 0.5) + index / 1000))
+    )
+    return Answer(
+        Case(task, f"wc -l < f{index}", **kinds),
+        judged,
+        (Judged(command, verdict, verdict.correct, given),) * samples,
+        True,
+    )
 
 
 def answers(verdicts: Sequence[Verdict], **kinds: Any) -> list[Answer]:
     return [answer(index, verdict, **kinds) for index, verdict in enumerate(verdicts)]
 
 
-def report_of(*subjects: list[Answer], samples: int = 2, names: Sequence[str] = ("start", "end", "third", "fourth")) -> dict[str, Any]:
-    described = [({"name": name, "model": "embedded", "adapter": None}, rows) for name, rows in zip(names, subjects, strict=False)]
-    return json.loads(json.dumps(make_report({**SETTINGS, "samples": samples, "tasks_file": None}, samples, described), allow_nan=False))
+def report_of(
+    *subjects: list[Answer], samples: int = 2, names: Sequence[str] = ("start", "end", "third", "fourth")
+) -> dict[str, Any]:
+    described = [
+        ({"name": name, "model": "embedded", "adapter": None}, rows)
+        for name, rows in zip(names, subjects, strict=False)
+    ]
+    return json.loads(
+        json.dumps(
+            make_report({**SETTINGS, "samples": samples, "tasks_file": None}, samples, described),
+            allow_nan=False,
+        )
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_resamples() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "resamples", lambda tasks, rounds, seed=0, draw=statistics.resamples: draw(tasks, min(rounds, 200), seed))
+        patch.setattr(
+            statistics,
+            "resamples",
+            lambda tasks, rounds, seed=0, draw=statistics.resamples: draw(tasks, min(rounds, 200), seed),
+        )
         yield
 
 
@@ -102,11 +140,20 @@ class Balanced(HTMLParser):
         assert self.open and self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
 
 
-def test_one_model_is_told_how_good_it_is_and_not_whether_it_is_better(one: dict[str, Any], tmp_path: Path) -> None:
+def test_one_model_is_told_how_good_it_is_and_not_whether_it_is_better(
+    one: dict[str, Any], tmp_path: Path
+) -> None:
     words = words_of(page_of(one, tmp_path))
     assert "start is right on 0.667 [" in words and "One model alone says nothing about improvement" in words
     assert "What changed" not in words and "McNemar" not in words
-    for heading in ("The answer", "Metrics", "by intent", "How well the reward finds the truth", "Reasons for failures", "Settings"):
+    for heading in (
+        "The answer",
+        "Metrics",
+        "by intent",
+        "How well the reward finds the truth",
+        "Reasons for failures",
+        "Settings",
+    ):
         assert heading in words
     assert "unseen paraphrases" in words and "unseen values" in words and "executed in a sandbox" in words
     assert "tree 1: 2 lines instead of 3" in words
@@ -124,7 +171,11 @@ def test_a_comparison_begins_with_its_verdict(two: dict[str, Any], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("verdict", "said"), [("worse", "end is worse than start"), ("no difference shown", "No difference is shown between start and end")]
+    ("verdict", "said"),
+    [
+        ("worse", "end is worse than start"),
+        ("no difference shown", "No difference is shown between start and end"),
+    ],
 )
 def test_other_verdicts(two: dict[str, Any], tmp_path: Path, verdict: str, said: str) -> None:
     report = copy.deepcopy(two)
@@ -172,7 +223,9 @@ def test_the_page_needs_nothing_else(two: dict[str, Any], tmp_path: Path) -> Non
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202etxt\u2066\u200b\x00\ud800 \"' onload=x & {{ 7*7 }} <img src=http://a.test/x>"
 
 
-def test_what_models_write_is_escaped_and_hidden_characters_are_shown(two: dict[str, Any], tmp_path: Path) -> None:
+def test_what_models_write_is_escaped_and_hidden_characters_are_shown(
+    two: dict[str, Any], tmp_path: Path
+) -> None:
     def spoilt(value: Any, name: str = "") -> Any:
         if isinstance(value, dict):
             ending = HOSTILE if name in ("domains", "intents", "exact_but", "truth") else ""
@@ -197,12 +250,23 @@ def test_visible() -> None:
 
 
 def test_numbers() -> None:
-    assert [signed(value) for value in (0.25, -0.25, 0.0, -0.0001, None)] == ["+0.250", "-0.250", "0.000", "0.000", "–"]
+    assert [signed(value) for value in (0.25, -0.25, 0.0, -0.0001, None)] == [
+        "+0.250",
+        "-0.250",
+        "0.000",
+        "0.000",
+        "–",
+    ]
     assert [p_value(p) for p in (0.5, 0.0049, 1e-9, None)] == ["p = 0.50", "p = 0.0049", "p < 0.0001", "–"]
 
 
 def test_marked_words_are_those_the_other_command_has_not() -> None:
-    assert marked("sort -n f | head", "sort f | head") == [("sort", False), (" ", False), ("-n", True), (" f | head", False)]
+    assert marked("sort -n f | head", "sort f | head") == [
+        ("sort", False),
+        (" ", False),
+        ("-n", True),
+        (" f | head", False),
+    ]
     assert "".join(text for text, _ in marked("  a\n b ", "a c")) == "  a\n b "
     assert marked("", "a") == []
     assert marked("x " * 5000, "y") == [("x " * 5000, False)]
@@ -218,7 +282,10 @@ def test_commands_that_are_empty_or_endless(two: dict[str, Any], tmp_path: Path)
 
 def test_nothing_executed(tmp_path: Path) -> None:
     words = words_of(page_of(report_of(answers([SKIPPED] * 4), answers([SKIPPED] * 4)), tmp_path))
-    assert "start: 12 of 12 commands were not executed" in words and "bubblewrap is missing: run `make setup`" in words
+    assert (
+        "start: 12 of 12 commands were not executed" in words
+        and "bubblewrap is missing: run `make setup`" in words
+    )
     assert "end cannot be compared with start : no task was verified for both" in words
     assert "No sampled command was both scored and verified" in words
     assert "Nothing could be measured" in words_of(page_of(report_of(answers([SKIPPED] * 4)), tmp_path))
@@ -238,7 +305,9 @@ def test_a_reward_that_abstains_everywhere(tmp_path: Path) -> None:
 
 def test_scores_outside_0_and_1(one: dict[str, Any], tmp_path: Path) -> None:
     report = copy.deepcopy(one)
-    report["subjects"][0]["calibration"] = [{"score": score, "right": 0.5, "samples": 1} for score in (-30.0, -2.0, 7.5)]
+    report["subjects"][0]["calibration"] = [
+        {"score": score, "right": 0.5, "samples": 1} for score in (-30.0, -2.0, 7.5)
+    ]
     page = page_of(report, tmp_path)
     chart = page[page.index("Calibration</figcaption>") :]
     places = [float(x) for x in re.findall(r"([\d.-]+),[\d.-]+ ", chart[: chart.index("</figure>")])]
@@ -250,15 +319,23 @@ def test_tasks_of_a_file_have_no_intents(tmp_path: Path) -> None:
     report = report_of(first, second)
     report["settings"]["tasks_file"] = "mine.jsonl"
     words = words_of(page_of(report, tmp_path))
-    assert "3 tasks of mine.jsonl" in words and "Accuracy of each direction" not in words and "Gained: 3" in words
+    assert (
+        "3 tasks of mine.jsonl" in words
+        and "Accuracy of each direction" not in words
+        and "Gained: 3" in words
+    )
 
 
 def test_one_task_and_one_sample(tmp_path: Path) -> None:
     first, second = answers([WRONG], samples=1), answers([RIGHT], samples=1)
     page = page_of(report_of(first, second, samples=1), tmp_path)
     words = words_of(page)
-    assert "one task has none" in words and "cannot be compared with start : one task gives no interval" in words
-    assert "pass@1" in words and page.count('<th scope="row">pass@1<small>sampled commands that are right') == 2
+    assert (
+        "one task has none" in words and "cannot be compared with start : one task gives no interval" in words
+    )
+    assert (
+        "pass@1" in words and page.count('<th scope="row">pass@1<small>sampled commands that are right') == 2
+    )
 
 
 def test_several_comparisons_and_more_models_than_styles(tmp_path: Path) -> None:
@@ -275,7 +352,9 @@ def test_many_intents_come_weakest_first(tmp_path: Path) -> None:
     page = page_of(report, tmp_path)
     words = words_of(page)
     order = weakest_first(report["subjects"])
-    assert len(report["subjects"][1]["intents"]) >= 73 and sorted(order) == sorted(report["subjects"][1]["intents"])
+    assert len(report["subjects"][1]["intents"]) >= 73 and sorted(order) == sorted(
+        report["subjects"][1]["intents"]
+    )
     accuracies = [report["subjects"][1]["intents"][name]["greedy"]["value"] for name in order]
     assert accuracies == sorted(accuracies) and all(name in words for name in order)
     differing, same = changed(report["comparisons"][0]["intents"])
@@ -291,7 +370,12 @@ def test_domains_that_are_paths(one: dict[str, Any], tmp_path: Path) -> None:
 def test_metrics_that_are_not_there_are_dashes(one: dict[str, Any], tmp_path: Path) -> None:
     report = copy.deepcopy(one)
     subject = report["subjects"][0]
-    for row in (subject["all"], *subject["domains"].values(), *subject["unseen"].values(), *subject["intents"].values()):
+    for row in (
+        subject["all"],
+        *subject["domains"].values(),
+        *subject["unseen"].values(),
+        *subject["intents"].values(),
+    ):
         for name, estimate in row.items():
             row[name] = {"value": None, "low": None, "high": None, "tasks": estimate["tasks"]}
     assert "nan" not in words_of(page_of(report, tmp_path)).lower()

@@ -1,6 +1,6 @@
 """The inversion loop as a Gymnasium environment: the observation is a task, the action a command, the reward how well it comes back.
 
-An episode is one step. The reward and the source of tasks are handed in ready; `agents.policy.environment` composes them for
+An episode is one step. The reward and the source of tasks are handed in ready; `agents.policy.gym_factory` composes them for
 `gymnasium.make("envs:inversion/network-v0")`.
 
     env = gymnasium.make("envs:inversion/network-v0")
@@ -22,8 +22,8 @@ from gymnasium.spaces import Text
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_shared_memory
 
-from envs.grammar import stream
 from envs.source import Source
+from envs.streams import stream
 from envs.types import InputError, Reward, Score, Task
 
 MAX_LENGTH = 1024  # characters of a task or a command; some ten times the longest of the embedded domains
@@ -69,7 +69,9 @@ class UnicodeText(Text):
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
         """A random text of `SAMPLED` characters; `mask` and `probability` as in `Text`, over these characters."""
-        return Text(self.max_length, min_length=0, charset=SAMPLED, seed=self.np_random).sample(mask, probability)
+        return Text(self.max_length, min_length=0, charset=SAMPLED, seed=self.np_random).sample(
+            mask, probability
+        )
 
     @property
     def character_list(self) -> Any:
@@ -95,7 +97,9 @@ class UnicodeText(Text):
 @create_shared_memory.register(UnicodeText)
 def _no_shared_memory(space: UnicodeText, n: int = 1, ctx: Any = None) -> None:
     # Gymnasium 1.4 reads texts from shared memory before they are written and never again: observations of NUL characters.
-    raise TypeError("texts do not pass through shared memory: use AsyncVectorEnv(..., shared_memory=False) or vectorization_mode='sync'")
+    raise TypeError(
+        "texts do not pass through shared memory: use AsyncVectorEnv(..., shared_memory=False) or vectorization_mode='sync'"
+    )
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,10 @@ def _finish(reward: Reward, tasks: Sequence[Task], actions: Sequence[Any], seed:
     """Ends P episodes with one call of the reward."""
     commands = [_command(action) for action in actions]
     scores_P_1 = reward(tasks, [[command] for command, _ in commands], seed=seed)
-    return [_Episode(task, *command, score) for task, command, [score] in zip(tasks, commands, scores_P_1, strict=True)]
+    return [
+        _Episode(task, *command, score)
+        for task, command, [score] in zip(tasks, commands, scores_P_1, strict=True)
+    ]
 
 
 def _check_render_mode(render_mode: str | None) -> str | None:
@@ -216,7 +223,9 @@ class InversionEnv(gymnasium.Env[str, str]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}  # type: ignore[misc]
 
-    def __init__(self, source: Source, reward: Reward, *, seed: int | None = None, render_mode: str | None = None) -> None:
+    def __init__(
+        self, source: Source, reward: Reward, *, seed: int | None = None, render_mode: str | None = None
+    ) -> None:
         self.source, self.reward = source, reward
         self.render_mode = _check_render_mode(render_mode)
         self.observation_space = UnicodeText(MAX_LENGTH)
@@ -226,7 +235,9 @@ class InversionEnv(gymnasium.Env[str, str]):
         self._finished: _Episode | None = None
         super().reset(seed=seed)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Draws the next task -> (its text, info). `options` are not used."""
         super().reset(seed=seed)
         if self._stream is None or seed is not None:
@@ -282,14 +293,29 @@ class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         gymnasium.error.UnsupportedMode: no such render mode.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["ansi"],
+        "render_fps": 1,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
 
-    def __init__(self, source: Source, reward: Reward, num_envs: int, *, seed: int | None = None, render_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        reward: Reward,
+        num_envs: int,
+        *,
+        seed: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs {num_envs}: must be at least 1")
         self.source, self.reward, self.num_envs = source, reward, num_envs
         self.render_mode = _check_render_mode(render_mode)
-        self.single_observation_space, self.single_action_space = UnicodeText(MAX_LENGTH), UnicodeText(MAX_LENGTH)
+        self.single_observation_space, self.single_action_space = (
+            UnicodeText(MAX_LENGTH),
+            UnicodeText(MAX_LENGTH),
+        )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._stream: _Stream | None = None
@@ -297,7 +323,9 @@ class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         self._finished: list[_Episode] = []
         super().reset(seed=seed)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[tuple[str, ...], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[tuple[str, ...], dict[str, Any]]:
         """Draws N tasks -> (their texts, infos). `options` are not used."""
         super().reset(seed=seed)
         if self._stream is None or seed is not None:
@@ -305,7 +333,9 @@ class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         self._finished = []
         return self._draw(self._stream, {})
 
-    def step(self, actions: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(
+        self, actions: Sequence[str]
+    ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Scores N commands and draws N new tasks -> (their texts, rewards float64 (N,), all True (N,), all False (N,), infos).
 
         Raises:
@@ -319,10 +349,18 @@ class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         self._finished = _finish(self.reward, self._tasks, actions, self._stream.reward_seed())
         infos: dict[str, Any] = {}
         for index, episode in enumerate(self._finished):
-            infos = self._add_info(infos, {"final_obs": episode.task.text, "final_info": episode.info()}, index)
+            infos = self._add_info(
+                infos, {"final_obs": episode.task.text, "final_info": episode.info()}, index
+            )
         texts, infos = self._draw(self._stream, infos)
         rewards = np.array([episode.reward for episode in self._finished], dtype=np.float64)
-        return texts, rewards, np.ones(self.num_envs, dtype=np.bool_), np.zeros(self.num_envs, dtype=np.bool_), infos
+        return (
+            texts,
+            rewards,
+            np.ones(self.num_envs, dtype=np.bool_),
+            np.zeros(self.num_envs, dtype=np.bool_),
+            infos,
+        )
 
     def render(self) -> tuple[str, ...] | None:
         """With render mode `ansi`: the N episodes that the last step finished, or the tasks before the first step. Else None.

@@ -40,7 +40,9 @@ MODEL_FILES = {"embedded": "embedded.yaml", "mistral-7b": "mistral-7b.yaml", MIS
 ENOUGH_MEMORY = 15.5 * 2**30
 
 
-def run_command(config_type: type[Config], main: Main[Config], argv: Sequence[str] | None = None, agent: str | None = None) -> int:
+def run_command(
+    config_type: type[Config], main: Main[Config], argv: Sequence[str] | None = None, agent: str | None = None
+) -> int:
     """Reads the command line, says which model was taken and why, and runs `main` -> the exit code.
 
     Args:
@@ -88,7 +90,9 @@ def _abandoned(stream: TextIO) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def parse(config_type: type[Config], argv: Sequence[str] | None = None, agent: str = "command") -> tuple[Config, str]:
+def parse(
+    config_type: type[Config], argv: Sequence[str] | None = None, agent: str = "command"
+) -> tuple[Config, str]:
     """Reads the command line -> (configuration, a line that says which model was taken and why; empty without a model).
 
     `output` is filled in as runs/<agent> where it is None.
@@ -97,7 +101,9 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None, agent: s
         InputError: a flag, a value or a YAML file is wrong.
         SystemExit: the help was asked for and printed.
     """
-    hints = {name: hint for name, hint in typing.get_type_hints(config_type).items() if name in _names(config_type)}
+    hints = {
+        name: hint for name, hint in typing.get_type_hints(config_type).items() if name in _names(config_type)
+    }
     given = _flags(config_type, hints, list(sys.argv[1:] if argv is None else argv), agent)
     if given.get("resume") is not None:
         return _resumed(config_type, hints, given, agent)
@@ -125,15 +131,22 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None, agent: s
     else:
         why = "the default of this command"
     defaults, name = model_defaults(model, hints)
-    config = _build(config_type, {**defaults, **overrides, **given, "model": defaults["model"]}, given, origins)
-    return config, f"model: {defaults['model']}, {why}; {f'defaults from {name}' if name else 'no defaults of its own'}"
+    config = _build(
+        config_type, {**defaults, **overrides, **given, "model": defaults["model"]}, given, origins
+    )
+    return (
+        config,
+        f"model: {defaults['model']}, {why}; {f'defaults from {name}' if name else 'no defaults of its own'}",
+    )
 
 
 def _names(config_type: type) -> list[str]:
     return [field.name for field in dataclasses.fields(config_type)]
 
 
-def _build(config_type: type[Config], values: Mapping[str, Any], given: Iterable[str], origins: Mapping[str, str]) -> Config:
+def _build(
+    config_type: type[Config], values: Mapping[str, Any], given: Iterable[str], origins: Mapping[str, str]
+) -> Config:
     """Makes and checks a configuration. An error about a value that came from a file begins with the file and the line."""
     config = config_type(**values)
     check = getattr(config, "check", None)
@@ -167,7 +180,9 @@ def _flags(config_type: type, hints: Mapping[str, Any], argv: list[str], agent: 
         if name.startswith("no_") and hints.get(name[3:]) is bool:
             name = name[3:]
         if name not in hints:
-            raise InputError(f"unknown flag {flag}{_nearest(flag, ['--' + known.replace('_', '-') for known in hints])}")
+            raise InputError(
+                f"unknown flag {flag}{_nearest(flag, ['--' + known.replace('_', '-') for known in hints])}"
+            )
         following = argv[index + 1 : index + 2]
         if not equals and following and not _is_flag(following[0]):
             value = following[0]
@@ -189,9 +204,15 @@ def _flags(config_type: type, hints: Mapping[str, Any], argv: list[str], agent: 
                 _convert(word, hints[name], text=True)
             except ValueError as error:
                 shown = f"--{name.replace('_', '-')}"
-                raise InputError(f"{shown}: a value is missing" if not word else f"{shown} {word}: {error}") from None
+                raise InputError(
+                    f"{shown}: a value is missing" if not word else f"{shown} {word}: {error}"
+                ) from None
         raise InputError(_condensed(errors.getvalue())) from None
-    return {name: getattr(parsed, name) for name in (*words, *_positional(config_type)) if name in words or getattr(parsed, name)}
+    return {
+        name: getattr(parsed, name)
+        for name in (*words, *_positional(config_type))
+        if name in words or getattr(parsed, name)
+    }
 
 
 def _positional(config_type: type) -> list[str]:
@@ -222,8 +243,14 @@ def _condensed(box: str) -> str:
     """The first paragraph below the title of a message that tyro framed, as one line."""
     # A frame and a rule hold no word; what characters draw them depends on the terminal.
     lines = [line.strip("│| ") for line in box.splitlines()]
-    paragraphs = [list(group) for words, group in itertools.groupby(lines, lambda line: bool(re.search(r"\w", line))) if words]
-    if paragraphs and re.match(r"[^\w\s]", paragraphs[0][0]):  # the title stands in the frame: it and the paragraph touch
+    paragraphs = [
+        list(group)
+        for words, group in itertools.groupby(lines, lambda line: bool(re.search(r"\w", line)))
+        if words
+    ]
+    if paragraphs and re.match(
+        r"[^\w\s]", paragraphs[0][0]
+    ):  # the title stands in the frame: it and the paragraph touch
         paragraphs[0] = paragraphs[0][1:]
     elif len(paragraphs) > 1:
         paragraphs = paragraphs[1:]
@@ -253,7 +280,10 @@ def _convert(value: Any, hint: Any, text: bool = False) -> Any:
     if origin is Literal:
         if value not in arguments:
             close = difflib.get_close_matches(str(value), map(str, arguments), n=1)
-            raise ValueError(f"must be one of {', '.join(map(str, arguments))}" + (f": did you mean {close[0]}?" if close else ""))
+            raise ValueError(
+                f"must be one of {', '.join(map(str, arguments))}"
+                + (f": did you mean {close[0]}?" if close else "")
+            )
         return value
     if origin in (tuple, list):
         if not isinstance(value, list):
@@ -263,7 +293,11 @@ def _convert(value: Any, hint: Any, text: bool = False) -> Any:
         return origin(_convert(item, arguments[0]) for item in value)
     if hint is bool and not isinstance(value, bool) and not text:
         raise ValueError("must be true or false")
-    if hint is int and not (text and re.fullmatch(r"[+-]?\d+", value)) and (text or isinstance(value, bool) or not isinstance(value, int)):
+    if (
+        hint is int
+        and not (text and re.fullmatch(r"[+-]?\d+", value))
+        and (text or isinstance(value, bool) or not isinstance(value, int))
+    ):
         raise ValueError("must be a whole number")
     if hint is float:
         # YAML takes 1e-3 for a text: it wants 1.0e-3.
@@ -280,7 +314,11 @@ def _convert(value: Any, hint: Any, text: bool = False) -> Any:
 
 
 def _read_yaml(
-    path: Path, hints: Mapping[str, Any], forbidden: Sequence[str] = (), shown: str = "", skip_unknown: bool = False
+    path: Path,
+    hints: Mapping[str, Any],
+    forbidden: Sequence[str] = (),
+    shown: str = "",
+    skip_unknown: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings in a YAML file -> (values, where each stands: `FILE:LINE`).
 
@@ -297,7 +335,9 @@ def _read_yaml(
         if root is None:
             return {}, {}
         if not isinstance(root, yaml.MappingNode):
-            raise InputError(f"{shown}:{root.start_mark.line + 1}: must hold settings, one `key: value` a line")
+            raise InputError(
+                f"{shown}:{root.start_mark.line + 1}: must hold settings, one `key: value` a line"
+            )
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
         for key_node, value_node in root.value:
@@ -308,7 +348,9 @@ def _read_yaml(
             if key not in hints:
                 if skip_unknown:
                     continue
-                raise InputError(f"{where}: unknown key {key}{_nearest(key, [name for name in hints if name not in forbidden])}")
+                raise InputError(
+                    f"{where}: unknown key {key}{_nearest(key, [name for name in hints if name not in forbidden])}"
+                )
             if key in values:
                 raise InputError(f"{where}: {key} is set twice, first in {origins[key]}: remove one")
             try:
@@ -324,7 +366,9 @@ def _read_yaml(
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{shown}:{mark.line + 1}" if mark else shown
-        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or _one_line(error)}") from None
+        raise InputError(
+            f"{place}: not YAML: {getattr(error, 'problem', None) or _one_line(error)}"
+        ) from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -345,7 +389,9 @@ def model_defaults(model: str, hints: Mapping[str, Any]) -> tuple[dict[str, Any]
     `model` is among the values: a file may give the full name of a short one. A command need not have every field that the
     file sets: an evaluation has no learning rate. A model that `agents.pretrain` made has those of the embedded one.
     """
-    file = MODEL_FILES.get(model) or (MODEL_FILES["embedded"] if (Path(model) / "pretrain.json").is_file() else "")
+    file = MODEL_FILES.get(model) or (
+        MODEL_FILES["embedded"] if (Path(model) / "pretrain.json").is_file() else ""
+    )
     if not file:
         return {"model": model}, ""
     name = f"configs/{file}"
@@ -374,14 +420,19 @@ def _gpu() -> tuple[str, float] | None:
 # Going on with a run
 
 
-def _resumed(config_type: type[Config], hints: Mapping[str, Any], given: Mapping[str, Any], agent: str) -> tuple[Config, str]:
+def _resumed(
+    config_type: type[Config], hints: Mapping[str, Any], given: Mapping[str, Any], agent: str
+) -> tuple[Config, str]:
     """The saved configuration of the run that --resume means. Its `cycles` may be changed, nothing else."""
     alone = given["resume"] == ""
     folder = _find_run(given, agent) if alone else Path(given["resume"])
     path = folder / "config.yaml"
     if not path.is_file():
         newest = _newest(folder.parent)
-        raise InputError(f"--resume {folder}: no run is there (it has no config.yaml)" + (f": did you mean {newest}?" if newest else ""))
+        raise InputError(
+            f"--resume {folder}: no run is there (it has no config.yaml)"
+            + (f": did you mean {newest}?" if newest else "")
+        )
     saved, origins = _read_yaml(path, hints)
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
@@ -389,12 +440,20 @@ def _resumed(config_type: type[Config], hints: Mapping[str, Any], given: Mapping
             continue
         if name in ("output", "name"):
             there = folder.resolve()
-            same = (Path(value).resolve() == there.parent if name == "output" else value == there.name) if value else True
+            same = (
+                (Path(value).resolve() == there.parent if name == "output" else value == there.name)
+                if value
+                else True
+            )
             if not same:
                 raise InputError(f"{flag} {value}: --resume goes on with {folder}: leave {flag} out")
-        elif saved.get(name) not in ((value, model_defaults(value, hints)[0]["model"]) if name == "model" else (value,)):
+        elif saved.get(name) not in (
+            (value, model_defaults(value, hints)[0]["model"]) if name == "model" else (value,)
+        ):
             began = _yaml_text(saved.get(name))
-            raise InputError(f"{flag} {_yaml_text(value)}: the run was started with {began}: leave it out, or start a new run")
+            raise InputError(
+                f"{flag} {_yaml_text(value)}: the run was started with {began}: leave it out, or start a new run"
+            )
     changes = {"cycles": given["cycles"]} if "cycles" in given else {}
     config = _build(config_type, {**saved, **changes, "resume": str(folder)}, given, origins)
     return config, f"model: {saved['model']}, as in {path}" if "model" in saved else ""
@@ -406,7 +465,9 @@ def _find_run(given: Mapping[str, Any], agent: str) -> Path:
         return output / str(given["name"])
     newest = _newest(output)
     if newest is None:
-        raise InputError(f"--resume: there is no run below {output}: give the folder of one, or start one without --resume")
+        raise InputError(
+            f"--resume: there is no run below {output}: give the folder of one, or start one without --resume"
+        )
     return newest
 
 
@@ -420,7 +481,13 @@ def _how_to_go_on(config: Any, agent: str, started: float) -> str:
     output, name, folder = (getattr(config, field, None) for field in ("output", "name", "resume"))
     if folder is None and output is not None:
         named = Path(output) / name if name else None
-        folder = named if named is not None and (named / "config.yaml").is_file() else None if named else _newest(Path(output), started)
+        folder = (
+            named
+            if named is not None and (named / "config.yaml").is_file()
+            else None
+            if named
+            else _newest(Path(output), started)
+        )
     if folder is None:
         return "interrupted: nothing was started"
     return f"interrupted: go on from the last finished cycle with python -m agents.{agent} --resume {shlex.quote(str(folder))}"

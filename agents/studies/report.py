@@ -7,11 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.evaluation.page import interval, number, signed
-from agents.reports import charts
-from agents.reports.page import write_page
+from agents.evaluation.html import interval, number, signed
+from agents.studies import charts
+from agents.studies.html import write_page
 
-CHARTS = ("forest-*.png", "curves-*.png", "score.png", "reward.png", "intents.png", "theory.png", "boundary.png")
+CHARTS = (
+    "forest-*.png",
+    "curves-*.png",
+    "score.png",
+    "reward.png",
+    "intents.png",
+    "theory.png",
+    "boundary.png",
+)
 NOTES = (
     "Intervals are 95 %, Student's t over training seeds: they say what another seed would give on the same held-out tasks, and do not "
     "cover the choice of the tasks. One seed, or seeds that are all equal, give none.",
@@ -45,7 +53,16 @@ MAIN = (
     "AUC within a task",
     "own score",
 )
-HEALTH = ("arm", "distinct, first → last", "entropy", "length", "alarms", "candidates", "to +0.10", "seconds, of them learning")
+HEALTH = (
+    "arm",
+    "distinct, first → last",
+    "entropy",
+    "length",
+    "alarms",
+    "candidates",
+    "to +0.10",
+    "seconds, of them learning",
+)
 THEORY = (
     "arm",
     "reward",
@@ -64,7 +81,9 @@ def write_study(study: Mapping[str, Any], folder: Path) -> None:
     Raises:
         OSError: a file cannot be written.
     """
-    (folder / "study.json").write_text(json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "study.json").write_text(
+        json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     for pattern in CHARTS:  # of an earlier report with more to draw
         for path in folder.glob(pattern):
             path.unlink()
@@ -97,14 +116,27 @@ def answer(study: Mapping[str, Any]) -> list[str]:
     """What the study says, in a few sentences: the best arm without labels, and who is better, worse or neither than the reference."""
     arms = study["arms"]
     reference = reference_of(study)
-    compared = {name: arm for name, arm in arms.items() if arm["against_reference"]["value"] is not None and arm["reference"] == reference}
-    ranked = sorted((name for name in compared if not arms[name]["labelled"]), key=lambda name: -compared[name]["gain"]["value"])
+    compared = {
+        name: arm
+        for name, arm in arms.items()
+        if arm["against_reference"]["value"] is not None and arm["reference"] == reference
+    }
+    ranked = sorted(
+        (name for name in compared if not arms[name]["labelled"]),
+        key=lambda name: -compared[name]["gain"]["value"],
+    )
     if not ranked:
-        gained = {name: arm for name, arm in arms.items() if arm["gain"]["value"] is not None and not arm["labelled"]}
+        gained = {
+            name: arm
+            for name, arm in arms.items()
+            if arm["gain"]["value"] is not None and not arm["labelled"]
+        }
         if not gained:
             return ["No run has finished yet, so nothing can be said."]
         best = max(gained, key=lambda name: gained[name]["gain"]["value"])
-        return [f"The greatest gain without labels is that of {best}: {_told(arms[best]['gain'])}. No arm has a reference to compare with."]
+        return [
+            f"The greatest gain without labels is that of {best}: {_told(arms[best]['gain'])}. No arm has a reference to compare with."
+        ]
     best = ranked[0]
     row = arms[best]
     lines = [
@@ -113,12 +145,21 @@ def answer(study: Mapping[str, Any]) -> list[str]:
     ]
     if row["gap_closed"]["value"] is not None:
         of = f" {share_interval(row['gap_closed'])}" if row["gap_closed"]["low"] is not None else ""
-        lines.append(f"That is {share(row['gap_closed'])}{of} of the gap from {reference} to {row['ceiling']}, which learns from labels.")
-    verdicts: dict[str, list[str]] = {"Better than": [], "Worse than": [], "No difference shown to": [], TOO_FEW: []}
+        lines.append(
+            f"That is {share(row['gap_closed'])}{of} of the gap from {reference} to {row['ceiling']}, which learns from labels."
+        )
+    verdicts: dict[str, list[str]] = {
+        "Better than": [],
+        "Worse than": [],
+        "No difference shown to": [],
+        TOO_FEW: [],
+    }
     for name in ranked:
         row = arms[name]["against_reference"]
         known = {"better": "Better than", "worse": "Worse than"}
-        verdicts[known.get(row["verdict"], TOO_FEW if row["seeds"] < ENOUGH else "No difference shown to")].append(name)
+        verdicts[
+            known.get(row["verdict"], TOO_FEW if row["seeds"] < ENOUGH else "No difference shown to")
+        ].append(name)
     lines += [f"{text} {reference}: {', '.join(names)}." for text, names in verdicts.items() if names]
     failing = [name for name, arm in arms.items() if arm["gain"].get("verdict") == "worse"]
     if failing:
@@ -146,7 +187,11 @@ def share_interval(row: Mapping[str, Any]) -> str:
 
 def took(study: Mapping[str, Any]) -> str:
     """The time of a study, as far as it is known."""
-    wall = f", {minutes(study['wall_seconds'])} in all, {study['at_once']} at a time" if study["wall_seconds"] else ""
+    wall = (
+        f", {minutes(study['wall_seconds'])} in all, {study['at_once']} at a time"
+        if study["wall_seconds"]
+        else ""
+    )
     return f"{minutes(study['seconds'])} of one core in their cycles{wall}"
 
 
@@ -178,7 +223,13 @@ def markdown(study: Mapping[str, Any], folder: Path) -> str:
     def picture(name: str, text: str) -> list[str]:
         return [f"![{text}]({name})", ""] if (folder / name).is_file() else []
 
-    lines = [f"# Study {study['study']}", "", f"    {study['command']}", "", *([study["about"], ""] if study["about"] else [])]
+    lines = [
+        f"# Study {study['study']}",
+        "",
+        f"    {study['command']}",
+        "",
+        *([study["about"], ""] if study["about"] else []),
+    ]
     lines += [
         f"{len(arms)} arms, {study['finished']} of {study['runs']} runs finished, {took(study)}.",
         "",
@@ -190,11 +241,19 @@ def markdown(study: Mapping[str, Any], folder: Path) -> str:
         lines += [f"- {_failure(row)}: {_cell(row['why'])}" for row in study["failed"]]
         lines += [""]
     for place, (group, names) in enumerate(study["groups"].items(), 1):
-        lines += [f"## {_first_up(group)}", "", *picture(f"forest-{place}.png", "gain of each arm, with intervals"), *_head(MAIN)]
+        lines += [
+            f"## {_first_up(group)}",
+            "",
+            *picture(f"forest-{place}.png", "gain of each arm, with intervals"),
+            *_head(MAIN),
+        ]
         lines += [_row(_main_cells(name, arms[name])) for name in names]
         lines += ["", *_head(HEALTH), *(_row(_health_cells(name, arms[name])) for name in names), ""]
         lines += picture(f"curves-{place}.png", "held-out truth over candidates scored")
-    if own := [*picture("score.png", "change of its own score against gain"), *picture("reward.png", "own score and truth")]:
+    if own := [
+        *picture("score.png", "change of its own score against gain"),
+        *picture("reward.png", "own score and truth"),
+    ]:
         lines += ["## Own score against truth", "", *own]
     if by_intent := picture("intents.png", "gain by intent"):
         lines += ["## Gain by intent", "", *by_intent]
@@ -202,18 +261,39 @@ def markdown(study: Mapping[str, Any], folder: Path) -> str:
         lines += ["## Transfer between domains", "", *_head(("arm", "trained on", *domains))]
         for name, arm in arms.items():
             if arm["transfer"]:
-                cells = [_estimate(arm["transfer"][domain]) if domain in arm["transfer"] else "–" for domain in domains]
+                cells = [
+                    _estimate(arm["transfer"][domain]) if domain in arm["transfer"] else "–"
+                    for domain in domains
+                ]
                 lines += [_row([label(name, arm), arm["domain"], *cells])]
         lines += [""]
     if study["theory"]:
-        lines += ["## Why it works, and when it stops", "", *picture("theory.png", "AUC by intent over accuracy of the inverse")]
+        lines += [
+            "## Why it works, and when it stops",
+            "",
+            *picture("theory.png", "AUC by intent over accuracy of the inverse"),
+        ]
         lines += _head(THEORY)
         for name, row in study["theory"].items():
             cells = [number(row[key]["value"]) for key in ("inverse", "auc", "auc_within")]
             lines += [
-                _row([name, row["reward"], *cells, _estimate(row["gain"]), _estimate(row["against_reference"]), _told(row["correlation"])])
+                _row(
+                    [
+                        name,
+                        row["reward"],
+                        *cells,
+                        _estimate(row["gain"]),
+                        _estimate(row["against_reference"]),
+                        _told(row["correlation"]),
+                    ]
+                )
             ]
-        lines += ["", *picture("boundary.png", "gain over accuracy of the inverse direction and over the AUC of the reward")]
+        lines += [
+            "",
+            *picture(
+                "boundary.png", "gain over accuracy of the inverse direction and over the AUC of the reward"
+            ),
+        ]
     return "\n".join([*lines, "## How to read it", "", *(f"- {note}" for note in notes(study)), ""])
 
 
@@ -242,7 +322,10 @@ def _main_cells(name: str, arm: Mapping[str, Any]) -> list[str]:
 def _health_cells(name: str, arm: Mapping[str, Any]) -> list[str]:
     alarms = ", ".join(f"{alarm.replace('_', ' ')} ({count})" for alarm, count in arm["alarms"].items())
     cells = [label(name, arm), *(_two(arm[key]) for key in ("distinct", "entropy", "length")), alarms or "–"]
-    counts = ["–" if arm[key] is None else f"{arm[key]:,.0f}" for key in ("candidates", "candidates_to_rise", "seconds", "learning")]
+    counts = [
+        "–" if arm[key] is None else f"{arm[key]:,.0f}"
+        for key in ("candidates", "candidates_to_rise", "seconds", "learning")
+    ]
     return [*cells, *counts[:2], f"{counts[2]}, {counts[3]}"]
 
 
@@ -282,33 +365,48 @@ def draw(study: Mapping[str, Any], folder: Path) -> None:
         charts.forest(
             folder / f"forest-{place}.png",
             [(label(name, arms[name]), arms[name]["gain"], _mark(arms[name])) for name in known],
-            "gain in held-out greedy truth, 95 % interval over seeds" + (f"; dashed: {reference}" if middle is not None else ""),
+            "gain in held-out greedy truth, 95 % interval over seeds"
+            + (f"; dashed: {reference}" if middle is not None else ""),
             middle,
         )
         titles = {label(name, arms[name]): name for name in known if len(arms[name]["curve"]) > 1}
         context = {
             title: {
-                other: arms[other]["curve"] for role in ("reference", "ceiling") if (other := arms[name][role]) and arms[other]["curve"]
+                other: arms[other]["curve"]
+                for role in ("reference", "ceiling")
+                if (other := arms[name][role]) and arms[other]["curve"]
             }
             for title, name in titles.items()
         }
         if titles:
-            charts.curves(folder / f"curves-{place}.png", [(title, arms[name]) for title, name in titles.items()], context)
+            charts.curves(
+                folder / f"curves-{place}.png",
+                [(title, arms[name]) for title, name in titles.items()],
+                context,
+            )
     first = next(iter(study["groups"].values()))
     scored = [name for name in first if len(arms[name]["curve"]) > 1 and len(arms[name]["score_curve"]) > 1]
     if scored:
-        charts.curves(folder / "reward.png", [(label(name, arms[name]), arms[name]) for name in scored], scores=True)
+        charts.curves(
+            folder / "reward.png", [(label(name, arms[name]), arms[name]) for name in scored], scores=True
+        )
     # Scores that are no shares, as certainties are not, are in units of their own and cannot lie on one axis with the others.
     shown = {
         name: arms[name]
         for name in scored
-        if all(0 <= point["mean"] <= 1 for point in arms[name]["score_curve"]) and arms[name]["score_change"]["value"] is not None
+        if all(0 <= point["mean"] <= 1 for point in arms[name]["score_curve"])
+        and arms[name]["score_change"]["value"] is not None
     }
     if shown:
         charts.scatter(
             folder / "score.png",
             [
-                (arm["score_change"]["value"], arm["gain"]["value"], label(name, arm), charts.SHOWN.get(_mark(arm), charts.GREY))
+                (
+                    arm["score_change"]["value"],
+                    arm["gain"]["value"],
+                    label(name, arm),
+                    charts.SHOWN.get(_mark(arm), charts.GREY),
+                )
                 for name, arm in shown.items()
             ],
             "change of its own score",
@@ -328,7 +426,9 @@ def _draw_intents(study: Mapping[str, Any], names: Iterable[str], path: Path) ->
     intents = sorted({intent for arm in arms.values() for intent in arm["intents"]})
     if not intents:
         return
-    gains = {intent: [arm["intents"].get(intent, {}).get("gain") for arm in arms.values()] for intent in intents}
+    gains = {
+        intent: [arm["intents"].get(intent, {}).get("gain") for arm in arms.values()] for intent in intents
+    }
 
     def average(intent: str) -> float:
         known = [gain for gain in gains[intent] if gain is not None]
@@ -340,18 +440,32 @@ def _draw_intents(study: Mapping[str, Any], names: Iterable[str], path: Path) ->
 
 
 def _draw_theory(study: Mapping[str, Any], folder: Path) -> None:
-    points = [(row["inverse"], row["auc"], name) for name, theory in study["theory"].items() for row in theory["intents"]]
+    points = [
+        (row["inverse"], row["auc"], name)
+        for name, theory in study["theory"].items()
+        for row in theory["intents"]
+    ]
     if points:
-        charts.clouds(folder / "theory.png", points, "references of the intent read back rightly", "AUC of the reward within a task")
+        charts.clouds(
+            folder / "theory.png",
+            points,
+            "references of the intent read back rightly",
+            "AUC of the reward within a task",
+        )
     against = all(row["against_reference"]["value"] is not None for row in study["theory"].values())
-    models = [(name, row, row["against_reference" if against else "gain"]) for name, row in study["theory"].items()]
+    models = [
+        (name, row, row["against_reference" if against else "gain"]) for name, row in study["theory"].items()
+    ]
     models = [(name, row, gain) for name, row, gain in models if gain["value"] is not None]
     across = {
         "inverse": "accuracy of the inverse direction before training",
         "auc_within": "AUC of the reward within a task, before training",
     }
     panels = [
-        (text, [(name, row[key]["value"], gain) for name, row, gain in models if row[key]["value"] is not None])
+        (
+            text,
+            [(name, row[key]["value"], gain) for name, row, gain in models if row[key]["value"] is not None],
+        )
         for key, text in across.items()
     ]
     if all(len(points) > 1 for _, points in panels):

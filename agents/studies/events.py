@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from agents.reports.runs import RunRecord
+from agents.studies.runs import RunRecord
 
 PATTERN = "events.out.tfevents.*"
 
@@ -44,7 +44,9 @@ def write_events(
                     for name, value in row.items()
                     if name not in ("step", "cycle")
                 ]
-                writer.add_event(Event(wall_time=began + row["step"], step=int(row["step"]), summary=Summary(value=values)))
+                writer.add_event(
+                    Event(wall_time=began + row["step"], step=int(row["step"]), summary=Summary(value=values))
+                )
         finally:
             writer.close()
 
@@ -67,7 +69,9 @@ def _layout(layout: Mapping[str, Mapping[str, Sequence[str]]]) -> object:
         for title, charts in layout.items()
     ]
     tensor = TensorProto(
-        dtype="DT_STRING", string_val=[layout_pb2.Layout(category=categories).SerializeToString()], tensor_shape=TensorShapeProto()
+        dtype="DT_STRING",
+        string_val=[layout_pb2.Layout(category=categories).SerializeToString()],
+        tensor_shape=TensorShapeProto(),
     )
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
     return Summary(value=[Summary.Value(tag="custom_scalars__config__", tensor=tensor, metadata=metadata)])

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from agents.reports.plan import Arm, Plan
-from agents.reports.runs import HeldOutTask, RunRecord, read_truth
-from agents.training.metrics import mean, t_interval
+from agents.evaluation.metrics import mean, t_interval
+from agents.studies.plan import Arm, Plan
+from agents.studies.runs import HeldOutTask, RunRecord, read_truth
 
 RISE = 0.10  # of greedy truth: how many candidates that takes
 HEALTH = ("policy/distinct", "policy/entropy", "policy/length")
@@ -37,9 +37,15 @@ def summarize(
         transfer: arm -> seed -> report of `agents.evaluate` on other domains.
         theory: arm -> report of `agents.evaluate` on its model before training.
     """
-    seeds = {name: {seed: of_run(record) for seed, record in runs.get(name, {}).items()} for name in plan.arms}
+    seeds = {
+        name: {seed: of_run(record) for seed, record in runs.get(name, {}).items()} for name in plan.arms
+    }
     arms = {name: of_arm(arm, seeds, failed.get(name, {})) for name, arm in plan.arms.items()}
-    tested = [row["against_reference"]["verdict"] for row in arms.values() if row["against_reference"]["value"] is not None]
+    tested = [
+        row["against_reference"]["verdict"]
+        for row in arms.values()
+        if row["against_reference"]["value"] is not None
+    ]
     for name in plan.arms:
         arms[name]["transfer"] = transfer_of(transfer.get(name, {}))
         arms[name]["intents"] = intents_of(runs.get(name, {}).values())
@@ -53,7 +59,11 @@ def summarize(
         "comparisons": len(tested),
         "runs": sum(len(arm.seeds) for arm in plan.arms.values()),
         "finished": sum(map(len, runs.values())),
-        "failed": [{"arm": arm, "seed": seed, "why": why} for arm, rows in failed.items() for seed, why in rows.items()],
+        "failed": [
+            {"arm": arm, "seed": seed, "why": why}
+            for arm, rows in failed.items()
+            for seed, why in rows.items()
+        ],
         "seconds": math.fsum(record.seconds for rows in runs.values() for record in rows.values()),
         "arms": arms,
         "theory": theory_of(plan, theory, arms),
@@ -80,7 +90,9 @@ def of_run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def of_arm(arm: Arm, runs: Mapping[str, Mapping[int, Mapping[str, Any]]], failed: Mapping[int, str]) -> dict[str, Any]:
+def of_arm(
+    arm: Arm, runs: Mapping[str, Mapping[int, Mapping[str, Any]]], failed: Mapping[int, str]
+) -> dict[str, Any]:
     """One arm over its seeds, compared by seed with its reference and its ceiling."""
     rows = runs[arm.name]
     reference, ceiling = (gains(runs[name]) if name else {} for name in (arm.reference, arm.ceiling))
@@ -101,7 +113,9 @@ def of_arm(arm: Arm, runs: Mapping[str, Mapping[int, Mapping[str, Any]]], failed
         "end": mean(_known(row["end"] for row in rows.values())),
         "gain": over_seeds(own.values()),
         "pass@1_gain": over_seeds(_known(row["pass@1_gain"] for row in rows.values())),
-        "against_reference": over_seeds(own[seed] - reference[seed] for seed in compared if seed in reference),
+        "against_reference": over_seeds(
+            own[seed] - reference[seed] for seed in compared if seed in reference
+        ),
         "gap_closed": gap_closed(compared, reference, ceiling) if arm.name != arm.ceiling else dict(NOTHING),
         "score_change": over_seeds(_known(row["score_change"] for row in rows.values())),
         "auc": _two(rows, "auc"),
@@ -125,11 +139,27 @@ def over_seeds(values: Iterable[float]) -> dict[str, Any]:
     if not data:
         return {**NOTHING, "verdict": "not measured"}
     low, high = t_interval(data) if len(data) > 1 and max(data) > min(data) else (None, None)
-    verdict = "not measured" if low is None or high is None else "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    return {"value": math.fsum(data) / len(data), "low": low, "high": high, "seeds": len(data), "verdict": verdict}
+    verdict = (
+        "not measured"
+        if low is None or high is None
+        else "better"
+        if low > 0
+        else "worse"
+        if high < 0
+        else "no difference shown"
+    )
+    return {
+        "value": math.fsum(data) / len(data),
+        "low": low,
+        "high": high,
+        "seeds": len(data),
+        "verdict": verdict,
+    }
 
 
-def gap_closed(own: Mapping[int, float], reference: Mapping[int, float], ceiling: Mapping[int, float]) -> dict[str, Any]:
+def gap_closed(
+    own: Mapping[int, float], reference: Mapping[int, float], ceiling: Mapping[int, float]
+) -> dict[str, Any]:
     """(gain - reference) / (ceiling - reference), paired by seed, with Fieller's 95 % interval (Fieller 1954).
 
     The ratio of two means that vary together: all ratios r for which a t test does not reject that the mean of numerator - r x
@@ -159,12 +189,17 @@ def curve_of(records: Iterable[RunRecord], metric: str) -> list[dict[str, float]
     curves = [dict(record.curve(metric)) for record in records]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     points = [(step, [curve[step] for curve in curves]) for step in steps]
-    return [{"step": step, "mean": math.fsum(row) / len(row), "low": min(row), "high": max(row)} for step, row in points]
+    return [
+        {"step": step, "mean": math.fsum(row) / len(row), "low": min(row), "high": max(row)}
+        for step, row in points
+    ]
 
 
 def candidates_to(rise: float, curve: Sequence[Mapping[str, float]]) -> int | None:
     """Candidates to learn from after which a mean curve is first so far above its start; None where it never is."""
-    return next((int(point["step"]) for point in curve if point["mean"] >= curve[0]["mean"] + rise - 1e-9), None)
+    return next(
+        (int(point["step"]) for point in curve if point["mean"] >= curve[0]["mean"] + rise - 1e-9), None
+    )
 
 
 def intents_of(records: Iterable[RunRecord]) -> dict[str, dict[str, float]]:
@@ -176,7 +211,10 @@ def intents_of(records: Iterable[RunRecord]) -> dict[str, dict[str, float]]:
             change = _less(task.greedy, before[task.task_id].greedy) if task.task_id in before else None
             if change is not None:
                 changes.setdefault(task.intent, []).append(change)
-    return {name: {"gain": math.fsum(rows) / len(rows), "pairs": len(rows)} for name, rows in sorted(changes.items())}
+    return {
+        name: {"gain": math.fsum(rows) / len(rows), "pairs": len(rows)}
+        for name, rows in sorted(changes.items())
+    }
 
 
 def transfer_of(reports: Mapping[int, Any]) -> dict[str, Any]:
@@ -189,7 +227,9 @@ def transfer_of(reports: Mapping[int, Any]) -> dict[str, Any]:
     return {domain: over_seeds(values) for domain, values in found.items()}
 
 
-def theory_of(plan: Plan, reports: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def theory_of(
+    plan: Plan, reports: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Does a reward by inversion work where the inverse direction does? By intent within a model, and over models.
 
     By intent: accuracy of reading references back against the AUC of the reward among the samples of one task, with Spearman's rank
@@ -245,7 +285,9 @@ def _spearman(data: Any) -> float:
     return float(np.corrcoef(ranks.T)[0, 1])
 
 
-def paired_tasks(first: Sequence[HeldOutTask], second: Sequence[HeldOutTask]) -> list[tuple[HeldOutTask, HeldOutTask]]:
+def paired_tasks(
+    first: Sequence[HeldOutTask], second: Sequence[HeldOutTask]
+) -> list[tuple[HeldOutTask, HeldOutTask]]:
     """The tasks that both have."""
     known = {task.task_id: task for task in first}
     return [(known[task.task_id], task) for task in second if task.task_id in known]

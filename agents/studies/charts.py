@@ -51,7 +51,9 @@ def _thousands(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    )
 
 
 def curves(
@@ -69,10 +71,27 @@ def curves(
     """
     columns = min(4, max(1, len(panels)))
     rows = math.ceil(len(panels) / columns)
-    look = dict(zip(dict.fromkeys(name for others in (context or {}).values() for name in others), DASHES[1:] * 9, strict=False))
-    own = {title: scores and any(not 0 <= point["mean"] <= 1 for point in arm["score_curve"]) for title, arm in panels}
-    kinds = {title: ("curve", "score_curve") if scores and not own[title] else ("curve",) for title, _ in panels}
-    heights = [point[end] for title, arm in panels for kind in kinds[title] for point in arm[kind] for end in ("low", "high")]
+    look = dict(
+        zip(
+            dict.fromkeys(name for others in (context or {}).values() for name in others),
+            DASHES[1:] * 9,
+            strict=False,
+        )
+    )
+    own = {
+        title: scores and any(not 0 <= point["mean"] <= 1 for point in arm["score_curve"])
+        for title, arm in panels
+    }
+    kinds = {
+        title: ("curve", "score_curve") if scores and not own[title] else ("curve",) for title, _ in panels
+    }
+    heights = [
+        point[end]
+        for title, arm in panels
+        for kind in kinds[title]
+        for point in arm[kind]
+        for end in ("low", "high")
+    ]
     low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
     pad = 0.05 * (high - low) + 0.02
     with _figure(path, 2.6 * columns + 0.6, 1.95 * rows + 0.8, rows, columns) as grid:
@@ -86,7 +105,9 @@ def curves(
                 axes.plot(*_line(curve), color=GREY, linestyle=look[name], linewidth=1.1, label=name)
             _band(axes, arm["curve"], COLOURS[0], "held-out greedy truth")
             if scores:
-                other = axes.twinx() if own[title] else axes  # a score that is no share has an axis of its own
+                other = (
+                    axes.twinx() if own[title] else axes
+                )  # a score that is no share has an axis of its own
                 _band(other, arm["score_curve"], COLOURS[1], "" if own[title] else "own score")
                 if own[title]:
                     other.grid(visible=False)
@@ -102,13 +123,24 @@ def curves(
 
 def _band(axes: Any, curve: Sequence[Mapping[str, float]], colour: str, label: str) -> None:
     steps, means = _line(curve)
-    axes.fill_between(steps, [point["low"] for point in curve], [point["high"] for point in curve], color=colour, alpha=0.18, lw=0)
+    axes.fill_between(
+        steps,
+        [point["low"] for point in curve],
+        [point["high"] for point in curve],
+        color=colour,
+        alpha=0.18,
+        lw=0,
+    )
     axes.plot(steps, means, color=colour, linewidth=1.8, label=label)
 
 
 def _legend(figure: Any, grid: Any, columns: int) -> None:
     """One legend above all panels."""
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle
+        for axes in grid.flat
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns, fontsize=8)
 
 
@@ -116,7 +148,12 @@ def _line(curve: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float
     return [point["step"] for point in curve], [point["mean"] for point in curve]
 
 
-def forest(path: Path, rows: Sequence[tuple[str, Mapping[str, Any], str]], across: str, reference: float | None = None) -> None:
+def forest(
+    path: Path,
+    rows: Sequence[tuple[str, Mapping[str, Any], str]],
+    across: str,
+    reference: float | None = None,
+) -> None:
     """A value with its interval a row, the highest on top; (label, estimate, verdict against the reference)."""
     ranked = sorted((row for row in rows if row[1]["value"] is not None), key=lambda row: row[1]["value"])
     with _figure(path, 7.2, 0.9 + 0.27 * max(1, len(ranked))) as grid:
@@ -127,7 +164,14 @@ def forest(path: Path, rows: Sequence[tuple[str, Mapping[str, Any], str]], acros
         for place, (_, estimate, verdict) in enumerate(ranked):
             colour = SHOWN.get(verdict, GREY)
             if estimate["low"] is not None:
-                axes.plot([estimate["low"], estimate["high"]], [place, place], color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
+                axes.plot(
+                    [estimate["low"], estimate["high"]],
+                    [place, place],
+                    color=colour,
+                    linewidth=2,
+                    alpha=0.6,
+                    solid_capstyle="butt",
+                )
             filled = colour if verdict else "white"
             axes.plot(estimate["value"], place, "o", color=colour, markerfacecolor=filled, markersize=5)
         axes.set_yticks(range(len(ranked)), [label for label, _, _ in ranked])
@@ -172,7 +216,9 @@ def clouds(path: Path, points: Sequence[tuple[float, float, str]], across: str, 
         _legend(axes.figure, grid, 4)
 
 
-def boundary(path: Path, panels: Sequence[tuple[str, Sequence[tuple[str, float, Mapping[str, Any]]]]], up: str) -> None:
+def boundary(
+    path: Path, panels: Sequence[tuple[str, Sequence[tuple[str, float, Mapping[str, Any]]]]], up: str
+) -> None:
     """A panel for each (what is across, points); a point is (label, x, estimate), a value with its interval over x."""
     with _figure(path, 5.4 * len(panels), 4.0, 1, len(panels)) as grid:
         for axes, (across, points) in zip(grid[0], panels, strict=True):
@@ -180,7 +226,14 @@ def boundary(path: Path, panels: Sequence[tuple[str, Sequence[tuple[str, float, 
             for _, x, estimate in points:
                 colour = SHOWN.get(estimate["verdict"], GREY)
                 if estimate["low"] is not None:
-                    axes.plot([x, x], [estimate["low"], estimate["high"]], color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
+                    axes.plot(
+                        [x, x],
+                        [estimate["low"], estimate["high"]],
+                        color=colour,
+                        linewidth=2,
+                        alpha=0.6,
+                        solid_capstyle="butt",
+                    )
                 axes.plot(x, estimate["value"], "o", color=colour, markersize=5.5)
             axes.set_xlabel(across)
             axes.set_ylabel(up)
@@ -196,25 +249,43 @@ def _labels(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
         left, middle = axes.transData.transform((x, y))
         left, width = left + 7, 7.2 * len(label)
         at = middle
-        while any(abs(at - other) < 13 and left < right and left + width > start for start, right, other in taken):
+        while any(
+            abs(at - other) < 13 and left < right and left + width > start for start, right, other in taken
+        ):
             at += 2
         taken.append((left, left + width, at))
         thin = {"arrowstyle": "-", "color": "#b5bcc4", "linewidth": 0.6} if at - middle > 6 else None
         scale = 72 / axes.figure.dpi
         axes.annotate(
-            label, (x, y), (7 * scale, (at - middle) * scale), textcoords="offset points", va="center", fontsize=8, arrowprops=thin
+            label,
+            (x, y),
+            (7 * scale, (at - middle) * scale),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            arrowprops=thin,
         )
 
 
-def heatmap(path: Path, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], label: str) -> None:
+def heatmap(
+    path: Path,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    label: str,
+) -> None:
     """A colour a cell, blue up and red down; cells that were not measured stay white."""
     data = [[math.nan if value is None else value for value in row] for row in values]
     limit = max((abs(value) for row in data for value in row if not math.isnan(value)), default=1.0) or 1.0
     with _figure(path, 3.4 + 0.42 * len(columns), 1.6 + 0.185 * len(rows)) as grid:
         axes = grid[0][0]
-        image = axes.imshow(data, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        image = axes.imshow(
+            data, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+        )
         axes.set_yticks(range(len(rows)), rows, fontsize=7.5)
-        axes.set_xticks(range(len(columns)), columns, rotation=55, ha="left", rotation_mode="anchor", fontsize=8)
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=55, ha="left", rotation_mode="anchor", fontsize=8
+        )
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         axes.grid(visible=False)
@@ -225,13 +296,24 @@ def heatmap(path: Path, rows: Sequence[str], columns: Sequence[str], values: Seq
         bar.outline.set_visible(False)
 
 
-def overlay(path: Path, panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]], order: Sequence[str]) -> None:
+def overlay(
+    path: Path,
+    panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]],
+    order: Sequence[str],
+) -> None:
     """Curves of several runs laid over each other, a panel a metric; (title, run -> points). A run looks the same in every panel."""
     columns = min(2, max(1, len(panels)))
     rows = math.ceil(len(panels) / columns)
-    last = max((point[0] for _, lines in panels for points in lines.values() for point in points), default=1.0)
-    look = {name: (COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % len(DASHES)]) for at, name in enumerate(order)}
-    with _figure(path, 4.7 * columns, 2.5 * rows + 0.25 * math.ceil(len(order) / 3) + 0.3, rows, columns) as grid:
+    last = max(
+        (point[0] for _, lines in panels for points in lines.values() for point in points), default=1.0
+    )
+    look = {
+        name: (COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % len(DASHES)])
+        for at, name in enumerate(order)
+    }
+    with _figure(
+        path, 4.7 * columns, 2.5 * rows + 0.25 * math.ceil(len(order) / 3) + 0.3, rows, columns
+    ) as grid:
         for place, axes in enumerate(grid.flat):
             if place >= len(panels):
                 axes.set_visible(False)
@@ -241,7 +323,15 @@ def overlay(path: Path, panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[
             for name, points in lines.items():
                 colour, dashes = look[name]
                 x, y = [point[0] for point in points], [point[1] for point in points]
-                axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.6, marker="o" if len(points) == 1 else "", label=name)
+                axes.plot(
+                    x,
+                    y,
+                    color=colour,
+                    linestyle=dashes,
+                    linewidth=1.6,
+                    marker="o" if len(points) == 1 else "",
+                    label=name,
+                )
             axes.set_xlim(-0.03 * last, 1.03 * last)
             _thousands(axes)
         figure = grid.flat[0].figure

@@ -94,7 +94,14 @@ class RunRecord:
     @property
     def alarms(self) -> list[str]:
         """Names of the alarms that held in any cycle."""
-        return sorted({name.removeprefix("alarm/") for row in self.metrics for name in row if name.startswith("alarm/") and row[name]})
+        return sorted(
+            {
+                name.removeprefix("alarm/")
+                for row in self.metrics
+                for name in row
+                if name.startswith("alarm/") and row[name]
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -136,19 +143,34 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
         if not isinstance(settings, dict):
             raise ValueError("it holds no settings")
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: no run is there (it has no config.yaml): give the folder of a run") from None
+        raise InputError(
+            f"{folder}: no run is there (it has no config.yaml): give the folder of a run"
+        ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{folder / 'config.yaml'}: cannot be read ({_one_line(error)}): restore it, or leave the run out") from None
+        raise InputError(
+            f"{folder / 'config.yaml'}: cannot be read ({_one_line(error)}): restore it, or leave the run out"
+        ) from None
     metrics = []
     for number, row in read_lines(folder / "metrics.jsonl"):
         metrics.append(row)
-        if not isinstance(row.get("step"), (int, float)) or not all(_is_number(value) for value in row.values()):
-            raise _damaged(folder / "metrics.jsonl", number, "it holds something other than numbers, or no step")
+        if not isinstance(row.get("step"), (int, float)) or not all(
+            _is_number(value) for value in row.values()
+        ):
+            raise _damaged(
+                folder / "metrics.jsonl", number, "it holds something other than numbers, or no step"
+            )
     timings = [row for _, row in read_lines(folder / "timings.jsonl")]
-    times = [(key, value) for row in timings for key, value in row.items() if key.startswith("time/") and _is_number(value)]
+    times = [
+        (key, value)
+        for row in timings
+        for key, value in row.items()
+        if key.startswith("time/") and _is_number(value)
+    ]
     learning = math.fsum(value for key, value in times if key in LEARNING)
     seconds = math.fsum(value for _, value in times)
-    return RunRecord(name or folder.absolute().name, folder, settings, metrics, _progress(folder), seconds, learning)
+    return RunRecord(
+        name or folder.absolute().name, folder, settings, metrics, _progress(folder), seconds, learning
+    )
 
 
 def _progress(folder: Path) -> Mapping[str, Any]:
@@ -157,12 +179,18 @@ def _progress(folder: Path) -> Mapping[str, Any]:
     for path in (folder / "self_improvement_results.json", folder / "progress.json"):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or not isinstance(found.get("cycles"), list) or not isinstance(found.get("eval", {}), dict):
+            if (
+                not isinstance(found, dict)
+                or not isinstance(found.get("cycles"), list)
+                or not isinstance(found.get("eval", {}), dict)
+            ):
                 raise ValueError("it holds no cycles")
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({_one_line(error)}): restore it, or leave the run out") from None
+            raise InputError(
+                f"{path}: cannot be read ({_one_line(error)}): restore it, or leave the run out"
+            ) from None
         if not best or len(found["cycles"]) > len(best["cycles"]):
             best = found
     return best
@@ -187,7 +215,9 @@ def read_truth(record: RunRecord, when: str) -> list[HeldOutTask]:
             if row["cycle"] == cycle and row["part"] == part:
                 samples = [value for value in map(_truth, row["samples"]) if value is not None]
                 share = math.fsum(samples) / len(samples) if samples else None
-                found[row["task_id"]] = HeldOutTask(row["task_id"], row["domain"], row["task"], _truth(row["greedy"]), share)
+                found[row["task_id"]] = HeldOutTask(
+                    row["task_id"], row["domain"], row["task"], _truth(row["greedy"]), share
+                )
         except (KeyError, TypeError, AttributeError):
             raise _damaged(path, number, "a field is missing") from None
     return list(found.values())
@@ -231,7 +261,9 @@ def read_lines(path: Path, holding: str = "") -> Iterator[tuple[int, dict[str, A
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({_one_line(error)}): restore it, or leave the run out") from None
+        raise InputError(
+            f"{path}: cannot be read ({_one_line(error)}): restore it, or leave the run out"
+        ) from None
 
 
 def _damaged(path: Path, number: int, why: str) -> InputError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from agents.evaluation.page import page_environment
+from agents.evaluation.html import page_environment
 
 
 def write_page(template: str, path: Path, filters: Mapping[str, Any], **values: Any) -> None:

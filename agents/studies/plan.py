@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from agents.reports.runs import SAME_TASKS, is_labelled
-from agents.training.command import parse
+from agents.cli.command import parse
+from agents.studies.runs import SAME_TASKS, is_labelled
 from agents.training.config import TrainConfig
 from envs.domain import domain_names, load_domain
 from envs.types import InputError
@@ -26,7 +26,18 @@ SET_BY_STUDY = {
     "output": "give the study's folder by --output",
     **dict.fromkeys(("name", "resume", "config"), "remove it"),
 }
-TOP = ("about", "trainer", "seeds", "settings", "arms", "groups", "reference", "ceiling", "transfer_tasks", "theory")
+TOP = (
+    "about",
+    "trainer",
+    "seeds",
+    "settings",
+    "arms",
+    "groups",
+    "reference",
+    "ceiling",
+    "transfer_tasks",
+    "theory",
+)
 OF_ARM = ("trainer", "seeds", "evaluate_on", "reference", "ceiling")
 
 
@@ -86,7 +97,9 @@ class _File:
         for key_node, value_node in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in found:
-                raise InputError(f"{self.shown}:{line}: {key}: is set twice, first in line {self.lines[(*path, key)]}: remove one")
+                raise InputError(
+                    f"{self.shown}:{line}: {key}: is set twice, first in line {self.lines[(*path, key)]}: remove one"
+                )
             self.lines[(*path, key)] = line
             found[key] = self.values(value_node, loader, (*path, key))
         return found
@@ -114,10 +127,20 @@ def read_plan(path: Path) -> Plan:
     found = {name: _arm(file, name, arm, data, trainer, seeds, common) for name, arm in arms.items()}
     for name, arm in found.items():
         for role in ("reference", "ceiling"):
-            _exists(file, ("arms", name, role) if role in (arms[name] or {}) else (role,), getattr(arm, role), found)
+            _exists(
+                file,
+                ("arms", name, role) if role in (arms[name] or {}) else (role,),
+                getattr(arm, role),
+                found,
+            )
     groups = data.get("groups") or {"arms": list(found)}
-    if not isinstance(groups, dict) or not all(isinstance(names, list) and names for names in groups.values()):
-        raise file.error(("groups",), "groups: must be a mapping of names to lists of arms: `rewards: [similarity, likelihood]`")
+    if not isinstance(groups, dict) or not all(
+        isinstance(names, list) and names for names in groups.values()
+    ):
+        raise file.error(
+            ("groups",),
+            "groups: must be a mapping of names to lists of arms: `rewards: [similarity, likelihood]`",
+        )
     for group, names in groups.items():
         for arm_name in names:
             _exists(file, ("groups", group), arm_name, found)
@@ -129,7 +152,9 @@ def read_plan(path: Path) -> Plan:
     theory = _theory(file, data.get("theory", False), found)
     paired = {name: _paired(file, found, arm, arms[name] or {}) for name, arm in found.items()}
     about = " ".join(str(data.get("about") or "").split())
-    return Plan(path.stem, about, paired, {name: tuple(names) for name, names in groups.items()}, tasks, theory)
+    return Plan(
+        path.stem, about, paired, {name: tuple(names) for name, names in groups.items()}, tasks, theory
+    )
 
 
 def _read(path: Path, file: _File) -> dict[str, Any]:
@@ -142,41 +167,59 @@ def _read(path: Path, file: _File) -> dict[str, Any]:
         data: dict[str, Any] = file.values(root, loader)
         return data
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file: give the YAML file of a study, configs/studies/smoke.yaml say") from None
+        raise InputError(
+            f"{path}: there is no such file: give the YAML file of a study, configs/studies/smoke.yaml say"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise InputError(
+            f"{path}:{mark.line + 1 if mark else 1}: not YAML: {getattr(error, 'problem', None) or error}"
+        ) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
 def _arm(
-    file: _File, name: str, given: Any, data: Mapping[str, Any], trainer: str, seeds: tuple[int, ...], common: Mapping[str, Any]
+    file: _File,
+    name: str,
+    given: Any,
+    data: Mapping[str, Any],
+    trainer: str,
+    seeds: tuple[int, ...],
+    common: Mapping[str, Any],
 ) -> Arm:
     where = ("arms", name)
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise file.error(where, f"{name}: an arm's name is that of a folder: letters, digits and . _ + - alone")
+        raise file.error(
+            where, f"{name}: an arm's name is that of a folder: letters, digits and . _ + - alone"
+        )
     given = given if given is not None else {}
     if not isinstance(given, dict):
         raise file.error(where, f"{name}: must be a mapping: `{name}: {{setting: value}}`, or `{name}: {{}}`")
     own = given.get("trainer", trainer)
     config_type = _trainer(file, (*where, "trainer"), own)
     known = {field.name for field in fields(config_type)}
-    settings = {key: value for key, value in common.items() if key in known}  # what another trainer has no use for is left out
+    settings = {
+        key: value for key, value in common.items() if key in known
+    }  # what another trainer has no use for is left out
     settings |= {key: value for key, value in given.items() if key not in OF_ARM}
     resolved = _checked(file, where, own, config_type, settings)
     on = given.get("evaluate_on", [])
     if not isinstance(on, list) or not all(isinstance(domain, str) for domain in on):
-        raise file.error((*where, "evaluate_on"), "evaluate_on: must be a list of domains: [network, shell, sql]")
+        raise file.error(
+            (*where, "evaluate_on"), "evaluate_on: must be a list of domains: [network, shell, sql]"
+        )
     try:
         on = [domain for part in on for domain in domain_names(part)]
         for domain in on:
             load_domain(domain)
     except InputError as error:
-        raise file.error((*where, "evaluate_on"), f"evaluate_on: {str(error).removeprefix('--domain ')}") from None
+        raise file.error(
+            (*where, "evaluate_on"), f"evaluate_on: {str(error).removeprefix('--domain ')}"
+        ) from None
     reward = str(resolved["reward"])
     return Arm(
         name,
@@ -191,7 +234,13 @@ def _arm(
     )
 
 
-def _checked(file: _File, where: tuple[str, ...], trainer: str, config_type: type[TrainConfig], settings: Mapping[str, Any]) -> Any:
+def _checked(
+    file: _File,
+    where: tuple[str, ...],
+    trainer: str,
+    config_type: type[TrainConfig],
+    settings: Mapping[str, Any],
+) -> Any:
     """All settings of the trainer, once its own command line has taken them from a file of one setting a line."""
 
     def at(key: str) -> tuple[str, ...]:
@@ -227,7 +276,9 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
 
 def trainers() -> list[str]:
     """Names of all trainers: the commands whose settings are those of training and more."""
-    return sorted(path.stem for path in AGENTS.glob("*.py") if "(TrainConfig)" in path.read_text(encoding="utf-8"))
+    return sorted(
+        path.stem for path in AGENTS.glob("*.py") if "(TrainConfig)" in path.read_text(encoding="utf-8")
+    )
 
 
 def _trainer(file: _File, where: tuple[str, ...], name: Any) -> type[TrainConfig]:
@@ -239,9 +290,15 @@ def _trainer(file: _File, where: tuple[str, ...], name: Any) -> type[TrainConfig
 
 
 def _seeds(file: _File, where: tuple[str, ...], value: Any) -> tuple[int, ...]:
-    whole = isinstance(value, list) and value and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in value)
+    whole = (
+        isinstance(value, list)
+        and value
+        and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in value)
+    )
     if not whole or len(set(value)) < len(value):
-        raise file.error(where, f"seeds: {value}: must be a list of different whole numbers of 0 or more: [0, 1, 2]")
+        raise file.error(
+            where, f"seeds: {value}: must be a list of different whole numbers of 0 or more: [0, 1, 2]"
+        )
     return tuple(value)
 
 
@@ -249,7 +306,10 @@ def _theory(file: _File, value: Any, arms: Mapping[str, Arm]) -> tuple[str, ...]
     if isinstance(value, bool):
         return (next(iter(arms)),) if value else ()
     if not isinstance(value, list) or not value:
-        raise file.error(("theory",), "theory: must be true, or a list of the arms whose models are to be evaluated in both directions")
+        raise file.error(
+            ("theory",),
+            "theory: must be true, or a list of the arms whose models are to be evaluated in both directions",
+        )
     for name in value:
         _exists(file, ("theory",), name, arms)
     return tuple(value)
@@ -262,7 +322,9 @@ def _paired(file: _File, arms: Mapping[str, Arm], arm: Arm, given: Mapping[str, 
         name = getattr(arm, role)
         why = unfit(arm, arms[name]) if name is not None else ""
         if why and role in given:
-            raise file.error(("arms", arm.name, role), f"{role}: {name}: cannot be compared with {arm.name}: {why}")
+            raise file.error(
+                ("arms", arm.name, role), f"{role}: {name}: cannot be compared with {arm.name}: {why}"
+            )
         fitting[role] = None if why else name
     return replace(arm, **fitting)  # type: ignore[arg-type]
 
@@ -272,7 +334,9 @@ def unfit(arm: Arm, other: Arm) -> str:
     for key in (*SAME_TASKS, "model", "adapter"):
         if arm.resolved[key] != other.resolved[key]:
             return f"{key} {arm.resolved[key]} and {other.resolved[key]}"
-    budgets = [row.resolved["cycles"] * row.resolved["tasks"] * row.resolved["candidates"] for row in (arm, other)]
+    budgets = [
+        row.resolved["cycles"] * row.resolved["tasks"] * row.resolved["candidates"] for row in (arm, other)
+    ]
     return f"budgets of {budgets[0]} and {budgets[1]} candidates" if budgets[0] != budgets[1] else ""
 
 

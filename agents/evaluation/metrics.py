@@ -33,7 +33,9 @@ def auc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
     return (math.fsum(ranks_of_right) - right * (right + 1) / 2) / (right * wrong)
 
 
-def within_task_auc(truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[Sequence[float]]) -> float | None:
+def within_task_auc(
+    truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[Sequence[float]]
+) -> float | None:
     """AUC among the candidates of one task, averaged over the tasks that have right and wrong ones."""
     values = [auc(truths, scores) for truths, scores in zip(truths_P_G, scores_P_G, strict=True)]
     return mean([value for value in values if value is not None])
@@ -41,20 +43,30 @@ def within_task_auc(truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[S
 
 def best_of(truths_P_G: Sequence[Sequence[bool]], scores_P_G: Sequence[Sequence[float]]) -> float | None:
     """Share of tasks whose best-scored candidate is right (the first of equals)."""
-    picks = [truths[int(np.argmax(scores))] for truths, scores in zip(truths_P_G, scores_P_G, strict=True) if len(scores)]
+    picks = [
+        truths[int(np.argmax(scores))]
+        for truths, scores in zip(truths_P_G, scores_P_G, strict=True)
+        if len(scores)
+    ]
     return mean([float(pick) for pick in picks])
 
 
-def kept(truths_P_G: Sequence[Sequence[bool]], values_P_G: Sequence[Sequence[float | None]]) -> tuple[list[list[bool]], list[list[float]]]:
+def kept(
+    truths_P_G: Sequence[Sequence[bool]], values_P_G: Sequence[Sequence[float | None]]
+) -> tuple[list[list[bool]], list[list[float]]]:
     """Truths and scores without the candidates on which the reward abstained."""
     pairs_P_G = [
         [(truth, value) for truth, value in zip(truths, values, strict=True) if value is not None]
         for truths, values in zip(truths_P_G, values_P_G, strict=True)
     ]
-    return [[truth for truth, _ in row] for row in pairs_P_G], [[value for _, value in row] for row in pairs_P_G]
+    return [[truth for truth, _ in row] for row in pairs_P_G], [
+        [value for _, value in row] for row in pairs_P_G
+    ]
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Sequence[float], seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean, resampling the values (10,000 times); of at least one."""
     if not len(values):
         raise ValueError("an interval of no values")

@@ -53,7 +53,12 @@ class _Child:
     started: float
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, out: TextIO, ended: Callable[[str, str | None], None] = lambda name, why: None) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    at_once: int,
+    out: TextIO,
+    ended: Callable[[str, str | None], None] = lambda name, why: None,
+) -> None:
     """Runs all jobs; one that fails does not stop the others.
 
     Args:
@@ -114,7 +119,9 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "140"}
     parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # found before the fork: only safe calls come after it
+    prctl = (
+        ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+    )  # found before the fork: only safe calls come after it
 
     def die_with_parent() -> None:
         if prctl is not None:
@@ -167,7 +174,10 @@ def _last_line(child: _Child) -> str:
 def _signals_noted() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM are noted, not raised: an exception in the middle of a fork would be lost, or leave a child unknown."""
     noted: list[int] = []
-    before = {number: signal.signal(number, lambda given, _: noted.append(given)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, lambda given, _: noted.append(given))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield noted
     finally:
@@ -180,9 +190,15 @@ class _Display:
 
     def __init__(self, out: TextIO, all_weight: float) -> None:
         self.console = Console(file=out, highlight=False)
-        columns = (TextColumn("{task.percentage:>3.0f} %"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
+        columns = (
+            TextColumn("{task.percentage:>3.0f} %"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+        )
         shown = self.console.is_terminal
-        self._progress = Progress(*columns, console=self.console, auto_refresh=False, disable=not shown, transient=True)
+        self._progress = Progress(
+            *columns, console=self.console, auto_refresh=False, disable=not shown, transient=True
+        )
         self._all, self._began, self._shown = max(all_weight, 1e-9), time.monotonic(), 0.0
         self._task = self._progress.add_task("", total=self._all, facts="")
 

@@ -28,17 +28,37 @@ METRICS = (
     ("exact", "exact match", "greedy commands that equal the reference as text"),
     ("inverse", "inverse", "reference commands whose task is read back rightly"),
     ("invalid", "invalid", "verified commands that are no command of the domain at all"),
-    ("not_executed", "not executed", "commands of which nothing can be said; they count neither as right nor as wrong"),
+    (
+        "not_executed",
+        "not executed",
+        "commands of which nothing can be said; they count neither as right nor as wrong",
+    ),
     ("distinct", "distinct", "different ones among all sampled commands"),
 )
 REWARD_METRICS = (
-    ("auc", "AUC", "probability that a right command scores above a wrong one, over all tasks; 0.5 is chance"),
-    ("auc_within", "AUC within a task", "the same among the commands of one task, where choosing happens; 0.5 is chance"),
+    (
+        "auc",
+        "AUC",
+        "probability that a right command scores above a wrong one, over all tasks; 0.5 is chance",
+    ),
+    (
+        "auc_within",
+        "AUC within a task",
+        "the same among the commands of one task, where choosing happens; 0.5 is chance",
+    ),
     ("pass@1", "pass@1", "truth of a command taken blindly: what the reward has to beat"),
     ("best_of_k", "best of {k} by reward", "truth of the best-scored command of each task"),
     ("pass@K", "pass@{k}", "truth if the right command were always found: the most that choosing can give"),
-    ("risk_area", "area under risk-coverage", "mean share of wrong commands over all coverages; lower is better"),
-    ("calibration_error", "calibration error", "mean distance between score and share right; 0 is calibrated"),
+    (
+        "risk_area",
+        "area under risk-coverage",
+        "mean share of wrong commands over all coverages; lower is better",
+    ),
+    (
+        "calibration_error",
+        "calibration error",
+        "mean distance between score and share right; 0 is calibrated",
+    ),
     ("reward", "mean score", "what the reward gives the sampled commands"),
     ("reward_minus_truth", "score minus truth", "above 0: the reward flatters"),
     ("abstained", "abstained", "sampled commands that the reward could not score"),
@@ -85,7 +105,9 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         comparisons=list(zip(report["comparisons"], report["subjects"][1:], strict=True)),
         metrics=_with_k(METRICS, k),
         reward_metrics=_with_k(REWARD_METRICS, k),
-        differences=[row for row in _with_k(METRICS + REWARD_METRICS, k) if row[0] in {f"pass@{k}", *DIFFERENCES}],
+        differences=[
+            row for row in _with_k(METRICS + REWARD_METRICS, k) if row[0] in {f"pass@{k}", *DIFFERENCES}
+        ],
         groups=groups,
         estimate=lambda row, name: (row or {}).get(name) or NOTHING,
         style=lambda index: f"s{(index if len(report['subjects']) > 1 else 1) % STYLES}",
@@ -110,7 +132,9 @@ def _shown(character: str) -> str:
     if character == "\n":
         return "↵\n"
     category = unicodedata.category(character)
-    blank = character in BLANKS or "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    blank = (
+        character in BLANKS or "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    )
     if category in HIDDEN or blank or (category == "Zs" and character != " "):
         return f"⟨U+{ord(character):04X}⟩"
     return character
@@ -137,7 +161,9 @@ def interval(row: Estimate, sign: bool = False) -> str:
 
 def p_value(p: float | None) -> str:
     """A p-value in the usual form."""
-    return "–" if p is None else "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" if p < 0.01 else f"p = {p:.2f}"
+    return (
+        "–" if p is None else "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" if p < 0.01 else f"p = {p:.2f}"
+    )
 
 
 def place(value: float, low: float = 0.0, high: float = 1.0) -> str:
@@ -161,7 +187,11 @@ def groups(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """(name, metrics) of all tasks, of each domain where there are several, and of each kind of unseen tasks."""
     unseen = {"values": "unseen values", "paraphrase": "unseen paraphrases"}
     parts = list(row["domains"].items()) if len(row["domains"]) > 1 else []
-    return [("all", row["all"]), *parts, *((unseen.get(name, f"unseen {name}"), part) for name, part in row["unseen"].items())]
+    return [
+        ("all", row["all"]),
+        *parts,
+        *((unseen.get(name, f"unseen {name}"), part) for name, part in row["unseen"].items()),
+    ]
 
 
 def weakest_first(subjects: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -169,19 +199,25 @@ def weakest_first(subjects: Sequence[Mapping[str, Any]]) -> list[str]:
     intents = subjects[-1]["intents"]
 
     def key(name: str) -> tuple[float, float, str]:
-        greedy, inverse = ((intents[name].get(metric) or NOTHING)["value"] for metric in ("greedy", "inverse"))
+        greedy, inverse = (
+            (intents[name].get(metric) or NOTHING)["value"] for metric in ("greedy", "inverse")
+        )
         return 2.0 if greedy is None else greedy, 2.0 if inverse is None else inverse, name
 
     return sorted(intents, key=key)
 
 
-def changed(intents: Mapping[str, Mapping[str, Any]]) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
+def changed(
+    intents: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
     """Intents on which two subjects differ in either direction, the most improved first; and the names of the others."""
 
     def value(row: Mapping[str, Any], metric: str) -> float:
         return (row.get(metric) or NOTHING)["value"] or 0.0
 
-    differing = [(name, row) for name, row in intents.items() if value(row, "greedy") or value(row, "inverse")]
+    differing = [
+        (name, row) for name, row in intents.items() if value(row, "greedy") or value(row, "inverse")
+    ]
     differing.sort(key=lambda item: (-value(item[1], "greedy"), -value(item[1], "inverse"), item[0]))
     names = {name for name, _ in differing}
     return differing, sorted(name for name in intents if name not in names)
@@ -192,7 +228,12 @@ def movements(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[int, int, 
     found = [row.get("greedy") or NOTHING for _, row in rows]
     values = [row["value"] or 0.0 for row in found]
     verdicts = [row.get("verdict") for row in found]
-    return sum(value > 0 for value in values), sum(value < 0 for value in values), verdicts.count("better"), verdicts.count("worse")
+    return (
+        sum(value > 0 for value in values),
+        sum(value < 0 for value in values),
+        verdicts.count("better"),
+        verdicts.count("worse"),
+    )
 
 
 def marked(command: str, reference: str) -> list[tuple[str, bool]]:
@@ -215,12 +256,17 @@ def marked(command: str, reference: str) -> list[tuple[str, bool]]:
 
 def risks_at(curve: Sequence[Mapping[str, float]]) -> list[tuple[float, float] | None]:
     """(risk, score from which on one acts) at each of the coverages; None without a curve."""
-    return [next(((point["risk"], point["score"]) for point in curve if point["coverage"] >= share - 1e-9), None) for share in COVERAGES]
+    return [
+        next(((point["risk"], point["score"]) for point in curve if point["coverage"] >= share - 1e-9), None)
+        for share in COVERAGES
+    ]
 
 
 def risk_chart(subjects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Risk over coverage, a line a subject."""
-    curves = [[(point["coverage"], point["risk"]) for point in subject["risk_coverage"]] for subject in subjects]
+    curves = [
+        [(point["coverage"], point["risk"]) for point in subject["risk_coverage"]] for subject in subjects
+    ]
     highest = max((risk for curve in curves for _, risk in curve), default=0.0)
     top = next(end for end in (0.1, 0.2, 0.5, 1.0) if highest <= end)
     return _chart(curves, (0.0, 1.0), (0.0, top))
@@ -233,7 +279,9 @@ def calibration_chart(subjects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return _chart(curves, (min([0.0, *scores]), max([1.0, *scores])), (0.0, 1.0))
 
 
-def _chart(curves: Sequence[Sequence[tuple[float, float]]], across: tuple[float, float], up: tuple[float, float]) -> dict[str, Any]:
+def _chart(
+    curves: Sequence[Sequence[tuple[float, float]]], across: tuple[float, float], up: tuple[float, float]
+) -> dict[str, Any]:
     def scaled(value: float, ends: tuple[float, float], length: float) -> float:
         return length * (value - ends[0]) / (ends[1] - ends[0])
 

@@ -1,0 +1,1 @@
+"""The command line of every command: flags, YAML settings, what the terminal shows."""
