@@ -61,7 +61,7 @@ def measure_env(config: EnvConfig) -> dict[str, Any]:
     import torch
 
     from agents.policy.gym_factory import shared_policy
-    from agents.training.rollouts import forward_prompt
+    from envs.prompts import forward_prompt
     from envs.types import Task
 
     name = f"envs:inversion/{config.domain}-v0"

@@ -128,7 +128,7 @@ def typed(config: Config) -> Iterator[str]:
 def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[str, Any]:
     """The different commands for a task, best first: each with its score, how it is read back, and how often it was written."""
     from agents.policy.seeds import seed_of
-    from agents.training.rollouts import forward_prompt
+    from envs.prompts import forward_prompt
     from rewards.inversion import reconstruct
 
     prompts, tokens = [forward_prompt(task)], config.max_new_tokens

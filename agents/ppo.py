@@ -220,7 +220,7 @@ def forward(
 
 def episodes_of(policy: Policy, rollouts: Sequence[Rollout], cut_score: float | None) -> list[Episode]:
     """The candidates to learn from: those that have a score, with an end of sequence or, where they were cut, with a low score."""
-    from agents.training.rollouts import forward_prompt
+    from envs.prompts import forward_prompt
 
     scored = [
         (rollout.completion, rollout.task, rollout.score.value)

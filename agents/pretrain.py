@@ -534,7 +534,7 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
     from agents.evaluation.metrics import auc, best_of, kept, mean, pass_at_k, within_task_auc
     from agents.policy.load import load_policy
     from agents.policy.seeds import seed_of
-    from agents.training.rollouts import forward_prompt
+    from envs.prompts import forward_prompt
     from rewards import make_reward
 
     policy = load_policy(str(folder))

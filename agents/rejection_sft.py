@@ -83,7 +83,7 @@ def select(
 
 def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
     """(prompt ids, command ids + end of sequence): the tokens that were generated, and the end of a line as the end of all."""
-    from agents.training.rollouts import forward_prompt
+    from envs.prompts import forward_prompt
 
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
     return [

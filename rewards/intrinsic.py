@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from envs.domain import load_domain
+from envs.prompts import forward_prompt, judge_prompt
 from envs.types import LanguageModel, Score, Task
 
 EMPTY = Score(None, reason="empty command")
@@ -38,10 +38,7 @@ class Certainty:
             for command in commands
         ]
         different = list(dict.fromkeys(pair for pair in pairs if pair[1].strip()))
-        prompts = [
-            load_domain(task.domain).prompt("forward", task=task.text, tool=task.tool)
-            for task, _ in different
-        ]
+        prompts = [forward_prompt(task) for task, _ in different]
         measured = self.model.entropies(prompts, [command for _, command in different])
         known = {pair: self._score(values) for pair, values in zip(different, measured, strict=True)}
         rest = iter(pairs)
@@ -96,10 +93,7 @@ class SelfJudge:
             for command in commands
         ]
         different = list(dict.fromkeys(pair for pair in pairs if pair[1].strip()))
-        prompts = [
-            load_domain(task.domain).prompt("judge", task=task.text, command=command)
-            for task, command in different
-        ]
+        prompts = [judge_prompt(task, command) for task, command in different]
         rows = self.model.logprobs([*prompts, *prompts], ["yes"] * len(prompts) + ["no"] * len(prompts))
         yes, no = rows[: len(prompts)], rows[len(prompts) :]
         known = {

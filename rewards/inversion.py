@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from envs.domain import load_domain
+from envs.prompts import inverse_prompt, rate_prompt
 from envs.streams import stream
 from envs.types import LanguageModel, Score, Task
 from rewards.similarity import (
@@ -34,10 +34,6 @@ def _grouped(scores: Sequence[Score], commands_P_G: Sequence[Sequence[str]]) -> 
     return [[next(rest) for _ in commands] for commands in commands_P_G]
 
 
-def _inverse_prompt(task: Task, command: str) -> str:
-    return load_domain(task.domain).prompt("inverse", command=command)
-
-
 def reconstruct(
     model: LanguageModel,
     pairs: Sequence[tuple[Task, str]],
@@ -46,7 +42,7 @@ def reconstruct(
     max_new_tokens: int,
 ) -> list[str]:
     """What the model says that each (task, command) pair's command does, without seeing the task."""
-    prompts = [_inverse_prompt(task, command) for task, command in pairs]
+    prompts = [inverse_prompt(task, command) for task, command in pairs]
     return [
         row[0].text
         for row in model.generate(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
@@ -125,10 +121,7 @@ class SeedBlend:
         readable = [pair for pair in pairs if pair[1].strip()]
         with self.model.inverter(self.inverter):
             texts = reconstruct(self.model, readable, self.temperature, seed, self.max_new_tokens)
-            prompts = [
-                load_domain(task.domain).prompt("rate", task=task.text, reconstruction=text)
-                for (task, _), text in zip(readable, texts, strict=True)
-            ]
+            prompts = [rate_prompt(task, text) for (task, _), text in zip(readable, texts, strict=True)]
             replies = [row[0].text for row in self.model.generate(prompts, temperature=0.0, max_new_tokens=8)]
         rest = iter(zip(texts, replies, strict=True))
         scores = []
@@ -172,7 +165,7 @@ class Likelihood:
         different = list(dict.fromkeys((task, command) for task, command in pairs if command.strip()))
         with self.model.inverter(self.inverter):
             logprobs = self.model.logprobs(
-                [_inverse_prompt(*pair) for pair in different], [task.text for task, _ in different]
+                [inverse_prompt(*pair) for pair in different], [task.text for task, _ in different]
             )
         known = {pair: self._score(values) for pair, values in zip(different, logprobs, strict=True)}
         return _grouped([known.get(pair, EMPTY) for pair in pairs], commands_P_G)
@@ -326,6 +319,6 @@ def _mean_logprobs(
     """Mean log-probability of each task given the command before it; None of a task without tokens."""
     with model.inverter(inverter):
         rows = model.logprobs(
-            [_inverse_prompt(task, command) for command, task in pairs], [task.text for _, task in pairs]
+            [inverse_prompt(task, command) for command, task in pairs], [task.text for _, task in pairs]
         )
     return [math.fsum(row) / len(row) if row else None for row in rows]

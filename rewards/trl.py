@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from envs.domain import load_domain
+from envs.prompts import forward_prompt
 from envs.streams import unit
 from envs.types import InputError, Reward, Score, Task
 
@@ -23,7 +23,7 @@ RewardFunc = Callable[..., "list[float | None]"]
 
 def task_row(task: Task) -> dict[str, Any]:
     """A row of a dataset: `prompt` with the user's message, as a chat model takes it, and the task in `COLUMNS`."""
-    prompt = load_domain(task.domain).prompt("forward", task=task.text, tool=task.tool)
+    prompt = forward_prompt(task)
     message = {"role": "user", "content": prompt}
     return {
         "prompt": [message],

@@ -21,9 +21,10 @@ from agents.dpo import Config, as_it_was, main, pairs_of, pairs_of_batch, prefer
 from agents.policy.load import Lora, load_policy
 from agents.policy.policy import Policy
 from agents.training.config import TrainingError
-from agents.training.rollouts import Batch, Rollout, collect, forward_prompt
+from agents.training.rollouts import Batch, Rollout, collect
 from agents.training.session import open_session
 from envs.domain import load_domain
+from envs.prompts import forward_prompt
 from envs.source import Templates
 from envs.types import Completion, InputError, Score, Task
 

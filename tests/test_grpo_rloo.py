@@ -21,9 +21,9 @@ from agents.cli.command import run_command
 from agents.policy.load import Lora, load_policy
 from agents.policy.policy import Policy
 from agents.training.config import TrainingError
-from agents.training.rollouts import forward_prompt
 from agents.training.update import adamw
 from envs.domain import load_domain
+from envs.prompts import forward_prompt
 from envs.schema import CONFIGS
 from envs.source import Templates
 from envs.types import Score, Task

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from agents.evaluation.heldout import JUDGED, WINDOW, Answer, HeldOut, ask, held_out_cases, read_back, record
-from agents.training.rollouts import forward_prompt
 from agents.training.run import Run
+from envs.prompts import forward_prompt
 from envs.schema import EMBEDDED
 from envs.source import make_source
 from envs.types import Completion, Score, Task

@@ -78,7 +78,7 @@ def ask(
     The random streams are always the same, so that two policies differ by their weights alone.
     """
     from agents.policy.seeds import seed_of
-    from agents.training.rollouts import forward_prompt
+    from envs.prompts import forward_prompt
 
     prompts = [forward_prompt(case.task) for case in cases]
     greedy_P = [

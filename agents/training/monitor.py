@@ -21,7 +21,8 @@ import numpy as np
 from agents.evaluation.metrics import mean
 from agents.policy.policy import Policy
 from agents.policy.seeds import seed_of
-from agents.training.rollouts import Rollout, forward_prompt
+from agents.training.rollouts import Rollout
+from envs.prompts import forward_prompt
 from envs.types import Reward, Task
 
 WINDOW = 3  # cycles over which scores are averaged, as in the evaluation

@@ -13,7 +13,7 @@ from typing import Any
 from agents.evaluation.metrics import mean
 from agents.policy.policy import Policy
 from agents.policy.seeds import seed_of
-from envs.domain import load_domain
+from envs.prompts import forward_prompt
 from envs.source import Source
 from envs.types import Completion, Reward, Score, Task
 
@@ -39,11 +39,6 @@ class Batch:
     def rollouts(self) -> list[Rollout]:
         """All candidates, task after task."""
         return [rollout for group in self.groups for rollout in group]
-
-
-def forward_prompt(task: Task) -> str:
-    """The prompt that asks for the task's command."""
-    return load_domain(task.domain).prompt("forward", task=task.text, tool=task.tool)
 
 
 def collect(

@@ -376,7 +376,8 @@ class Online:
     ) -> list[float | None]:
         """The reward function that TRL calls: N rows, the candidates of a task one after the other."""
         from agents.policy.seeds import seed_of
-        from agents.training.rollouts import Batch, Rollout, forward_prompt
+        from agents.training.rollouts import Batch, Rollout
+        from envs.prompts import forward_prompt
         from rewards.trl import score_rows
 
         started = time.perf_counter()
@@ -477,7 +478,7 @@ def quiet() -> Iterator[None]:
 
 def _row(policy: Policy, task: Task) -> dict[str, Any]:
     """A task for TRL, so that it reads the tokens of `Policy.prompt_ids`."""
-    from agents.training.rollouts import forward_prompt
+    from envs.prompts import forward_prompt
     from rewards.trl import task_row
 
     return (
