@@ -28,7 +28,7 @@ from envs.types import InputError
 from envs.verify.truth import Case, read_cases
 
 if TYPE_CHECKING:
-    from agents.evaluation.heldout import Answer
+    from agents.evaluation.answers import Answer
 
 OUTPUT = "runs/evaluate"
 FALLBACK = {
@@ -283,7 +283,7 @@ def main(config: Config) -> int:
 
 def cases_of(config: Config, domain: str) -> list[Case]:
     """The tasks: held-out ones of each domain, or those of the file."""
-    from agents.evaluation.heldout import held_out_cases
+    from agents.evaluation.answers import held_out_cases
 
     if config.tasks_file is None:
         return [case for name in domain_names(domain) for case in held_out_cases(name, config.tasks)]
@@ -298,7 +298,7 @@ def measure(
     subject: Subject, settings: Mapping[str, Any], config: Config, cases: Sequence[Case]
 ) -> list[Answer]:
     """What one subject makes of the tasks, in both directions."""
-    from agents.evaluation.heldout import ask, read_back
+    from agents.evaluation.answers import ask, ask_inverse
     from agents.policy.load import load_policy
     from envs.source import make_source
     from rewards import POOL, make_reward
@@ -323,7 +323,7 @@ def measure(
         max_new_tokens=tokens,
         reward=reward,
     )
-    inverse = read_back(policy, cases, tokens)
+    inverse = ask_inverse(policy, cases, tokens)
     return [replace(answer, inverse=right) for answer, right in zip(answers, inverse, strict=True)]
 
 

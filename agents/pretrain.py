@@ -530,7 +530,7 @@ def main(config: Config) -> int:
 
 def measure(folder: Path, domain: str) -> dict[str, float]:
     """What a fair test bed must show, on 900 held-out tasks with 4 samples each at temperature 0.7."""
-    from agents.evaluation.heldout import ask, held_out_cases, not_executed, read_back
+    from agents.evaluation.answers import ask, ask_inverse, held_out_cases, not_executed
     from agents.evaluation.metrics import auc, best_of, kept, mean, pass_at_k, within_task_auc
     from agents.policy.load import load_policy
     from agents.policy.seeds import seed_of
@@ -549,7 +549,7 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
         "greedy": mean([float(answer.greedy.verdict.correct) for answer in answers]),
         "pass@1": mean([pass_at_k(sum(row), 4, 1) for row in truths]),
         "pass@4": mean([pass_at_k(sum(row), 4, 4) for row in truths]),
-        "inverse, greedy": mean([float(bool(right)) for right in read_back(policy, cases)]),
+        "inverse, greedy": mean([float(bool(right)) for right in ask_inverse(policy, cases)]),
     }
     prompts = [forward_prompt(task) for task in tasks for _ in range(4)]
     confidence: list[float | None] = [

@@ -16,7 +16,7 @@ from agents import evaluate, rejection_sft
 from agents.cli.command import run_command
 from agents.evaluate import Config, main, resolved, subjects_of
 from agents.evaluation import statistics
-from agents.evaluation.heldout import Answer, Judged, held_out_cases
+from agents.evaluation.answers import Answer, Judged, held_out_cases
 from agents.evaluation.report import compare, describe
 from envs.types import Task
 from envs.verify.truth import Case, _verdict

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agents.evaluation import statistics
-from agents.evaluation.heldout import Answer, Judged
+from agents.evaluation.answers import Answer, Judged
 from agents.evaluation.html import (
     LONGEST,
     changed,

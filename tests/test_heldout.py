@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from agents.evaluation.heldout import JUDGED, WINDOW, Answer, HeldOut, ask, held_out_cases, read_back, record
+from agents.evaluation.answers import Answer, ask, ask_inverse, held_out_cases, record
+from agents.evaluation.heldout import JUDGED, WINDOW, HeldOut
 from agents.training.run import Run
 from envs.prompts import forward_prompt
 from envs.schema import EMBEDDED
@@ -166,9 +167,9 @@ def test_answers_belong_to_their_tasks() -> None:
     assert all(answer.samples[0].score is None for answer in unscored)
 
 
-def test_reading_back(policy: Any) -> None:
+def test_the_inverse(policy: Any) -> None:
     mine = Case(Task("file/1", "network", "ping db.test"), "ping db.test")
-    answers = read_back(policy, [*held_out_cases("network", 3), mine], 16)
+    answers = ask_inverse(policy, [*held_out_cases("network", 3), mine], 16)
     assert answers[3] is None and set(answers[:3]) <= {True, False}
 
 
@@ -227,11 +228,12 @@ def test_a_real_policy_twice(policy: Any) -> None:
 
 def test_nothing_executed(monkeypatch: pytest.MonkeyPatch) -> None:
     import envs.verify.shell
+    import envs.verify.truth
 
     monkeypatch.setattr(
         envs.verify.shell, "unavailable", lambda: "bubblewrap is not installed: apt-get install bubblewrap"
     )
-    envs.verify._verdict.cache_clear()  # what was executed before would be known
+    envs.verify.truth._verdict.cache_clear()  # what was executed before would be known
     evaluation = held_out(domain="shell")
     for cycle in range(2 * WINDOW + 1):
         numbers = evaluation(Scripted(evaluation.cases), Scorer(), cycle)  # type: ignore[arg-type]
@@ -246,11 +248,12 @@ def test_nothing_executed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_other_domains_go_on_without_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     import envs.verify.shell
+    import envs.verify.truth
 
     monkeypatch.setattr(
         envs.verify.shell, "unavailable", lambda: "bubblewrap is not installed: apt-get install bubblewrap"
     )
-    envs.verify._verdict.cache_clear()  # what was executed before would be known
+    envs.verify.truth._verdict.cache_clear()  # what was executed before would be known
     evaluation = held_out(domain="shell,network", subset=24)
     numbers = evaluation(Scripted(evaluation.cases), Scorer(), 0)  # type: ignore[arg-type]
     assert numbers["eval/greedy"] == 1.0 and numbers["eval/not_executed"] == pytest.approx(0.5)
@@ -282,7 +285,17 @@ def test_the_log(tmp_path: Path) -> None:
         == [row["task_id"] for row in rows[12:24]]
         == [row["task_id"] for row in rows[24:36]]
     )
-    assert set(rows[0]) == {"cycle", "part", "task_id", "domain", "task", "reference", "greedy", "samples"}
+    assert set(rows[0]) == {
+        "cycle",
+        "part",
+        "task_id",
+        "domain",
+        "intent",
+        "task",
+        "reference",
+        "greedy",
+        "samples",
+    }
     assert rows[0]["greedy"] == {"command": evaluation.cases[0].reference, "status": "correct"}
     assert [sample["score"] for sample in rows[0]["samples"]] == [1.0, 0.0]
     assert rows[0]["samples"][1]["status"] == "invalid" and rows[0]["samples"][1]["reason"]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("envs", "rewards", "agents")
 # The only importers of envs.verify, direct or through others; agents.bench times the sandbox and trains nothing.
 MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.pretrain"}
-MAY_KNOW |= {f"agents.evaluation.{name}" for name in ("heldout", "report", "statistics")}
+MAY_KNOW |= {f"agents.evaluation.{name}" for name in ("answers", "heldout", "report", "statistics")}
 MAY_KNOW |= {
     "rewards.labelled"
 }  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
@@ -266,7 +266,8 @@ def tree(tmp_path: Path) -> Path:
         "agents/evaluate.py": "import envs.verify\ndef main(): ...\nif __name__ == '__main__':\n    main()",
         "agents/bench.py": "def main():\n    from envs.verify import shell\nif __name__ == '__main__':\n    main()",
         "agents/evaluation/__init__.py": "",
-        "agents/evaluation/heldout.py": "import envs.verify",
+        "agents/evaluation/answers.py": "import envs.verify",
+        "agents/evaluation/heldout.py": "from agents.evaluation import answers",
         "agents/evaluation/statistics.py": "from agents.evaluation import heldout",
         "agents/evaluation/report.py": "from agents.evaluation import statistics",
         "agents/pretrain.py": "def main():\n    from envs.verify.shell import run\nif __name__ == '__main__':\n    main()",

@@ -1,43 +1,30 @@
 """Two models on the same tasks: paired bootstrap and McNemar's test, over plain arrays.
 
-Apart from the rest of the statistics, so that reports on what runs wrote can use it without reaching what is right.
+Apart from the rest of the statistics, so that comparisons of finished runs can use it without importing
+`envs.verify`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-ROUNDS = 2000
-Array = NDArray[np.float64]
+from agents.evaluation.bootstrap import ROUNDS, Array, interval, resamples
 
-
-def resamples(tasks: int, rounds: int, seed: int = 0) -> NDArray[np.int64]:
-    """Rows of tasks drawn with replacement: (rounds, tasks). The same for every model, which is what pairs them."""
-    return (
-        np.random.default_rng(seed).integers(tasks, size=(rounds, tasks))
-        if tasks > 1
-        else np.empty((0, tasks), dtype=np.int64)
-    )
-
-
-def interval(values: Sequence[float] | Array, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """The percentile interval of bootstrap values; None where there are none."""
-    data = np.asarray(values, dtype=float)
-    data = data[~np.isnan(data)]
-    if not len(data):
-        return None, None
-    low, high = np.quantile(data, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Second less first, paired by task; `p`, `gained` and `lost` (McNemar's exact test) where the values are right or wrong."""
+    """Second minus first, paired by task.
+
+    Attributes:
+        low, high: 95 % paired-bootstrap interval over tasks; None for fewer than two tasks.
+        tasks: how many were measured for both.
+        p, gained, lost: McNemar's exact test, where every value is 0 or 1.
+    """
 
     value: float | None
     low: float | None
@@ -49,27 +36,31 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` only where the interval says so, and where McNemar's test does not contradict it.
+        """`better` or `worse` only where the interval excludes 0 and McNemar's test does not contradict it.
 
-        With few tasks that differ the percentile interval is too narrow: 4 gained and none lost lie above 0, but p is 0.125.
+        With few tasks that differ, the percentile interval is too narrow: with 4 gained and none lost it lies
+            above 0, but p is 0.125.
         """
         if self.low is None or self.high is None:
             return "not measured"
-        if self.p is not None and self.p >= 0.05:
-            return "no difference shown"
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
+        contradicted = self.p is not None and self.p >= SIGNIFICANT
+        if self.low > 0 and not contradicted:
+            return "better"
+        if self.high < 0 and not contradicted:
+            return "worse"
+        return "no difference shown"
 
 
 def difference(first_P: Array, second_P: Array, rounds: int = ROUNDS) -> Difference:
-    """Compares one metric of two models; tasks that either could not be measured on are left out."""
+    """Compares one metric of two models; tasks on which either could not be measured (NaN) are left out."""
     both = ~np.isnan(first_P) & ~np.isnan(second_P)
     first, second = first_P[both], second_P[both]
     if not len(first):
         return Difference(None, None, None, 0)
     change = second - first
-    low, high = (
-        interval(change[resamples(len(change), rounds)].mean(axis=1)) if len(change) > 1 else (None, None)
-    )
+    low = high = None
+    if len(change) > 1:
+        low, high = interval(change[resamples(len(change), rounds)].mean(axis=1))
     p = gained = lost = None
     if set(np.unique([first, second])) <= {0.0, 1.0}:
         gained, lost = int((change > 0).sum()), int((change < 0).sum())
@@ -78,5 +69,7 @@ def difference(first_P: Array, second_P: Array, rounds: int = ROUNDS) -> Differe
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided test of the tasks on which two models differ (McNemar 1947; the binomial form)."""
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+    """McNemar's exact two-sided test on the tasks where two models differ (McNemar 1947; binomial form)."""
+    if not gained + lost:
+        return 1.0
+    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)

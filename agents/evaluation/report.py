@@ -1,22 +1,24 @@
-"""Answers of one or more models -> the report as plain values, which the page, the JSON and the terminal show."""
+"""Answers of one or more models -> a report as plain values, for the page, the JSON and the terminal."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agents.evaluation.heldout import Answer
+from agents.evaluation.answers import Answer
 from agents.evaluation.paired import Difference, difference
-from agents.evaluation.statistics import bins, estimates, risk_coverage, table
+from agents.evaluation.statistics import Table, bins, estimates, risk_coverage, table
 from envs.schema import EMBEDDED
 from envs.verify.truth import Case, how_verified
 from envs.verify.verdict import Verdict
 
 EXAMPLES = 10
+REASONS = 30
 BY_INTENT = 300  # resamples for the AUC and its like of one intent, of which there are many
+Pair = tuple[Answer, Answer]
 
 
 def make_report(
@@ -27,57 +29,51 @@ def make_report(
     Args:
         settings: what all subjects were measured with.
         k: samples of each task.
-        subjects: (name, model and adapter; what it made of the tasks) of each; all but the first are compared with the first.
+        subjects: (name, model and adapter; its answers) of each; all but the first are compared with the
+            first.
     """
-    first, answers = subjects[0]
-    cases = [answer.case for answer in answers]
+    about, first = subjects[0]
+    domains = dict.fromkeys(answer.case.task.domain for answer in first)
+    described = []
+    comparisons = []
+    for place, (facts, answers) in enumerate(subjects):
+        described.append({**facts, **describe(answers, k)})
+        if place > 0:
+            names = {"first": about["name"], "second": facts["name"]}
+            comparisons.append({**names, **compare(first, answers, k)})
     return {
         "settings": dict(settings),
-        "tasks": len(cases),
+        "tasks": len(first),
         "k": k,
-        "truth": {name: how_verified(name) for name in dict.fromkeys(case.task.domain for case in cases)},
-        "subjects": [{**about, **describe(rows, k)} for about, rows in subjects],
-        "comparisons": [
-            {"first": first["name"], "second": about["name"], **compare(answers, rows, k)}
-            for about, rows in subjects[1:]
-        ],
+        "truth": {name: how_verified(name) for name in domains},
+        "subjects": described,
+        "comparisons": comparisons,
     }
 
 
+# ---- one subject ----
+
+
 def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
-    """One subject: all metrics over all tasks, each domain, each kind of unseen tasks and each intent; curves; what went wrong."""
+    """One subject: all metrics over all tasks and over each part of them, curves, and what went wrong."""
     laid = table(answers, k)
+    skipped = 0
+    failed = []
+    for answer in answers:
+        skipped += sum(judged.verdict.status == "not_executed" for judged in answer.commands)
+        if _failed(answer):
+            failed.append((answer, answer))
     return {
         "all": _estimates(answers, k),
-        "domains": {
-            name: _estimates(part, k)
-            for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items()
-        },
-        "unseen": {
-            name: _estimates(part, k) for name, part in _parts(answers, lambda case: case.unseen).items()
-        },
-        "intents": {
-            name: _estimates(part, k, curves=BY_INTENT) for name, part in _parts(answers, _intent).items()
-        },
-        "risk_coverage": [
-            {"coverage": coverage, "risk": risk, "score": score}
-            for coverage, risk, score in risk_coverage(laid.truths_P_G, laid.scores_P_G)
-        ],
-        "calibration": [
-            {"score": score, "right": right, "samples": size}
-            for score, right, size in bins(laid.truths_P_G, laid.scores_P_G)
-        ],
-        "best_of_k": _plain(difference(laid.means_P["greedy"], laid.means_P["best_of_k"]))
-        if laid.scores_P_G.shape[1] > 1
-        else None,
+        "domains": _estimates_by(_domain, answers, k),
+        "unseen": _estimates_by(_unseen, answers, k),
+        "intents": _estimates_by(_intent, answers, k, curves=BY_INTENT),
+        **_curves(laid),
+        "best_of_k": _best_of_k(laid),
         "reasons": _reasons(answers),
-        "not_executed": sum(
-            judged.verdict.status == "not_executed" for answer in answers for judged in answer.commands
-        ),
+        "not_executed": skipped,
         "exact_but": _against_exact(answers),
-        "failures": [
-            _example(answer) for (answer,) in _some([(answer,) for answer in answers if _failed(answer)])
-        ],
+        "failures": [_example(answer) for _, answer in _from_each_domain(failed)],
     }
 
 
@@ -85,52 +81,85 @@ def _estimates(answers: Sequence[Answer], k: int, curves: int | None = None) -> 
     return {name: asdict(estimate) for name, estimate in estimates(answers, k, curves=curves).items()}
 
 
-def _parts(answers: Sequence[Answer], key: Any) -> dict[str, list[Answer]]:
+def _estimates_by(
+    key: Callable[[Case], str], answers: Sequence[Answer], k: int, curves: int | None = None
+) -> dict[str, Any]:
+    return {name: _estimates(part, k, curves) for name, part in _parts(answers, key).items()}
+
+
+def _parts(answers: Sequence[Answer], key: Callable[[Case], str]) -> dict[str, list[Answer]]:
+    """The answers by a property of their case; those whose property is empty are left out."""
     parts: dict[str, list[Answer]] = {}
     for answer in answers:
-        if name := key(answer.case):
+        name = key(answer.case)
+        if name:
             parts.setdefault(name, []).append(answer)
     return parts
 
 
-def _shown(domain: str) -> str:
-    return domain if domain in EMBEDDED else Path(domain).stem
+def _domain(case: Case) -> str:
+    name = case.task.domain
+    return name if name in EMBEDDED else Path(name).stem
+
+
+def _unseen(case: Case) -> str:
+    return case.unseen
 
 
 def _intent(case: Case) -> str:
-    return f"{_shown(case.task.domain)}: {case.intent}" if case.intent else ""
+    return f"{_domain(case)}: {case.intent}" if case.intent else ""
+
+
+def _curves(laid: Table) -> dict[str, Any]:
+    risks = []
+    for coverage, risk, score in risk_coverage(laid.right_P_G, laid.scores_P_G):
+        risks.append({"coverage": coverage, "risk": risk, "score": score})
+    groups = []
+    for score, right, size in bins(laid.right_P_G, laid.scores_P_G):
+        groups.append({"score": score, "right": right, "samples": size})
+    return {"risk_coverage": risks, "calibration": groups}
+
+
+def _best_of_k(laid: Table) -> dict[str, Any] | None:
+    """The reward's choice among the samples against the greedy command; None where there is no choice."""
+    if laid.scores_P_G.shape[1] < 2:
+        return None
+    return _plain(difference(laid.means_P["greedy"], laid.means_P["best_of_k"]))
 
 
 def _reasons(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Why greedy commands are not correct, and why any command was not executed, the most frequent reasons first."""
-    counts: dict[tuple[str, str, str], int] = {}
+    """Why greedy commands are not correct, and why any were not executed, the most frequent reasons first."""
+    counts: Counter[tuple[str, str, str]] = Counter()
     for answer in answers:
         for judged in answer.commands:
             verdict = judged.verdict
-            if verdict.status == "correct" or (
-                judged is not answer.greedy and verdict.status != "not_executed"
-            ):
-                continue
-            key = (_shown(answer.case.task.domain), verdict.status, verdict.reason)
-            counts[key] = counts.get(key, 0) + 1
+            is_failure = judged is answer.greedy and verdict.status != "correct"
+            if is_failure or verdict.status == "not_executed":
+                counts[_domain(answer.case), verdict.status, verdict.reason] += 1
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [{"domain": d, "status": s, "reason": r, "count": n} for (d, s, r), n in ranked[:30]]
+    rows = []
+    for (domain, status, reason), count in ranked[:REASONS]:
+        rows.append({"domain": domain, "status": status, "reason": reason, "count": count})
+    return rows
 
 
 def _against_exact(answers: Sequence[Answer]) -> dict[str, dict[str, int]]:
-    """By domain: different pairs of task and command, and how many of those that do not equal the reference are right all the same."""
+    """By domain: distinct pairs of task and command, and how often verdict and exact match disagree."""
     found: dict[str, dict[str, int]] = {}
-    for name, part in _parts(answers, lambda case: _shown(case.task.domain)).items():
-        pairs = {
-            (answer.case.task.id, judged.command): judged for answer in part for judged in answer.commands
-        }
-        known = [judged for judged in pairs.values() if judged.verdict.status != "not_executed"]
-        found[name] = {
-            "commands": len(known),
-            "exact": sum(judged.exact for judged in known),
-            "right but not exact": sum(judged.verdict.correct and not judged.exact for judged in known),
-            "exact but not right": sum(judged.exact and not judged.verdict.correct for judged in known),
-        }
+    for name, part in _parts(answers, _domain).items():
+        pairs = {}
+        for answer in part:
+            for judged in answer.commands:
+                pairs[answer.case.task.id, judged.command] = judged
+        counts = dict.fromkeys(("commands", "exact", "right but not exact", "exact but not right"), 0)
+        for judged in pairs.values():
+            if judged.verdict.status == "not_executed":
+                continue
+            counts["commands"] += 1
+            counts["exact"] += judged.exact
+            counts["right but not exact"] += judged.verdict.correct and not judged.exact
+            counts["exact but not right"] += judged.exact and not judged.verdict.correct
+        found[name] = counts
     return found
 
 
@@ -138,14 +167,16 @@ def _failed(answer: Answer) -> bool:
     return answer.greedy.verdict.status in ("wrong", "invalid")
 
 
-def _some(rows: Sequence[tuple[Answer, ...]]) -> list[tuple[Answer, ...]]:
-    """The first few answers or pairs of answers, of each domain in turn."""
-    ranked, seen = [], Counter[str]()
-    for row in rows:
-        domain = row[0].case.task.domain
-        ranked.append((seen[domain], row))
+def _from_each_domain(pairs: Sequence[Pair]) -> list[Pair]:
+    """The first few, of each domain in turn."""
+    ranked = []
+    seen: Counter[str] = Counter()
+    for pair in pairs:
+        domain = pair[0].case.task.domain
+        ranked.append((seen[domain], pair))
         seen[domain] += 1
-    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])[:EXAMPLES]]
+    ranked.sort(key=lambda item: item[0])
+    return [pair for _, pair in ranked[:EXAMPLES]]
 
 
 def _example(answer: Answer) -> dict[str, str]:
@@ -160,22 +191,30 @@ def _example(answer: Answer) -> dict[str, str]:
     }
 
 
+# ---- two subjects ----
+
+
 def compare(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
-    """Two subjects, paired by task: over all, by domain, by unseen part, by intent; which tasks were gained and lost, examples of each."""
-    pairs = list(zip(first, second, strict=True))
-    gained = _some([pair for pair in pairs if _failed(pair[0]) and pair[1].greedy.verdict.correct])
-    lost = _some([pair for pair in pairs if pair[0].greedy.verdict.correct and _failed(pair[1])])
+    """Two subjects, paired by task: over all tasks and each part; examples of tasks gained and lost."""
+    gained, lost = [], []
+    for pair in zip(first, second, strict=True):
+        before, after = pair
+        if _failed(before) and after.greedy.verdict.correct:
+            gained.append(pair)
+        elif before.greedy.verdict.correct and _failed(after):
+            lost.append(pair)
     return {
         "all": _differences(first, second, k),
-        "domains": _by_part(first, second, k, lambda case: _shown(case.task.domain)),
-        "unseen": _by_part(first, second, k, lambda case: case.unseen),
-        "intents": _by_part(first, second, k, _intent),
-        "gained": [_moved(before, after, before.greedy.verdict) for before, after in gained],
-        "lost": [_moved(before, after, after.greedy.verdict) for before, after in lost],
+        "domains": _differences_by(_domain, first, second, k),
+        "unseen": _differences_by(_unseen, first, second, k),
+        "intents": _differences_by(_intent, first, second, k),
+        "gained": [_moved(pair, pair[0].greedy.verdict) for pair in _from_each_domain(gained)],
+        "lost": [_moved(pair, pair[1].greedy.verdict) for pair in _from_each_domain(lost)],
     }
 
 
-def _moved(before: Answer, after: Answer, failed: Verdict) -> dict[str, str]:
+def _moved(pair: Pair, failed: Verdict) -> dict[str, str]:
+    before, after = pair
     return {
         "before": before.greedy.command,
         **_example(after),
@@ -184,19 +223,17 @@ def _moved(before: Answer, after: Answer, failed: Verdict) -> dict[str, str]:
     }
 
 
-def _by_part(first: Sequence[Answer], second: Sequence[Answer], k: int, key: Any) -> dict[str, Any]:
+def _differences_by(
+    key: Callable[[Case], str], first: Sequence[Answer], second: Sequence[Answer], k: int
+) -> dict[str, Any]:
     left, right = _parts(first, key), _parts(second, key)
     return {name: _differences(left[name], right[name], k) for name in left}
 
 
 def _differences(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[str, Any]:
     left, right = table(first, k).means_P, table(second, k).means_P
-    found = {
-        name: difference(left[name], right[name])
-        for name in ("greedy", "pass@1", f"pass@{k}", "inverse", "reward")
-        if name in left
-    }
-    return {name: _plain(value) for name, value in found.items()}
+    names = ("greedy", "pass@1", f"pass@{k}", "inverse", "reward")
+    return {name: _plain(difference(left[name], right[name])) for name in names}
 
 
 def _plain(value: Difference) -> dict[str, Any]:
