@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from envs.messages import nearest, short
+from envs.messages import did_you_mean, short
 from envs.streams import unit
 from envs.types import InputError
 
@@ -82,8 +82,8 @@ class Choice(_Slot):
     def _check_held_out(cls, held_out: list[str | int], info: ValidationInfo) -> list[str | int]:
         said = {str(value) for value in info.data.get("values", held_out)}
         if unknown := [str(value) for value in held_out if str(value) not in said]:
-            near = nearest(unknown[0], sorted(said))
-            raise ValueError(f"{unknown[0]!r} is not one of values{near}: add it there or drop it here")
+            fix = did_you_mean(unknown[0], sorted(said), "add it there or remove it here")
+            raise ValueError(f"{unknown[0]!r} is not one of values: {fix}")
         if "values" in info.data and {str(value) for value in held_out} == said:
             raise ValueError("this leaves nothing to train on: hold out fewer of the values")
         return held_out

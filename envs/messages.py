@@ -1,18 +1,35 @@
-"""Pieces of error messages: a value in short, the nearest known word, an exception on one line."""
+"""Pieces of error messages: a value cut short, the known word that was probably meant, an exception on one line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 def short(value: object) -> str:
-    """A value for a message."""
+    """A value for a message, in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint for a message: the known word most like this one."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def did_you_mean(word: object, known: Iterable[object], otherwise: str = "") -> str:
+    """What to do about an unknown word: the end of an error message.
+
+    Args:
+        word: what was given.
+        known: the words that are allowed there.
+        otherwise: the advice where no known word is similar; by default the list of all of them.
+
+    Returns:
+        `did you mean WORD?`, or the advice.
+    """
+    words = [str(each) for each in known]
+    similar = difflib.get_close_matches(str(word), words, n=1)
+    if similar:
+        return f"did you mean {similar[0]}?"
+    return otherwise or f"use one of {', '.join(words)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an exception on one line, or the name of its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -5,7 +5,6 @@ The specification holds the reference commands, so only `envs.domain`, which dro
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import re
@@ -36,7 +35,7 @@ from envs.grammar import (
     Whole,
     wordings,
 )
-from envs.messages import nearest, short
+from envs.messages import did_you_mean, short
 from envs.types import InputError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "domains"
@@ -141,12 +140,8 @@ def _elsewhere(path: Path, where: str) -> str:
         ]
     except OSError:
         beside = []
-    near = difflib.get_close_matches(where, known, 1) or difflib.get_close_matches(
-        str(path), sorted(beside), 1
-    )
-    return (
-        f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}, or the path of a YAML file"
-    )
+    anything = f"use one of {', '.join(known)}, or the path of a YAML file"
+    return did_you_mean(where, known, did_you_mean(path, sorted(beside), anything))
 
 
 def _odd_values(
@@ -221,14 +216,14 @@ def _cross_checks(spec: DomainSpec) -> Iterator[tuple[tuple[str | int, ...], str
         if intent.tool not in spec.tools:
             yield (
                 ("intents", i, "tool"),
-                f"{intent.tool!r} is not in tools{nearest(intent.tool, spec.tools)}: add it there",
+                f"{intent.tool!r} is not in tools: {did_you_mean(intent.tool, spec.tools, 'add it there')}",
             )
         wanted = set(PLACEHOLDER.findall(intent.command))
         if unknown := sorted(wanted - set(spec.slots)):
-            near = nearest(unknown[0], list(spec.slots))
+            fix = f"declare it there, or write {{ {unknown[0]} }} for braces"
             yield (
                 ("intents", i, "command"),
-                f"{{{unknown[0]}}} is not in slots{near}: declare it there, or write {{ {unknown[0]} }} for braces",
+                f"{{{unknown[0]}}} is not in slots: {did_you_mean(unknown[0], spec.slots, fix)}",
             )
         if problem := _misspelt(intent.command, spec.slots):
             yield ("intents", i, "command"), problem
@@ -275,15 +270,14 @@ def _table_faults(
             if isinstance(column, Among) and column.slot and column.slot not in choices:
                 yield (
                     (*here, column_name, "slot"),
-                    f"{column.slot!r} is no choice slot{nearest(column.slot, choices)}: write values",
+                    f"{column.slot!r} is not a choice slot: {did_you_mean(column.slot, choices, 'write values')}",
                 )
             if isinstance(column, Refers) and column.to not in keyed:
-                lack = (
-                    "has no column with fill: key"
-                    if column.to in tables
-                    else f"is not in tables{nearest(column.to, keyed)}"
-                )
-                yield (*here, column_name, "to"), f"{column.to!r} {lack}: add it there or name another"
+                if column.to in tables:
+                    problem = "has no column with fill: key: add one or name another table"
+                else:
+                    problem = f"is not in tables: {did_you_mean(column.to, keyed, 'add it there')}"
+                yield (*here, column_name, "to"), f"{column.to!r} {problem}"
             many = table.rows  # how many values there are to draw from
             if isinstance(column, Unique):
                 many = len(column.texts())
@@ -318,7 +312,7 @@ def _paraphrase_faults(paraphrase: str, wanted: set[str], slots: Mapping[str, An
         near = _misspelt(paraphrase, slots)
         yield near or f"{{{missing[0]}}} is in the command but not here: the task must say it"
     if extra := sorted(found - wanted):
-        yield f"{{{extra[0]}}} is not in the command{nearest(extra[0], sorted(wanted))}: drop it or use it there"
+        yield f"{{{extra[0]}}} is not in the command: {did_you_mean(extra[0], sorted(wanted), 'remove it')}"
     if problem := _misspelt(paraphrase, slots):
         yield problem
     for wording in wordings(paraphrase):
@@ -358,14 +352,15 @@ def _message(
     if problem == "missing":
         return f"the key {key!r} is missing: add it"
     if problem == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(key, _known_keys(location))}: rename or drop it"
+        return f"unknown key {key!r}: {did_you_mean(key, _known_keys(location))}"
     if problem == "union_tag_not_found":
         return f"the key {facts['discriminator']} is missing: use one of {', '.join(_members(location))}"
     if problem == "union_tag_invalid":
         kinds, tag = list(_members(location)), str(facts["tag"])
-        return f"unknown {facts['discriminator'][1:-1]} {tag!r}{nearest(tag, kinds)}: use one of {', '.join(kinds)}"
+        fix = did_you_mean(tag, kinds, "correct it")
+        return f"unknown {facts['discriminator'][1:-1]} {tag!r}, must be one of {', '.join(kinds)}: {fix}"
     if problem == "literal_error" and key == "[key]":
-        return f"unknown prompt {value!r}{nearest(str(value), list(PROMPT_FIELDS))}: use {', '.join(PROMPT_FIELDS)}"
+        return f"unknown prompt {value!r}: {did_you_mean(value, PROMPT_FIELDS)}"
     if problem == "literal_error":
         return f"must be {facts['expected']} {found}: correct it"
     if problem == "too_short":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from envs.domain import Domain, domain_names, load_domain
+from envs.messages import did_you_mean
 from envs.streams import stream
 from envs.types import InputError, LanguageModel, Task
 
@@ -213,13 +214,8 @@ def make_source(
         return FromTexts(_hub_tasks(spec, _only(domains, spec)), exclude)
     if spec.endswith(".jsonl"):
         return FromTexts(_file_tasks(Path(spec), domains), exclude)
-    near = difflib.get_close_matches(spec, ("templates", "model"), 1)
-    hint = (
-        f"did you mean {near[0]!r}?"
-        if near
-        else "use templates, model, a .jsonl file with a task key, or hf:DATASET:COLUMN"
-    )
-    raise InputError(f"--task-source {spec}: {hint}")
+    sources = "use templates, model, a .jsonl file with a task key, or hf:DATASET:COLUMN"
+    raise InputError(f"--task-source {spec}: {did_you_mean(spec, ('templates', 'model'), sources)}")
 
 
 def _only(domains: Sequence[Domain], spec: str) -> Domain:

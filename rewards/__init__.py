@@ -7,12 +7,12 @@ What each of them computes, from where it comes and what it costs: docs/REWARDS.
 
 from __future__ import annotations
 
-import difflib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from envs.messages import did_you_mean
 from envs.types import InputError, LanguageModel, Reward, Task
 
 
@@ -112,9 +112,8 @@ def reward_info(name: str) -> RewardInfo:
             needs_group=any(part.needs_group for part in parts),
         )
     if name not in REWARDS:
-        near = difflib.get_close_matches(name, REWARDS, 1)
-        fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(REWARDS)}, or a FILE.yaml"
-        raise InputError(f"--reward {name}: {fix}")
+        names = f"use one of {', '.join(REWARDS)}, or a FILE.yaml"
+        raise InputError(f"--reward {name}: no such reward: {did_you_mean(name, REWARDS, names)}")
     return REWARDS[name]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from envs.messages import nearest, short
+from envs.messages import did_you_mean, short
 from envs.types import InputError, Reward, Score, Task
 from rewards.gates import with_inverter
 
@@ -62,18 +62,14 @@ def read_blend(name: str, known: Sequence[str]) -> BlendFile:
     keys = _entries(name, root, "the file", "weights: {likelihood: 0.7, slots: 0.3}")
     for key, (line, _) in keys.items():
         if key not in ("weights", "select"):
-            raise InputError(
-                f"{name}:{line}: {key}: unknown key{nearest(key, ['weights', 'select'])}: use weights and select"
-            )
+            raise InputError(f"{name}:{line}: {key}: unknown key: {did_you_mean(key, ('weights', 'select'))}")
     if "weights" not in keys:
         raise InputError(f"{name}:1: weights: is missing: write weights: {{likelihood: 0.7, slots: 0.3}}")
     line, node = keys["weights"]
     weights = {}
     for key, (place, value) in _entries(name, node, "weights", "likelihood: 0.7").items():
         if key not in known:
-            raise InputError(
-                f"{name}:{place}: weights.{key}: no such reward{nearest(key, known)}: use {', '.join(known)}"
-            )
+            raise InputError(f"{name}:{place}: weights.{key}: no such reward: {did_you_mean(key, known)}")
         weights[key] = _weight(f"{name}:{place}: weights.{key}", value)
     if not any(weights.values()):
         raise InputError(f"{name}:{line}: weights: none is above 0: give one reward a weight")

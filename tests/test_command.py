@@ -220,8 +220,8 @@ def test_wrong_flags_get_one_line(capsys: pytest.CaptureFixture[str], argv: str,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tasks: 5\ncycels: 3\n", "my.yaml:2: unknown key cycels: did you mean cycles?"),
-        ("# note\n\nzzzzzz: 3\n", "my.yaml:3: unknown key zzzzzz: see --help"),
+        ("tasks: 5\ncycels: 3\n", "my.yaml:2: cycels: unknown key: did you mean cycles?"),
+        ("# note\n\nzzzzzz: 3\n", "my.yaml:3: zzzzzz: unknown key: see --help"),
         ("cycles: many\n", "my.yaml:1: cycles: many: must be a whole number"),
         ("cycles: 3.0\n", "my.yaml:1: cycles: 3.0: must be a whole number"),
         ("cycles: true\n", "my.yaml:1: cycles: true: must be a whole number"),
@@ -322,7 +322,9 @@ def test_resume_refuses_other_settings(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_damaged_saved_configuration_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     (saved("runs/sft/a") / "config.yaml").write_text("lr: 0.1\ncycels: 3\n")
-    assert refused(capsys, "--resume") == "runs/sft/a/config.yaml:2: unknown key cycels: did you mean cycles?"
+    assert (
+        refused(capsys, "--resume") == "runs/sft/a/config.yaml:2: cycels: unknown key: did you mean cycles?"
+    )
 
 
 # Running

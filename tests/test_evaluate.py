@@ -337,7 +337,7 @@ def test_own_tasks(command: Evaluate, tmp_path: Path) -> None:
     [
         ('{"task": "x"}', "reference: is missing"),
         ('{"task": "x", "reference": ""}', "reference: is not a text"),
-        ('{"task": "x", "reference": "y", "orderd": true}', "orderd: no such key (did you mean 'ordered'?)"),
+        ('{"task": "x", "reference": "y", "orderd": true}', "orderd: unknown key: did you mean ordered?"),
         ("task: x", "not JSON"),
     ],
 )
@@ -469,9 +469,9 @@ def test_a_report_has_no_number_that_json_has_not(command: Evaluate, tmp_path: P
         (["--temperature", "warm"], "--temperature warm: must be a number"),
         (["--inverse-temperature", "-1"], "--inverse-temperature -1.0: must be 0 (greedy) or more"),
         (["--inverse-temperature", "nan"], "--inverse-temperature nan: must be 0 (greedy) or more"),
-        (["--reward", "likelyhood"], "--reward likelyhood: did you mean likelihood?"),
+        (["--reward", "likelyhood"], "--reward likelyhood: no such reward: did you mean likelihood?"),
         (["--inverter", "bass"], "--inverter bass: must be one of current, base"),
-        (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
+        (["--domain", "shel"], "--domain shel: no such domain or file: did you mean shell?"),
         (["--domain", ","], "--domain ',': name at least one domain"),
         (["--tasks-file", "no.jsonl"], "--tasks-file no.jsonl: needs --domain with the one domain"),
         (

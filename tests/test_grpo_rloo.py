@@ -684,7 +684,7 @@ def test_every_option_that_is_ours_is_known_to_trl() -> None:
         (
             "grpo",
             ["--trl", "use_vlm=true"],
-            "--trl use_vlm=true: TRL has no option use_vlm (did you mean 'use_vllm'?)",
+            "--trl use_vlm=true: TRL has no option use_vlm: did you mean use_vllm?",
         ),
         (
             "rloo",

@@ -318,13 +318,13 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.
     ("flags", "message"),
     [
         (["--output", "/proc/no"], "--output: /proc/no/"),
-        (["--reward", "likelyhood"], "--reward likelyhood: did you mean likelihood?"),
+        (["--reward", "likelyhood"], "--reward likelyhood: no such reward: did you mean likelihood?"),
         (
             ["--reward", "majority", "--candidates", "1"],
             "--candidates 1: must be 2 or more, since the reward majority compares",
         ),
         (["--reward", "no.yaml"], "--reward no.yaml: cannot be read"),
-        (["--domain", "shel"], "--domain shel: no such domain or file: did you mean 'shell'?"),
+        (["--domain", "shel"], "--domain shel: no such domain or file: did you mean shell?"),
         (["--keep-share", "2"], "--keep-share 2.0: must be in (0, 1]"),
         (["--keep", "bets"], "--keep bets: must be one of last, best: did you mean best?"),
         (["--cycels", "2"], "unknown flag --cycels: did you mean --cycles?"),

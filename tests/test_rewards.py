@@ -216,7 +216,7 @@ def test_a_command_cannot_fill_in_the_prompt() -> None:
 
 
 def test_unknown_names_get_one_line() -> None:
-    with pytest.raises(InputError, match=r"^--reward likelyhood: did you mean likelihood\?"):
+    with pytest.raises(InputError, match=r"^--reward likelyhood: no such reward: did you mean likelihood\?"):
         make_reward("likelyhood", Scripted(READ), POOL)
 
 
@@ -715,12 +715,12 @@ def test_a_blend_has_the_inverter_of_its_parts(tmp_path: Path) -> None:
     [
         (
             "weights: {likelihood: 0.7}\nselct: best",
-            ":2: selct: unknown key (did you mean 'select'?): use weights and select",
+            ":2: selct: unknown key: did you mean select?",
         ),
         ("select: best", ":1: weights: is missing: write weights: {likelihood: 0.7, slots: 0.3}"),
         (
             "weights:\n  likelyhood: 1",
-            ":2: weights.likelyhood: no such reward (did you mean 'likelihood'?): use similarity",
+            ":2: weights.likelyhood: no such reward: did you mean likelihood?",
         ),
         (
             "weights:\n  slots: -1",

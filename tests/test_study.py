@@ -225,8 +225,8 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("{reward: random}", "{reward: randm}", "9: reward: randm: did you mean random?"),
-        ("{reward: random}", "{reward: random, cycels: 3}", "9: cycels: unknown: did you mean cycles?"),
+        ("{reward: random}", "{reward: randm}", "9: reward: randm: no such reward: did you mean random?"),
+        ("{reward: random}", "{reward: random, cycels: 3}", "9: cycels: unknown key: did you mean cycles?"),
         ("{reward: random}", "{reward: random, lr: high}", "9: lr: high: must be a number"),
         ("{reward: random}", "{reward: random, threshold: 2}", "9: threshold: 2.0: must be in [0, 1]"),
         (
@@ -242,12 +242,12 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
         (
             "{reward: random}",
             "{trainer: rejecton_sft}",
-            "9: trainer: rejecton_sft: there is none of this name: did you mean rejection_sft?",
+            "9: trainer: rejecton_sft: no such trainer: did you mean rejection_sft?",
         ),
         (
             "{reward: random}",
             "{evaluate_on: [shel]}",
-            "9: evaluate_on: shel: no such domain or file: did you mean 'shell'?",
+            "9: evaluate_on: shel: no such domain or file: did you mean shell?",
         ),
         ("{reward: random}", "{model: ./nowhere}", "9: model: ./nowhere: no such folder"),
         (
@@ -259,20 +259,20 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
         ("random: {", "a/b: {", "9: a/b: an arm's name is that of a folder"),
         ("upper: {", "random: {", "10: random: is set twice, first in line 9"),
         ("cycles: 4", "cycles: 0", "1: cycles: 0: must be 1 or more"),
-        ("cycles: 4", "cylces: 4", "1: cylces: unknown: did you mean cycles?"),
+        ("cycles: 4", "cylces: 4", "1: cylces: unknown key: did you mean cycles?"),
         (
             "reference: random",
             "reference: rnadom",
-            "3: reference: rnadom: there is no such arm: did you mean random?",
+            "3: reference: rnadom: no such arm: did you mean random?",
         ),
         (
             "[similar, random, upper]",
             "[similr]",
-            "6: main: similr: there is no such arm: did you mean similar?",
+            "6: main: similr: no such arm: did you mean similar?",
         ),
-        ("groups:", "gruops:", "5: gruops: unknown: did you mean groups?"),
+        ("groups:", "gruops:", "5: gruops: unknown key: did you mean groups?"),
         ("seeds: [0, 1, 2]", "seeds: [0, 0]", "2: seeds: [0, 0]: must be a list of different whole numbers"),
-        ("ceiling: upper", "theory: [nobody]", "4: theory: nobody: there is no such arm"),
+        ("ceiling: upper", "theory: [nobody]", "4: theory: nobody: no such arm: use one of"),
         ("ceiling: upper", "transfer_tasks: 0", "4: transfer_tasks: 0: must be a whole number of 1 or more"),
         ("ceiling: upper", "ceiling: [", "not YAML"),
     ],

@@ -762,6 +762,6 @@ def test_mistakes_in_the_tables_are_reported_by_the_file(tmp_path: Path) -> None
     path.write_text(OWN.replace("to: Visits", "to: Visit"), encoding="utf-8")
     with pytest.raises(
         InputError,
-        match=r"own.yaml:15: verify.tables.Visits.columns.after.to: 'Visit' is not in tables .did you mean 'Visits'",
+        match=r"own.yaml:15: verify.tables.Visits.columns.after.to: 'Visit' is not in tables: did you mean Visits",
     ):
         load_spec(str(path))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import itertools
 import os
@@ -28,6 +27,7 @@ from typing import Any, Literal, TextIO, TypeVar, Union
 import yaml
 
 from agents.training.config import TrainingError
+from envs.messages import did_you_mean, one_line
 from envs.types import InputError
 
 Config = TypeVar("Config")
@@ -65,10 +65,10 @@ def run_command(
             print(line, flush=True, file=sys.stderr if getattr(config, "json", False) else sys.stdout)
         return main(config) or 0
     except InputError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except TrainingError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(_how_to_go_on(read, agent, started), file=sys.stderr)
@@ -180,9 +180,8 @@ def _flags(config_type: type, hints: Mapping[str, Any], argv: list[str], agent: 
         if name.startswith("no_") and hints.get(name[3:]) is bool:
             name = name[3:]
         if name not in hints:
-            raise InputError(
-                f"unknown flag {flag}{_nearest(flag, ['--' + known.replace('_', '-') for known in hints])}"
-            )
+            flags = ["--" + known.replace("_", "-") for known in hints]
+            raise InputError(f"unknown flag {flag}: {did_you_mean(flag, flags, 'see --help')}")
         following = argv[index + 1 : index + 2]
         if not equals and following and not _is_flag(following[0]):
             value = following[0]
@@ -258,11 +257,6 @@ def _condensed(box: str) -> str:
     return message.rstrip(".").replace("Unrecognized options:", "unexpected") + ": see --help"
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f": did you mean {close[0]}?" if close else ": see --help"
-
-
 def _convert(value: Any, hint: Any, text: bool = False) -> Any:
     """A value as its field's type has it.
 
@@ -279,11 +273,8 @@ def _convert(value: Any, hint: Any, text: bool = False) -> Any:
         return _convert(value, next(argument for argument in arguments if argument is not type(None)), text)
     if origin is Literal:
         if value not in arguments:
-            close = difflib.get_close_matches(str(value), map(str, arguments), n=1)
-            raise ValueError(
-                f"must be one of {', '.join(map(str, arguments))}"
-                + (f": did you mean {close[0]}?" if close else "")
-            )
+            allowed = ", ".join(map(str, arguments))
+            raise ValueError(f"must be one of {allowed}: {did_you_mean(value, arguments, 'see --help')}")
         return value
     if origin in (tuple, list):
         if not isinstance(value, list):
@@ -348,9 +339,8 @@ def _read_yaml(
             if key not in hints:
                 if skip_unknown:
                     continue
-                raise InputError(
-                    f"{where}: unknown key {key}{_nearest(key, [name for name in hints if name not in forbidden])}"
-                )
+                allowed = [name for name in hints if name not in forbidden]
+                raise InputError(f"{where}: {key}: unknown key: {did_you_mean(key, allowed, 'see --help')}")
             if key in values:
                 raise InputError(f"{where}: {key} is set twice, first in {origins[key]}: remove one")
             try:
@@ -362,13 +352,11 @@ def _read_yaml(
     except FileNotFoundError:
         raise InputError(f"{shown}: there is no such file: give --config the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown}: cannot be read: {_one_line(error)}") from None
+        raise InputError(f"{shown}: cannot be read: {one_line(error)}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{shown}:{mark.line + 1}" if mark else shown
-        raise InputError(
-            f"{place}: not YAML: {getattr(error, 'problem', None) or _one_line(error)}"
-        ) from None
+        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or one_line(error)}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -491,7 +479,3 @@ def _how_to_go_on(config: Any, agent: str, started: float) -> str:
     if folder is None:
         return "interrupted: nothing was started"
     return f"interrupted: go on from the last finished cycle with python -m agents.{agent} --resume {shlex.quote(str(folder))}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import re
@@ -18,6 +17,7 @@ from agents.cli.command import parse
 from agents.studies.runs import SAME_TASKS, is_labelled
 from agents.training.config import TrainConfig
 from envs.domain import domain_names, load_domain
+from envs.messages import did_you_mean
 from envs.types import InputError
 
 AGENTS = Path(__file__).resolve().parents[1]
@@ -250,7 +250,7 @@ def _checked(
         if key in SET_BY_STUDY:
             raise file.error(at(key), f"{key}: is set by the study itself: {SET_BY_STUDY[key]}")
         if key not in (known := [field.name for field in fields(config_type)]):
-            raise file.error(at(key), f"{key}: unknown{_nearest(key, [*known, *OF_ARM])}")
+            raise file.error(at(key), f"{key}: unknown key: {did_you_mean(key, [*known, *OF_ARM])}")
     model = str(settings.get("model", ""))
     if model.startswith(("/", ".", "runs/")) and not Path(model).exists():
         how = "make it first as the head of this file says (python -m agents.pretrain), or give embedded"
@@ -284,7 +284,7 @@ def trainers() -> list[str]:
 def _trainer(file: _File, where: tuple[str, ...], name: Any) -> type[TrainConfig]:
     names = trainers()
     if name not in names:
-        raise file.error(where, f"trainer: {name}: there is none of this name{_nearest(str(name), names)}")
+        raise file.error(where, f"trainer: {name}: no such trainer: {did_you_mean(name, names)}")
     config_type: type[TrainConfig] = importlib.import_module(f"agents.{name}").Config
     return config_type
 
@@ -343,15 +343,9 @@ def unfit(arm: Arm, other: Arm) -> str:
 def _known(file: _File, where: tuple[str, ...], given: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in given:
         if key not in known:
-            raise file.error((*where, key), f"{key}: unknown{_nearest(key, known)}")
+            raise file.error((*where, key), f"{key}: unknown key: {did_you_mean(key, known)}")
 
 
 def _exists(file: _File, where: tuple[str, ...], name: Any, arms: Mapping[str, Arm]) -> None:
     if name is not None and (not isinstance(name, str) or name not in arms):
-        raise file.error(where, f"{where[-1]}: {name}: there is no such arm{_nearest(str(name), arms)}")
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f": did you mean {close[0]}?" if close else f": use one of {', '.join(names)}"
+        raise file.error(where, f"{where[-1]}: {name}: no such arm: {did_you_mean(name, arms)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from envs.messages import one_line
 from envs.types import InputError
 
 # Two runs whose greedy truth is to be compared must have been measured on the same tasks, with commands of the same greatest length.
@@ -148,7 +149,7 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
         ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(
-            f"{folder / 'config.yaml'}: cannot be read ({_one_line(error)}): restore it, or leave the run out"
+            f"{folder / 'config.yaml'}: cannot be read ({one_line(error)}): restore it, or leave the run out"
         ) from None
     metrics = []
     for number, row in read_lines(folder / "metrics.jsonl"):
@@ -189,7 +190,7 @@ def _progress(folder: Path) -> Mapping[str, Any]:
             continue
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{path}: cannot be read ({_one_line(error)}): restore it, or leave the run out"
+                f"{path}: cannot be read ({one_line(error)}): restore it, or leave the run out"
             ) from None
         if not best or len(found["cycles"]) > len(best["cycles"]):
             best = found
@@ -262,7 +263,7 @@ def read_lines(path: Path, holding: str = "") -> Iterator[tuple[int, dict[str, A
         return
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: cannot be read ({_one_line(error)}): restore it, or leave the run out"
+            f"{path}: cannot be read ({one_line(error)}): restore it, or leave the run out"
         ) from None
 
 
@@ -276,7 +277,3 @@ def _truth(judged: Mapping[str, Any]) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

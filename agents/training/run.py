@@ -36,6 +36,7 @@ from typing import Any
 
 import yaml
 
+from envs.messages import one_line
 from envs.types import InputError
 
 KEPT = 2  # checkpoints: one to go on from, and the one before it in case that one is damaged
@@ -135,7 +136,7 @@ class Run:
             ) from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(
-                f"{path}: cannot be read ({_one_line(error)}): restore the file or start a new run"
+                f"{path}: cannot be read ({one_line(error)}): restore the file or start a new run"
             ) from None
         if not isinstance(config, dict):
             raise InputError(f"{path}: holds no keys: restore the file or start a new run")
@@ -312,7 +313,7 @@ class Run:
                     name: _offset(self.folder / name, count) for name, count in record["lines"].items()
                 }
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                damaged.append(f"{folder.name}: {_one_line(error)}")
+                damaged.append(f"{folder.name}: {one_line(error)}")
             else:
                 chosen = folder
                 break
@@ -544,7 +545,3 @@ def _git() -> dict[str, Any] | None:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

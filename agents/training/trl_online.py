@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from agents.training.config import TrainConfig, TrainingError
-from envs.messages import nearest
+from envs.messages import did_you_mean, one_line
 from envs.types import InputError
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def trl_arguments(
         with quiet():
             arguments = config_type(**{**DEFAULTS, **FIXED, **values, **extra})
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise InputError(f"--trl: TRL says: {_one_line(error)}") from None
+        raise InputError(f"--trl: TRL says: {one_line(error)}") from None
     arguments._n_gpu = 1  # the policy is on one, however many there are
     return arguments
 
@@ -201,7 +201,7 @@ def read_options(options: Sequence[str], known: Sequence[str], taken: Mapping[st
             raise InputError(f"--trl {option}: write key=value")
         if key not in known:
             raise InputError(
-                f"--trl {option}: TRL has no option {key}{nearest(key, known)}: see its documentation"
+                f"--trl {option}: TRL has no option {key}: {did_you_mean(key, known, 'see its documentation')}"
             )
         if key in taken:
             raise InputError(
@@ -311,7 +311,7 @@ class Online:
                     optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)),
                 )
         except (ValueError, NotImplementedError, ImportError) as error:
-            raise InputError(f"--trl: TRL says: {_one_line(error)}") from None
+            raise InputError(f"--trl: TRL says: {one_line(error)}") from None
         for parameter, value in zip(policy.trainable(), values, strict=True):
             parameter.data = (
                 value  # TRL makes the adapter of a 4-bit model bfloat16, in which small steps are lost
@@ -364,7 +364,7 @@ class Online:
             given = self.config.trl  # type: ignore[attr-defined]
             if not given:
                 raise
-            why = f"{type(error).__name__}: {_one_line(error)}"
+            why = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"--trl {' '.join(given)}: TRL says: {why}") from error
 
     def _score(
@@ -486,7 +486,3 @@ def _row(policy: Policy, task: Task) -> dict[str, Any]:
         if policy.tokenizer.chat_template
         else {**task_row(task), "prompt": forward_prompt(task) + "\n"}
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

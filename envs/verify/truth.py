@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from envs.domain import SPLITS, Draw, load_domain
 from envs.grammar import ByExecution, ByMeaning, ByQuery, fill
-from envs.messages import nearest
+from envs.messages import did_you_mean
 from envs.schema import load_spec
 from envs.types import InputError, Task
 from envs.verify.verdict import Verdict
@@ -133,9 +133,7 @@ def _case(place: str, line: bytes, domain: str, number: int) -> Case:
         raise InputError(f'{place}: not an object: write {{"task": "...", "reference": "..."}}')
     for key in row:
         if key not in known:
-            raise InputError(
-                f"{place}: {key}: no such key{nearest(key, list(known))}: use {', '.join(known)}"
-            )
+            raise InputError(f"{place}: {key}: unknown key: {did_you_mean(key, known)}")
     for key, kind in known.items():
         if key == "ordered" and key not in row:
             continue
