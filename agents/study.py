@@ -319,7 +319,6 @@ def theory_jobs(plan: Plan, folder: Path) -> list[Job]:
 def check_same(plan: Plan, folder: Path) -> None:
     """Raises InputError where an arm's runs were started with other settings than it has now; more cycles are no hindrance."""
     from agents.studies.plan import SET_BY_STUDY
-    from agents.studies.runs import trainer_of
 
     for name, arm in plan.arms.items():
         for seed in arm.seeds:
@@ -336,7 +335,8 @@ def check_same(plan: Plan, folder: Path) -> None:
                 raise InputError(
                     f"{run / 'config.yaml'}: holds no settings: remove {run}, and its run is made again"
                 )
-            if (trainer := trainer_of(run)) not in (None, arm.trainer):
+            trainer = settings.get("agent")
+            if trainer != arm.trainer:
                 raise InputError(
                     f"{name}: {run} is one of {trainer}, not {arm.trainer}: choose another --output, or remove {run.parent}"
                 )

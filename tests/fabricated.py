@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 SETTINGS = {
+    "agent": "rejection_sft",
     "cycles": 4,
     "tasks": 50,
     "candidates": 3,
@@ -63,7 +64,6 @@ def make_run(
     rng = random.Random(f"{folder.name}{config['reward']}{config['seed']}")
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / "environment.json").write_text(json.dumps({"command": "python -m agents.rejection_sft"}))
 
     def at(cycle: int, ends: tuple[float, float]) -> float:
         return ends[0] + (ends[1] - ends[0]) * cycle / cycles

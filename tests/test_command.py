@@ -327,6 +327,15 @@ def test_a_damaged_saved_configuration_is_named(capsys: pytest.CaptureFixture[st
     )
 
 
+def test_a_run_of_another_trainer_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved("runs/sft/a", 0, "--seed", "9") / "config.yaml"
+    path.write_text("agent: sft\n" + path.read_text())
+    assert ok("--resume", "runs/sft/a").seed == 9
+    path.write_text("agent: dpo\nmargin: 0.02\n")
+    message = "--resume runs/sft/a: is a run of agents.dpo: resume it with that command"
+    assert refused(capsys, "--resume") == message
+
+
 # Running
 
 

@@ -22,11 +22,10 @@ from agents.policy.load import Lora, load_policy
 from agents.policy.policy import Policy
 from agents.training.config import TrainingError
 from agents.training.rollouts import Batch, Rollout, collect
-from agents.training.session import open_session
 from envs.domain import load_domain
 from envs.prompts import forward_prompt
 from envs.source import Templates
-from envs.types import Completion, InputError, Score, Task
+from envs.types import Completion, Score, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -581,13 +580,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def test_a_run_of_another_trainer_is_not_resumed(tmp_path: Path) -> None:
-    flags = ["--resume", str(run(tmp_path, "a", "--cycles", "1", "--reward", "random")), "--cycles", "2"]
-    with pytest.raises(
-        InputError, match=r"is a run of agents\.dpo, not of agents\.grpo: go on with it by that command"
-    ):
-        open_session("grpo", parse(Config, flags, "dpo")[0])
-    open_session("dpo", parse(Config, flags, "dpo")[0]).run.close()  # the refusal has let go of it
+def test_a_run_of_another_trainer_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+    argv = ["--resume", str(folder), "--cycles", "2"]
+    assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 2
+    message = f"error: --resume {folder}: is a run of agents.dpo: resume it with that command\n"
+    assert capsys.readouterr().err == message
+    assert run_command(Config, main, argv, "dpo") == 0  # the refusal has left it as it was
 
 
 def test_the_settings_that_are_its_own() -> None:

@@ -143,8 +143,8 @@ def test_runs_of_other_defaults_are_refused(three: Path, capsys: pytest.CaptureF
 
 
 def test_runs_of_another_trainer_are_refused(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = three / "out" / "runs" / "similar" / "s1" / "environment.json"
-    path.write_text(json.dumps({"command": "python -m agents.ppo --reward similarity"}))
+    path = three / "out" / "runs" / "similar" / "s1" / "config.yaml"
+    path.write_text(path.read_text().replace("agent: rejection_sft", "agent: ppo"))
     assert study(three, THREE, "--jobs", "0")[0] == 2
     assert (
         f"similar: {path.parent} is one of ppo, not rejection_sft: choose another --output"

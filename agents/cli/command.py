@@ -421,7 +421,11 @@ def _resumed(
             f"--resume {folder}: no run is there (it has no config.yaml)"
             + (f": did you mean {newest}?" if newest else "")
         )
-    saved, origins = _read_yaml(path, hints)
+    trainer = _read_yaml(path, {"agent": str}, skip_unknown=True)[0].get("agent", agent)
+    if trainer != agent:
+        raise InputError(f"--resume {folder}: is a run of agents.{trainer}: resume it with that command")
+    saved, origins = _read_yaml(path, {**hints, "agent": str})
+    saved.pop("agent", None)  # the command itself, no setting
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
         if name in ("cycles", "resume"):

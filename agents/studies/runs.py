@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +46,8 @@ class RunRecord:
 
     @property
     def trainer(self) -> str:
-        """The command that made it, as it recorded that itself; else the name of the folder above."""
-        return trainer_of(self.folder) or self.folder.absolute().parent.name
+        """The command that made it."""
+        return str(self.settings.get("agent", "unknown"))
 
     @property
     def labelled(self) -> bool:
@@ -121,15 +120,6 @@ class HeldOutTask:
         parts = self.task_id.split("/")
         domain = Path(self.domain).stem
         return f"{domain}: {parts[1]}" if len(parts) == 3 else domain
-
-
-def trainer_of(folder: Path) -> str | None:
-    """The command that made a run, as it recorded that itself; None where that cannot be read."""
-    try:
-        command = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["command"]
-        return str(re.findall(r"agents[./](\w+)", command)[0])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
 
 
 def read_run(folder: Path, name: str = "") -> RunRecord:

@@ -272,7 +272,7 @@ class Loop:
             self.session.policy.save(folder)
             self.save(folder)
 
-        state = {"agent": self.session.agent, "results": results, "monitor": self._monitor.state}
+        state = {"results": results, "monitor": self._monitor.state}
         self.session.run.commit(self.cycle, {**state, "memory": self.memory} if self.memory else state, save)
 
 

@@ -85,7 +85,8 @@ def open_session(agent: str, config: TrainConfig) -> Session:
     else:
         reward = Path(config.reward).stem if is_blend(config.reward) else config.reward
         name = config.name or new_name(config.domain, reward, config.seed)
-        run = Run.create(Path(config.output or f"runs/{agent}") / name, saved(config))
+        settings = {"agent": agent, **saved(config)}
+        run = Run.create(Path(config.output or f"runs/{agent}") / name, settings)
     try:
         return _load(agent, config, evaluation, run)
     except InputError:
@@ -112,18 +113,13 @@ def saved(config: TrainConfig) -> dict[str, Any]:
 
 def _load(agent: str, config: TrainConfig, evaluation: Any, run: Run) -> Session:
     restored = run.restore() if config.resume else None
-    if restored and (began := restored[0].get("agent", agent)) != agent:
-        raise InputError(
-            f"--resume {run.folder}: is a run of agents.{began}, not of agents.{agent}: go on with it by that command"
-        )
     if restored and config.cycles < restored[0]["cycle"]:
         raise InputError(
             f"--cycles {config.cycles}: the run has done {restored[0]['cycle']} already: ask for that many or more"
         )
     if config.resume:
-        run.write_config(
-            saved(config)
-        )  # a run that is extended and killed again must know how far it was to go
+        # A run that is extended and killed again must know how far it was to go.
+        run.write_config({"agent": agent, **saved(config)})
     policy = load_policy(
         config.model or "embedded",
         adapter=str(restored[1]) if restored else config.adapter,
