@@ -42,14 +42,14 @@ class EnvConfig:
     def check(self) -> None:
         """Raises InputError for a value out of range."""
         from envs.schema import EMBEDDED
-        from rewards import check_reward
+        from rewards.registry import reward_info
 
         for name in ("num_envs", "repetitions"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
         if self.domain not in (*EMBEDDED, "all"):
             raise InputError(f"--domain {self.domain}: use one of {', '.join((*EMBEDDED, 'all'))}")
-        check_reward(self.reward)
+        reward_info(self.reward)
 
 
 def measure_env(config: EnvConfig) -> dict[str, Any]:

@@ -120,14 +120,15 @@ def main(config: Config) -> int:
             f"online DPO trains with TRL, which cannot be imported ({error}): pip install '.[trl]'"
         ) from None
     from agents.training.session import open_session
-    from rewards import shown
+    from rewards.labelled import Truth
+    from rewards.registry import shown
 
     held = "itself at the start of the cycle" if config.reference == "cycle" else "its base"
     print(
         f"reward: {shown(config.reward)}, pairs of scores {config.margin:g} apart or more, the policy held to {held}",
         flush=True,
     )
-    session = open_session("dpo", config)
+    session = open_session("dpo", config, truth=Truth)
     try:
         return train(config, session)
     finally:

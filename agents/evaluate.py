@@ -85,7 +85,7 @@ class Config:
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward, a faulty domain or tasks file, or a subject that is not there."""
-        from rewards import check_reward
+        from rewards.registry import reward_info
 
         if self.best_of is not None and self.best_of < 2:
             raise InputError(f"--best-of {self.best_of}: must be 2 or more, for the reward to have a choice")
@@ -98,7 +98,7 @@ class Config:
         if self.inverse_temperature is not None and not 0 <= self.inverse_temperature < float("inf"):
             raise InputError(f"--inverse-temperature {self.inverse_temperature}: must be 0 (greedy) or more")
         if self.reward is not None:
-            check_reward(self.reward)
+            reward_info(self.reward)
         if self.subjects and (self.model or self.adapter):
             raise InputError(
                 f"--{'model' if self.model else 'adapter'}: give either subjects or --model and --adapter: a model can be a subject"
@@ -211,7 +211,7 @@ def resolved(config: Config, subjects: Sequence[Subject]) -> dict[str, Any]:
     Raises:
         InputError: the runs were made on different domains and --domain does not say which is meant.
     """
-    from rewards import reward_info
+    from rewards.registry import reward_info
 
     last = next(
         (subject.settings for subject in reversed(subjects) if "domain" in subject.settings),
@@ -238,7 +238,7 @@ def main(config: Config) -> int:
     """Measures every subject, compares each with the first, writes the report and prints it in short."""
     from agents.evaluation.html import write_page
     from agents.evaluation.report import make_report
-    from rewards import reward_info
+    from rewards.registry import reward_info
 
     config = replace(config, samples=config.best_of or config.samples)
     subjects = subjects_of(config)
@@ -301,7 +301,8 @@ def measure(
     from agents.evaluation.answers import ask, ask_inverse
     from agents.policy.load import load_policy
     from envs.source import make_source
-    from rewards import POOL, make_reward
+    from rewards.labelled import Truth
+    from rewards.registry import POOL, make_reward
 
     policy = load_policy(subject.model, adapter=subject.adapter, load_in_4bit=subject.load_in_4bit)
     reward = make_reward(
@@ -312,6 +313,7 @@ def measure(
         inverse_temperature=settings["inverse_temperature"],
         embedder=settings["embedder"],
         gates=settings["gates"],
+        truth=Truth,
     )
     tokens = settings["max_new_tokens"]
     answers = ask(

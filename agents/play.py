@@ -69,7 +69,7 @@ class Config:
 
     def check(self) -> None:
         """Raises InputError for a value out of range, a reward that cannot rank, or a faulty domain."""
-        from rewards import reward_info
+        from rewards.registry import reward_info
 
         for name in ("candidates", "max_new_tokens"):
             if getattr(self, name) < 1:
@@ -93,7 +93,7 @@ def main(config: Config) -> int:
     """Answers each task; ends with the input."""
     from agents.policy.load import load_policy
     from envs.source import make_source
-    from rewards import POOL, make_reward
+    from rewards.registry import POOL, make_reward
 
     policy = load_policy(config.model or "embedded", adapter=config.adapter, load_in_4bit=config.load_in_4bit)
     reward = make_reward(

@@ -419,8 +419,9 @@ def _parts(rows: list[int], size: int) -> list[list[int]]:
 def main(config: Config) -> int:
     """Runs PPO, or goes on with it, and prints the table of cycles and the run's folder."""
     from agents.training.session import open_session
+    from rewards.labelled import Truth
 
-    session = open_session("ppo", config)
+    session = open_session("ppo", config, truth=Truth)
     try:
         return train(config, session)
     finally:

@@ -535,7 +535,7 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
     from agents.policy.load import load_policy
     from agents.policy.seeds import seed_of
     from envs.prompts import forward_prompt
-    from rewards import make_reward
+    from rewards.registry import make_reward
 
     policy = load_policy(str(folder))
     cases = held_out_cases(domain, 900)
@@ -560,7 +560,7 @@ def measure(folder: Path, domain: str) -> dict[str, float]:
         "forward confidence": [confidence[start : start + 4] for start in range(0, len(confidence), 4)]
     }
     pool = tasks[:200]
-    for name in ("likelihood", "likelihood-min", "similarity", "seed"):
+    for name in ("likelihood", "likelihood-min", "similarity", "original-blend"):
         reward = make_reward(name, policy, pool, inverse_temperature=0.0, gates=False)
         scores[name] = [
             [score.value for score in row] for row in reward(tasks, commands_P_G, seed=seed_of("card"))

@@ -102,7 +102,8 @@ def earlier_examples(session: Session) -> list[Example]:
 def main(config: Config) -> int:
     """Runs the protocol, or goes on with it, and prints the table of cycles and the run's folder."""
     from agents.training.session import open_session
-    from rewards import reward_info, shown
+    from rewards.labelled import Truth
+    from rewards.registry import reward_info, shown
 
     rule = config.select or reward_info(config.reward).select
     share = config.keep_share or {"best": 0.8, "quantile": 0.3}.get(rule, 1.0)
@@ -115,7 +116,7 @@ def main(config: Config) -> int:
         f"reward: {shown(config.reward)}, accepting {accepts.get(rule, f'the top {share:.0%} of all scores')}",
         flush=True,
     )
-    session = open_session("rejection_sft", config)
+    session = open_session("rejection_sft", config, truth=Truth)
     try:
         return train(config, session)
     finally:

@@ -70,16 +70,17 @@ def arguments(config: Config) -> Any:
 def main(config: Config) -> int:
     """Runs the cycles, or goes on with them, and prints the table of cycles and the run's folder."""
     from agents.training.trl_online import step_line, train
-    from rewards import shown
+    from rewards.registry import shown
 
     settings = arguments(config)
     from agents.training.session import open_session
+    from rewards.labelled import Truth
 
     print(
         f"reward: {shown(config.reward)}, {step_line(config, config.epochs)}, {config.beta:g} of the score for a nat of KL",
         flush=True,
     )
-    session = open_session("rloo", config)
+    session = open_session("rloo", config, truth=Truth)
     try:
         return train("RLOOTrainer", config, session, settings)
     finally:

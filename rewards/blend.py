@@ -18,7 +18,7 @@ import yaml
 
 from envs.messages import did_you_mean, short
 from envs.types import InputError, Reward, Score, Task
-from rewards.gates import with_inverter
+from rewards.wrappers import inverter_of, with_inverter
 
 SELECTIONS = ("threshold", "best", "quantile")
 
@@ -111,19 +111,20 @@ def _weight(place: str, node: Any) -> float:
 class Blend:
     """The weighted mean of several rewards, each logged under its own name.
 
-    It abstains where a reward with a weight above 0 does, and is 0 where a gate is closed to such a one.
+    It abstains where a reward with a weight above 0 abstains, and is 0 where such a reward's gate is closed.
     """
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         self.rewards, self.weights = dict(rewards), dict(weights)
 
     @property
-    def inverter(self) -> str:
-        """That of the first reward that has one; AttributeError where none has."""
-        which: str = next(
-            (reward for reward in self.rewards.values() if hasattr(reward, "inverter")), object()
-        ).inverter  # type: ignore[attr-defined]
-        return which
+    def inverter(self) -> str | None:
+        """The inverter of the first reward that has one; None where none has."""
+        for reward in self.rewards.values():
+            which = inverter_of(reward)
+            if which is not None:
+                return which
+        return None
 
     @inverter.setter
     def inverter(self, which: str) -> None:

@@ -6,13 +6,39 @@ from collections.abc import Sequence
 
 from envs.streams import stream
 from envs.types import Reward, Score, Task
-from rewards.gates import LONGEST, Wrapper
+from rewards.base import EMPTY, Ingredients
+from rewards.gates import LONGEST, Gated
+from rewards.inversion import likelihood
+from rewards.wrappers import Wrapper
 
-EMPTY = Score(None, reason="empty command")
+
+def random(_: Ingredients) -> Reward:
+    """Makes the reward `random`."""
+    return Random()
+
+
+def shuffled(given: Ingredients) -> Reward:
+    """Makes the reward `shuffled`: the scores of `likelihood`, shuffled."""
+    reward: Reward = likelihood(given)
+    if given.gates:
+        reward = Gated(reward)
+    return Shuffled(reward)
+
+
+def length(_: Ingredients) -> Reward:
+    """Makes the reward `length`."""
+    return Length()
+
+
+def constant(_: Ingredients) -> Reward:
+    """Makes the reward `constant`."""
+    return Constant()
 
 
 class Random:
     """Uniform noise in [0, 1): selection without information."""
+
+    inverter: str | None = None
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
@@ -32,9 +58,6 @@ class Shuffled(Wrapper):
     Who abstains stays as it is. A call with one candidate has nothing to shuffle: it gives that candidate its own score.
     """
 
-    def __init__(self, reward: Reward) -> None:
-        self.reward = reward
-
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
@@ -52,6 +75,8 @@ class Shuffled(Wrapper):
 class Length:
     """Shorter is better: 1 less the characters' share of the longest command that the gates let pass, not below 0."""
 
+    inverter: str | None = None
+
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
@@ -65,6 +90,8 @@ class Length:
 
 class Constant:
     """1 for every command: all are accepted alike, which is training on whatever was sampled."""
+
+    inverter: str | None = None
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0

@@ -14,7 +14,6 @@ A command of more than 512 characters abstains; one that the token limit cut can
 
 from __future__ import annotations
 
-import copy
 import functools
 import re
 import shlex
@@ -22,11 +21,11 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
 from envs.domain import load_domain
 from envs.types import Reward, Score, Task
 from rewards.words import plain_words
+from rewards.wrappers import Wrapper
 
 LONGEST = 512  # characters
 # The largest share of the task's plain words that may come again. Of 1,800 right commands of the three domains no shell command repeats
@@ -176,22 +175,6 @@ def _parses_as_sql(command: str) -> bool:
     return bool(command.strip())
 
 
-class Wrapper:
-    """A reward around another one, whose inverter is that one's."""
-
-    reward: Reward
-
-    @property
-    def inverter(self) -> str:
-        """Who reads commands back; AttributeError where the reward has no inverter, as `hasattr` wants it."""
-        which: str = self.reward.inverter  # type: ignore[attr-defined]
-        return which
-
-    @inverter.setter
-    def inverter(self, which: str) -> None:
-        self.reward = with_inverter(self.reward, which)
-
-
 class Gated(Wrapper):
     """A reward behind the gates. A candidate that does not pass has the value 0; under an unbounded reward, where 0 may be good, None.
 
@@ -201,7 +184,8 @@ class Gated(Wrapper):
     """
 
     def __init__(self, reward: Reward, *, bounded: bool = True) -> None:
-        self.reward, self.bounded = reward, bounded
+        super().__init__(reward)
+        self.bounded = bounded
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
@@ -225,12 +209,3 @@ class Gated(Wrapper):
             return Score(score.value, parts, score.reconstruction, score.reason)
         abstains = "gate/length" in found.factors or not self.bounded
         return Score(None if abstains else 0.0, parts, score.reconstruction, found.reason)
-
-
-def with_inverter(reward: Reward, which: str) -> Any:
-    """A copy of a reward that is read back by another inverter; the reward itself where it has none."""
-    if not hasattr(reward, "inverter"):
-        return reward
-    twin = copy.copy(reward)
-    twin.inverter = which
-    return twin

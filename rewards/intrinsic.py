@@ -11,10 +11,28 @@ from collections.abc import Sequence
 from typing import Literal
 
 from envs.prompts import forward_prompt, judge_prompt
-from envs.types import LanguageModel, Score, Task
+from envs.types import LanguageModel, Reward, Score, Task
+from rewards.base import EMPTY, NOT_A_NUMBER, Ingredients
 
-EMPTY = Score(None, reason="empty command")
-NOT_A_NUMBER = Score(None, reason="not a number")
+
+def self_certainty(given: Ingredients) -> Reward:
+    """Makes the reward `self-certainty`."""
+    return Certainty(given.model, "self-certainty")
+
+
+def entropy(given: Ingredients) -> Reward:
+    """Makes the reward `entropy`."""
+    return Certainty(given.model, "entropy")
+
+
+def majority(_: Ingredients) -> Reward:
+    """Makes the reward `majority`."""
+    return Majority()
+
+
+def self_judge(given: Ingredients) -> Reward:
+    """Makes the reward `self-judge`."""
+    return SelfJudge(given.model)
 
 
 class Certainty:
@@ -24,6 +42,8 @@ class Certainty:
     entropy with its sign turned (RENT: Prabhudesai et al. 2025, arXiv:2505.22660); p is the next-token distribution at temperature 1.
     Nats; self-certainty has no upper bound, and the other is at most 0. The command is tokenised anew, without an end-of-sequence token.
     """
+
+    inverter: str | None = None
 
     def __init__(self, model: LanguageModel, kind: Literal["self-certainty", "entropy"]) -> None:
         self.model, self.kind = model, kind
@@ -57,6 +77,8 @@ class Majority:
     The paper gives 1 to the most frequent answer and 0 to the others; the share keeps that order and says how large the majority is.
     """
 
+    inverter: str | None = None
+
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
@@ -79,6 +101,8 @@ class SelfJudge:
     The probability of "yes" among "yes" and "no", from the log-probabilities of the two answers: nothing is decoded, and no reply can be
     unreadable (compare Kadavath et al. 2022, arXiv:2207.05221).
     """
+
+    inverter: str | None = None
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model

@@ -8,7 +8,8 @@ from typing import Literal
 
 from envs.prompts import inverse_prompt, rate_prompt
 from envs.streams import stream
-from envs.types import LanguageModel, Score, Task
+from envs.types import LanguageModel, Reward, Score, Task
+from rewards.base import EMPTY, Ingredients
 from rewards.similarity import (
     Embedder,
     corrected,
@@ -19,7 +20,6 @@ from rewards.similarity import (
 )
 from rewards.words import f1, values_of
 
-EMPTY = Score(None, reason="empty command")
 NOT_READ = Score(None, reason="empty reconstruction")
 
 
@@ -32,6 +32,44 @@ def _pairs(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]]) -> li
 def _grouped(scores: Sequence[Score], commands_P_G: Sequence[Sequence[str]]) -> list[list[Score]]:
     rest = iter(scores)
     return [[next(rest) for _ in commands] for commands in commands_P_G]
+
+
+def similarity(given: Ingredients) -> Reward:
+    """Makes the reward `similarity`; InputError for a pool without two different tasks, or an unknown embedder."""
+    texts = [task.text for task in given.pool]
+    embedder = Embedder(given.embedder)
+    temperature = given.inverse_temperature
+    return Similarity(given.model, embedder, texts, inverter=given.inverter, temperature=temperature)
+
+
+def original_blend(given: Ingredients) -> Reward:
+    """Makes the reward `original-blend`."""
+    return OriginalBlend(given.model, inverter=given.inverter, temperature=given.inverse_temperature)
+
+
+def slots(given: Ingredients) -> Reward:
+    """Makes the reward `slots`."""
+    return Slots(given.model, inverter=given.inverter, temperature=given.inverse_temperature)
+
+
+def likelihood(given: Ingredients) -> Reward:
+    """Makes the reward `likelihood`."""
+    return Likelihood(given.model, over="mean", inverter=given.inverter)
+
+
+def likelihood_min(given: Ingredients) -> Reward:
+    """Makes the reward `likelihood-min`."""
+    return Likelihood(given.model, over="min", inverter=given.inverter)
+
+
+def lift(given: Ingredients) -> Reward:
+    """Makes the reward `lift`."""
+    return Lift(given.model, inverter=given.inverter)
+
+
+def choice(given: Ingredients) -> Reward:
+    """Makes the reward `choice`."""
+    return Choice(given.model, given.pool, inverter=given.inverter)
 
 
 def reconstruct(
@@ -92,7 +130,7 @@ class Similarity:
         return _grouped(scores, commands_P_G)
 
 
-class SeedBlend:
+class OriginalBlend:
     """The original experiment's blend, kept for comparison: 0.2 token overlap + 0.3 SequenceMatcher + 0.5 self-rated similarity 0-10.
 
     One thing differs: where the model's own rating cannot be read, or its reconstruction is empty, this abstains; the original took 0.5.

@@ -1,7 +1,6 @@
 """The upper bound: truth itself as the reward. It uses labels, and every run and table that uses it says so.
 
-The only module outside evaluation and pre-training that knows what is right: `rewards.make_reward` reaches it through a name in a
-string, so that no run under another reward loads it.
+No other module of the rewards knows what is right. Commands hand `Truth` to `rewards.registry.make_reward`, which cannot reach it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from envs.verify.verdict import Verdict
 
 class Truth:
     """1 where the command does what the reference does, 0 where it is wrong or invalid; abstains where it could not be executed."""
+
+    inverter: str | None = None
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from envs.types import InputError
 
@@ -31,6 +30,7 @@ class Embedder:
     """
 
     def __init__(self, name: str = "all-MiniLM-L6-v2") -> None:
+        import torch
         from sentence_transformers import SentenceTransformer
 
         self._bfloat16 = torch.cpu._is_avx512_bf16_supported()
@@ -49,6 +49,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of P texts, shape (P, width), float32."""
+        import torch
+
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         # Small batches of equally long texts pad little; bfloat16 where the processor has it takes 0.4 of the time, at 2e-5 of a cosine.
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):

@@ -12,9 +12,10 @@ from envs.domain import load_domain
 from envs.source import Templates
 from envs.types import Score, Task
 from envs.verify.truth import reference
-from rewards import make_reward
 from rewards.gates import CAPS, LONGEST, Gated, copied_share, gate, stripped, syntax_of
 from rewards.inversion import Likelihood
+from rewards.labelled import Truth
+from rewards.registry import make_reward
 
 SCAN = Task("t/1", "network", "scan port 443 on web1.test with nmap", "nmap")
 LINES = Task("t/2", "shell", "show all lines of notes.txt that contain the word error", "grep")
@@ -73,7 +74,7 @@ def test_gated_scores_of_right_commands_are_the_ungated_ones(embedded: Any) -> N
         "self-certainty",
         "entropy",
         "self-judge",
-        "seed",
+        "original-blend",
     ):
         gated, plain = (
             make_reward(name, embedded, [], gates=gates)(tasks, commands, seed=3) for gates in (True, False)
@@ -215,7 +216,7 @@ def test_the_inverter_can_be_set_on_a_copy() -> None:
     twin([SCAN], [["nmap a"]])
     reward([SCAN], [["nmap a"]])
     assert (twin.inverter, reward.inverter, inner.inverter) == ("base", "current", "current")
-    assert not hasattr(make_reward("majority", None, []), "inverter")  # type: ignore[arg-type]
+    assert make_reward("majority", None, []).inverter is None  # type: ignore[arg-type, attr-defined]
 
 
 def test_gates_are_a_choice_and_controls_and_truth_have_none() -> None:
@@ -223,7 +224,7 @@ def test_gates_are_a_choice_and_controls_and_truth_have_none() -> None:
     assert isinstance(make_reward("likelihood", model, []), Gated)
     assert isinstance(make_reward("likelihood", model, [], gates=False), Likelihood)
     assert not any(
-        isinstance(make_reward(name, model, []), Gated)
+        isinstance(make_reward(name, model, [], truth=Truth), Gated)
         for name in ("random", "shuffled", "length", "constant", "truth")
     )
     with pytest.raises(ValueError):

@@ -22,14 +22,14 @@ from envs.source import Templates, make_source
 from envs.streams import stream
 from envs.types import Task
 from envs.verify.truth import Case, command_of, find_case, find_draw, verify
-from rewards import POOL, make_reward
+from rewards.registry import POOL, make_reward
 from rewards.words import plain_words
 
 DOMAINS = ("network", "shell", "sql")
 TASKS = 60
 BLEND = str(Path(__file__).resolve().parent.parent / "configs" / "rewards" / "example.yaml")
 REWARDS = {
-    name: name for name in ("likelihood", "likelihood-min", "lift", "choice", "slots", "similarity", "seed")
+    name: name for name in ("likelihood", "likelihood-min", "lift", "choice", "slots", "similarity", "original-blend")
 } | {"blend": BLEND}
 POSITIVE = (
     "likelihood",

@@ -15,7 +15,7 @@ import pytest
 from envs.domain import load_domain
 from envs.source import Templates
 from envs.types import InputError, Score, Task
-from rewards import make_reward
+from rewards.registry import make_reward
 from rewards.trl import COLUMNS, as_reward_func, task_row, text_of
 
 ROOT = Path(__file__).resolve().parent.parent

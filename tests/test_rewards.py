@@ -18,10 +18,11 @@ import pytest
 
 from envs.domain import load_domain
 from envs.types import Completion, InputError, LanguageModel, Score, Task
-from rewards import REWARDS, make_reward, reward_info, shown
 from rewards.blend import read_blend
 from rewards.controls import Random, Shuffled
-from rewards.inversion import Choice, Likelihood, SeedBlend, Similarity, reconstruct
+from rewards.inversion import Choice, Likelihood, OriginalBlend, Similarity, reconstruct
+from rewards.labelled import Truth
+from rewards.registry import REWARDS, make_reward, reward_info, shown
 from rewards.similarity import (
     Embedder,
     corrected,
@@ -31,6 +32,7 @@ from rewards.similarity import (
     token_overlap,
 )
 from rewards.words import f1, plain_words, values_of
+from rewards.wrappers import with_inverter
 
 DOMAIN = load_domain("network")
 TASK = Task("t/1", "network", "scan port 443 on web1.test with nmap", "nmap")
@@ -125,8 +127,8 @@ def build(name: str, model: Any, **options: Any) -> Any:
     return make_reward(name, model, POOL, gates=False, **options)  # the gates have tests of their own
 
 
-INVERSIONS = ["similarity", "seed", "likelihood", "likelihood-min", "lift", "choice", "slots"]
-DECODING = ["similarity", "seed", "slots"]
+INVERSIONS = ["similarity", "original-blend", "likelihood", "likelihood-min", "lift", "choice", "slots"]
+DECODING = ["similarity", "original-blend", "slots"]
 UNBOUNDED = {"lift", "self-certainty", "entropy"}
 LABEL_FREE = sorted(set(REWARDS) - {"truth"})
 TOGETHER = {"random", "shuffled", "majority"}  # whose scores depend on the other candidates of a call
@@ -374,7 +376,7 @@ def test_similarity_with_real_embeddings(embedder: Embedder) -> None:
 
 
 def test_the_blend_by_hand() -> None:
-    [[score]] = SeedBlend(Scripted(READ, rating="7"))([TASK], [[SWAPPED]])
+    [[score]] = OriginalBlend(Scripted(READ, rating="7"))([TASK], [[SWAPPED]])
     ratio = difflib.SequenceMatcher(None, TASK.text, READ[SWAPPED]).ratio()
     assert score.parts == pytest.approx({"overlap": 6 / 8, "sequence": ratio, "rating": 0.7})
     assert (
@@ -385,7 +387,7 @@ def test_the_blend_by_hand() -> None:
 
 @pytest.mark.parametrize("reply", ["", "maybe", "11"])
 def test_an_unreadable_rating_abstains(reply: str) -> None:
-    [[score]] = SeedBlend(Scripted(READ, rating=reply))([TASK], [[RIGHT]])
+    [[score]] = OriginalBlend(Scripted(READ, rating=reply))([TASK], [[RIGHT]])
     assert score.value is None and score.reason == "unreadable rating" and score.reconstruction == TASK.text
     assert set(score.parts) == {"overlap", "sequence"}
 
@@ -468,7 +470,7 @@ def test_shuffled_has_the_inverter_of_what_it_shuffles() -> None:
     twin([TASK], [[RIGHT]])
     reward([TASK], [[RIGHT]])
     assert model.used == ["base", "current"]
-    assert not hasattr(Shuffled(Random()), "inverter")
+    assert Shuffled(Random()).inverter is None
 
 
 def test_length_and_constant() -> None:
@@ -597,7 +599,7 @@ def test_certainty_on_a_policy_by_hand(policy: Any) -> None:
     for name, wanted in (("entropy", -entropy), ("self-certainty", certainty)):
         [[score, other]] = make_reward(name, policy, [])([TASK], [[RIGHT, SWAPPED]])
         assert value(score) == pytest.approx(float(wanted), rel=1e-4) and value(other) != value(score)
-        assert not hasattr(make_reward(name, policy, []), "inverter")
+        assert make_reward(name, policy, []).inverter is None  # type: ignore[attr-defined]
     assert policy.entropies([prompt], [""]) == [None] and policy.entropies([], []) == []
 
 
@@ -629,7 +631,9 @@ def test_self_judge_by_hand() -> None:
 
 
 def test_truth_is_marked_and_abstains_where_it_is_not_known() -> None:
-    reward = make_reward("truth", Scripted(READ), [])
+    with pytest.raises(InputError, match=r"^--reward truth: needs labels"):
+        make_reward("truth", Scripted(READ), [])
+    reward = make_reward("truth", Scripted(READ), [], truth=Truth)
     task = DOMAIN.tasks("train", 1, "truth")[0]
     from envs.verify.truth import reference
 
@@ -705,9 +709,8 @@ def test_a_blend_has_the_inverter_of_its_parts(tmp_path: Path) -> None:
     twin.inverter = "base"
     twin([TASK], [[RIGHT]])
     assert model.used == ["base", "base"] and reward.inverter == "current"  # type: ignore[attr-defined]
-    assert not hasattr(
-        make_reward(written(tmp_path, "weights: {length: 1, random: 1}"), model, POOL), "inverter"
-    )
+    without: Any = make_reward(written(tmp_path, "weights: {length: 1, random: 1}"), model, POOL)
+    assert without.inverter is None and with_inverter(without, "base") is without
 
 
 @pytest.mark.parametrize(

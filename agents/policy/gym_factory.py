@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from envs.gym_env import InversionEnv, InversionVectorEnv
 from envs.source import Source, make_source
 from envs.types import Reward, Task
-from rewards import POOL, make_reward, reward_info
+from rewards.labelled import Truth
+from rewards.registry import POOL, make_reward, reward_info
 
 if TYPE_CHECKING:
     from agents.policy.policy import Policy
@@ -37,7 +38,7 @@ def make_env(
 
     Args:
         domain: an embedded domain, `all`, or the path of a domain's YAML file.
-        reward: a key of `rewards.REWARDS`, or a reward of your own, called as `reward(tasks_P, commands_P_G, seed=int)` -> scores [P][G].
+        reward: a key of `rewards.registry.REWARDS`, or a reward of your own, called as `reward(tasks_P, commands_P_G, seed=int)` -> scores [P][G].
             Gymnasium deep-copies it whenever it makes an environment from the spec of this one, as `check_env` does.
         source: a spec as in `envs.source.make_source`, or an object with its `tasks` method.
         model: `embedded`, a Hugging Face name or folder: reads commands back for named rewards and proposes tasks for the source `model`.
@@ -98,4 +99,4 @@ def shared_policy(model: str, /) -> Policy:
 
 @functools.cache
 def _reward(name: str, model: str, pool: tuple[Task, ...], gates: bool, inverter: str) -> Reward:
-    return make_reward(name, shared_policy(model), pool, inverter=inverter, gates=gates)
+    return make_reward(name, shared_policy(model), pool, inverter=inverter, gates=gates, truth=Truth)

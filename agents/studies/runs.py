@@ -216,7 +216,7 @@ def read_truth(record: RunRecord, when: str) -> list[HeldOutTask]:
 
 def is_labelled(reward: str) -> bool:
     """Whether a reward uses labels: an upper bound, and to be shown as such. Of a blend whose file is gone that is not known."""
-    from rewards import reward_info
+    from rewards.registry import reward_info
 
     try:
         return reward_info(reward).labelled

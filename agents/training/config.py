@@ -80,7 +80,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises InputError, one line that names the flag and the fix: a value out of range, an unknown reward, a faulty domain."""
         from envs.domain import domain_names, load_domain
-        from rewards import reward_info
+        from rewards.registry import reward_info
 
         for name in (
             "cycles",

@@ -26,7 +26,7 @@ from agents.training.monitor import Monitor, keep_score, text_metrics
 from agents.training.rollouts import Batch, collect, inverter_gap, policy_metrics, records, reward_metrics
 from agents.training.session import Session, saved
 from agents.training.tensorboard import LAYOUT, end_metrics, sample_text
-from rewards import reward_info
+from rewards.registry import reward_info
 
 GAP_TASKS = 15  # tasks whose candidates are scored under the base as well
 Values = dict[str, float | None]
@@ -313,7 +313,7 @@ def eval_facts(truth: Mapping[str, float | None]) -> str:
 
 def show_results(config: TrainConfig, results: Mapping[str, Any], folder: Path, note: str) -> None:
     """Prints the table of cycles, the truth before and after, what could not be verified, and last the run's folder."""
-    from rewards import shown
+    from rewards.registry import shown
 
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "cycle": lambda c: str(c["cycle"]),

@@ -24,6 +24,7 @@ from agents.policy.seeds import seed_of
 from agents.training.rollouts import Rollout
 from envs.prompts import forward_prompt
 from envs.types import Reward, Task
+from rewards.wrappers import with_inverter
 
 WINDOW = 3  # cycles over which scores are averaged, as in the evaluation
 PROBES = 60  # fixed training tasks on whose greedy commands the best cycle is chosen
@@ -164,9 +165,7 @@ def keep_score(
 
     The base cannot agree with the policy on a code of their own, and fixed tasks with greedy commands differ by the weights alone.
     """
-    twin = copy.copy(reward)
-    if hasattr(twin, "inverter"):
-        twin.inverter = "base"
+    twin = with_inverter(reward, "base")
     written = policy.generate(
         [forward_prompt(task) for task in tasks], temperature=0.0, max_new_tokens=max_new_tokens
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from agents.policy.seeds import seed_of
 from envs.prompts import forward_prompt
 from envs.source import Source
 from envs.types import Completion, Reward, Score, Task
+from rewards.wrappers import inverter_of, with_inverter
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def inverter_gap(reward: Reward, groups: Sequence[Sequence[Rollout]], seed: int)
 
     When it grows, forward and inverse are agreeing on a code of their own rather than on the language.
     """
-    if not hasattr(reward, "inverter"):
+    if inverter_of(reward) is None:
         return None
     tasks, commands = (
         [group[0].task for group in groups],
@@ -123,8 +123,7 @@ def inverter_gap(reward: Reward, groups: Sequence[Sequence[Rollout]], seed: int)
     )
     values: list[list[float | None]] = []
     for which in ("current", "base"):
-        twin = copy.copy(reward)
-        twin.inverter = which
+        twin = with_inverter(reward, which)
         values.append([score.value for row in twin(tasks, commands, seed=seed) for score in row])
     return mean(
         [mine - base for mine, base in zip(*values, strict=True) if mine is not None and base is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +19,8 @@ from envs.domain import domain_names
 from envs.schema import EMBEDDED
 from envs.source import Source, make_source
 from envs.types import InputError, Reward, Task
-from rewards import POOL, make_reward, reward_info
 from rewards.blend import is_blend
+from rewards.registry import POOL, make_reward, reward_info
 
 # The evaluation knows what is right, so no training module imports it: it is named here, made when a run starts, and called through
 # a narrow door. Training hands it the policy and logs the numbers that come back.
@@ -63,8 +63,11 @@ class Session:
     probes: list[Task]
 
 
-def open_session(agent: str, config: TrainConfig) -> Session:
+def open_session(agent: str, config: TrainConfig, truth: Callable[[], Reward] | None = None) -> Session:
     """Loads everything, after all input was checked, and creates the run folder or goes back to its last checkpoint.
+
+    Args:
+        truth: makes the labelled reward `truth`, which training itself cannot reach.
 
     Raises:
         InputError: what is wrong with the configuration, in one line.
@@ -88,7 +91,7 @@ def open_session(agent: str, config: TrainConfig) -> Session:
         settings = {"agent": agent, **saved(config)}
         run = Run.create(Path(config.output or f"runs/{agent}") / name, settings)
     try:
-        return _load(agent, config, evaluation, run)
+        return _load(agent, config, evaluation, run, truth)
     except InputError:
         run.close()
         if not config.resume:
@@ -111,7 +114,9 @@ def saved(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def _load(agent: str, config: TrainConfig, evaluation: Any, run: Run) -> Session:
+def _load(
+    agent: str, config: TrainConfig, evaluation: Any, run: Run, truth: Callable[[], Reward] | None
+) -> Session:
     restored = run.restore() if config.resume else None
     if restored and config.cycles < restored[0]["cycle"]:
         raise InputError(
@@ -141,6 +146,7 @@ def _load(agent: str, config: TrainConfig, evaluation: Any, run: Run) -> Session
         inverse_temperature=config.inverse_temperature,
         embedder=config.embedder,
         gates=config.gates,
+        truth=truth,
     )
     for note in run.notes:
         print(note, flush=True)

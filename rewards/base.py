@@ -1,0 +1,58 @@
+"""What the files of rewards share: the ingredients they are made from, and the way from groups of candidates to a flat list and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from envs.types import LanguageModel, Reward, Score, Task
+
+EMPTY = Score(None, reason="empty command")
+NOT_A_NUMBER = Score(None, reason="not a number")
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a reward can be made from. Each maker takes what it needs.
+
+    Attributes:
+        model: writes reconstructions and gives log-probabilities.
+        pool: tasks to compare with; empty for rewards that do not need them.
+        inverter: weights that reconstruct the task: `current`, `base` or `ema`.
+        inverse_temperature: sampling temperature of the reconstruction; 0 is greedy.
+        embedder: name or folder of the sentence-embedding model.
+        gates: whether rewards inside this one have gates before them.
+        truth: makes the labelled reward; None where labels are out of reach.
+    """
+
+    model: LanguageModel
+    pool: Sequence[Task]
+    inverter: str = "current"
+    inverse_temperature: float = 0.3
+    embedder: str = "all-MiniLM-L6-v2"
+    gates: bool = True
+    truth: Callable[[], Reward] | None = None
+
+
+def pairs_of(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]]) -> list[tuple[Task, str]]:
+    """All (task, command) pairs, one group after the other; ValueError where there are not as many groups as tasks."""
+    pairs = []
+    for task, commands in zip(tasks_P, commands_P_G, strict=True):
+        pairs += [(task, command) for command in commands]
+    return pairs
+
+
+def grouped(scores: Sequence[Score], commands_P_G: Sequence[Sequence[str]]) -> list[list[Score]]:
+    """The scores of `pairs_of`, as groups again -> [P][G]."""
+    groups = []
+    start = 0
+    for commands in commands_P_G:
+        end = start + len(commands)
+        groups.append(list(scores[start:end]))
+        start = end
+    return groups
+
+
+def different(pairs: Sequence[tuple[Task, str]]) -> list[tuple[Task, str]]:
+    """Each pair once, in order, without those whose command is empty: what a model has to be asked about."""
+    return [pair for pair in dict.fromkeys(pairs) if pair[1].strip()]

@@ -1,0 +1,147 @@
+"""The rewards by name: what is known of each, and how it is made.
+
+To add a reward, write its file with a function that makes it from `Ingredients`, and add one line to `REWARDS`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from envs.messages import did_you_mean
+from envs.types import InputError, LanguageModel, Reward, Task
+from rewards.base import Ingredients
+from rewards.blend import Blend, is_blend, read_blend
+from rewards.controls import constant, length, random, shuffled
+from rewards.gates import Gated
+from rewards.intrinsic import entropy, majority, self_certainty, self_judge
+from rewards.inversion import choice, lift, likelihood, likelihood_min, original_blend, similarity, slots
+
+POOL = 200  # tasks with which `similarity` finds its scale, and among which `choice` finds other tasks
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """What a trainer must know of a reward before it is made.
+
+    Attributes:
+        make: makes the reward, without gates.
+        select: the acceptance rule that suits its scale: threshold, best or quantile.
+        labelled: it uses labels: an upper bound, and shown as such.
+        gated: the gates stand before it. They do not where a control is to know nothing, or the truth everything.
+        bounded: its values are in [0, 1].
+        needs_pool: it compares with other tasks of the source.
+        needs_group: it needs two or more candidates of a task.
+    """
+
+    make: Callable[[Ingredients], Reward]
+    select: str = "best"
+    labelled: bool = False
+    gated: bool = True
+    bounded: bool = True
+    needs_pool: bool = False
+    needs_group: bool = False
+
+
+def _truth(given: Ingredients) -> Reward:
+    if given.truth is None:
+        raise InputError("--reward truth: needs labels, which this command does not use: use likelihood")
+    return given.truth()
+
+
+REWARDS = {
+    "similarity": RewardInfo(similarity, select="threshold", needs_pool=True),
+    "original-blend": RewardInfo(original_blend, select="threshold"),
+    "likelihood": RewardInfo(likelihood),
+    "likelihood-min": RewardInfo(likelihood_min),
+    "lift": RewardInfo(lift, bounded=False),
+    "choice": RewardInfo(choice, needs_pool=True),
+    "slots": RewardInfo(slots),
+    "self-certainty": RewardInfo(self_certainty, bounded=False),
+    "entropy": RewardInfo(entropy, bounded=False),
+    "majority": RewardInfo(majority, needs_group=True),
+    "self-judge": RewardInfo(self_judge),
+    "random": RewardInfo(random, gated=False),
+    "shuffled": RewardInfo(shuffled, gated=False),  # what it shuffles has gates of its own
+    "length": RewardInfo(length, gated=False),
+    "constant": RewardInfo(constant, select="threshold", gated=False),
+    "truth": RewardInfo(_truth, select="threshold", labelled=True, gated=False),
+}
+
+
+def reward_info(name: str) -> RewardInfo:
+    """What is known of a reward, or of the blend in a file.
+
+    Raises:
+        InputError: one line: no such reward, with the nearest name, or what is wrong in the file.
+    """
+    if is_blend(name):
+        return _blend_info(name)
+    if name not in REWARDS:
+        names = f"use one of {', '.join(REWARDS)}, or a FILE.yaml"
+        raise InputError(f"--reward {name}: no such reward: {did_you_mean(name, REWARDS, names)}")
+    return REWARDS[name]
+
+
+def _blend_info(name: str) -> RewardInfo:
+    blend = read_blend(name, list(REWARDS))
+    parts = [REWARDS[part] for part in blend.weights]
+    counted = [REWARDS[part] for part, weight in blend.weights.items() if weight > 0]
+    return RewardInfo(
+        functools.partial(_make_blend, blend.weights),
+        blend.select,
+        labelled=any(part.labelled for part in parts),
+        gated=False,  # each part has gates of its own
+        bounded=all(part.bounded for part in counted),
+        needs_pool=any(part.needs_pool for part in parts),
+        needs_group=any(part.needs_group for part in parts),
+    )
+
+
+def _make_blend(weights: Mapping[str, float], given: Ingredients) -> Reward:
+    return Blend({part: _made(part, given) for part in weights}, weights)
+
+
+def shown(name: str) -> str:
+    """A reward's name for a reader: a labelled reward says so."""
+    if reward_info(name).labelled:
+        return f"{name} (labelled)"
+    return name
+
+
+def make_reward(
+    name: str,
+    model: LanguageModel,
+    pool: Sequence[Task],
+    *,
+    inverter: str = "current",
+    inverse_temperature: float = 0.3,
+    embedder: str = "all-MiniLM-L6-v2",
+    gates: bool = True,
+    truth: Callable[[], Reward] | None = None,
+) -> Reward:
+    """Makes a reward.
+
+    Args:
+        name: a key of `REWARDS`, or the path of a blend's YAML file.
+        model: writes reconstructions and gives log-probabilities.
+        pool: tasks of the source in use, for rewards with `needs_pool`; empty for others.
+        inverter: weights that reconstruct the task: `current` policy, `base` model (adapter off) or `ema` of the adapter.
+        inverse_temperature: sampling temperature of the reconstruction; 0 is greedy.
+        embedder: a sentence-transformers name or folder; the default one is installed with this package.
+        gates: put the gates before the reward, if it is `gated`.
+        truth: makes the labelled reward `truth`, as `rewards.labelled.Truth` does. Only commands can reach labels, so they hand it in.
+
+    Raises:
+        InputError: unknown name, a faulty file, a pool that is too small, or `truth` without its maker.
+    """
+    return _made(name, Ingredients(model, pool, inverter, inverse_temperature, embedder, gates, truth))
+
+
+def _made(name: str, given: Ingredients) -> Reward:
+    info = reward_info(name)
+    reward = info.make(given)
+    if given.gates and info.gated:
+        return Gated(reward, bounded=info.bounded)
+    return reward
