@@ -176,7 +176,9 @@ def measure_sandbox(config: SandboxConfig) -> dict[str, Any]:
     from statistics import quantiles
     from tempfile import TemporaryDirectory
 
-    from envs.verify.sandbox import Entry, execute, unavailable
+    from envs.verify.sandbox.archive import Entry
+    from envs.verify.sandbox.probe import unavailable
+    from envs.verify.sandbox.run import execute
 
     if missing := unavailable():
         raise InputError(missing)

@@ -36,12 +36,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def sandbox(request: pytest.FixtureRequest) -> None:
     """For a test that executes commands: without a sandbox here it is skipped with the reason, or fails under --require-sandbox."""
-    from envs.verify.sandbox import unavailable
+    from envs.verify.sandbox.probe import unavailable
 
     if missing := unavailable():
         if request.config.getoption("--require-sandbox"):
             pytest.fail(f"--require-sandbox: {missing}", pytrace=False)
         pytest.skip(missing)
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has looked for a sandbox yet, and no setting of the system blocks one."""
+    from envs.verify.sandbox import errors, probe
+
+    monkeypatch.setattr(probe, "_found", probe._Found())
+    monkeypatch.setattr(errors, "SETTINGS", tmp_path_factory.mktemp("settings"))
 
 
 class Corpus:

@@ -14,7 +14,7 @@ from envs.domain import load_domain
 from envs.schema import CONFIGS, EMBEDDED
 from envs.types import InputError, Task
 from envs.verify import shell
-from envs.verify.sandbox import SandboxError
+from envs.verify.sandbox.errors import SandboxError
 from envs.verify.truth import (
     Case,
     _verdict,

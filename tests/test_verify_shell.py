@@ -11,7 +11,8 @@ import yaml
 from envs.domain import load_domain
 from envs.schema import load_spec
 from envs.verify import shell
-from envs.verify.sandbox import Entry, Execution
+from envs.verify.sandbox.archive import Entry
+from envs.verify.sandbox.run import Execution
 from envs.verify.truth import command_of
 
 TABLE = yaml.safe_load((Path(__file__).parent / "equivalence" / "shell.yaml").read_text())

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from envs.streams import stream
-from envs.verify.sandbox import Entry, Execution, Tree, execute, unavailable
+from envs.verify.sandbox.archive import Entry, Tree
+from envs.verify.sandbox.probe import unavailable
+from envs.verify.sandbox.run import Execution, execute
 from envs.verify.verdict import Verdict
 
 TREES = 3

@@ -201,7 +201,7 @@ def _tried(key: tuple[str, str, bool, str]) -> Verdict:
 
 @functools.lru_cache(maxsize=CACHED)
 def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
-    from envs.verify.sandbox import SandboxError
+    from envs.verify.sandbox.errors import SandboxError
 
     try:
         verdict = _compared(domain, reference, ordered, command)
