@@ -129,8 +129,9 @@ def truth_rows(cycle: int, part: str, share: float, tasks: int) -> list[dict[str
             {
                 "cycle": cycle,
                 "part": part,
-                "task_id": f"heldout/{intent}/{index}",
+                "task_id": f"heldout-{index}",
                 "domain": domain,
+                "intent": intent,
                 "task": f"task {index}",
                 "reference": "ls",
                 "greedy": judged,

@@ -65,7 +65,7 @@ def test_the_numbers_are_what_one_computes_by_hand(
     assert 0.1 < row["greedy"]["low"] < 0.35 < row["greedy"]["high"] < 0.6
     assert found["differing"] == {"seed": [0, 1]} and found["scales"] == ["likelihood"]
     assert (
-        "second is better than first: greedy truth +0.350" in page
+        "second is better than first: held-out accuracy +0.350" in page
         and "raised an alarm" in page
         and "private code" in page
     )
@@ -194,6 +194,16 @@ def test_other_held_out_tasks_are_refused(
     assert "their held-out tasks are not the same" in capsys.readouterr().err
 
 
+def test_the_spacing_of_a_log_does_not_matter(pair: list[str], tmp_path: Path) -> None:
+    assert compare(*pair) == 0
+    before = page_and_numbers(tmp_path / "out")
+    path = tmp_path / "second" / "truth.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+    assert compare(*pair) == 0
+    assert page_and_numbers(tmp_path / "out") == before
+
+
 def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path) -> None:
     running = make_run(tmp_path / "running", 0.5, 1.0, done=2)
     for name in ("metrics.jsonl", "truth.jsonl", "timings.jsonl"):
@@ -217,6 +227,10 @@ def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path) 
             "no run is there (it has no config.yaml): give the folder of a run",
         ),
         (lambda run: (run / "config.yaml").write_text("- a"), "cannot be read (it holds no settings)"),
+        (
+            lambda run: (run / "config.yaml").write_text("model: embedded\n"),
+            "cannot be read (it has no key `agent`, the trainer of the run): restore it, or leave the run out",
+        ),
         (
             lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 1}\n'),
             "metrics.jsonl:2: the line is damaged, it is not",

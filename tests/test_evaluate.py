@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from agents import evaluate, rejection_sft
+from agents import rejection_sft
 from agents.cli.command import run_command
 from agents.evaluate import Config, main, resolved, subjects_of
 from agents.evaluation import statistics
@@ -62,7 +62,7 @@ def refused(
     def error(*argv: str, loads: bool = False) -> str:
         if not loads:
             monkeypatch.setattr(
-                "agents.policy.load.load_policy", lambda *_, **__: pytest.fail("a model was loaded")
+                "agents.evaluation.measure.load_policy", lambda *_, **__: pytest.fail("a model was loaded")
             )
         capsys.readouterr()
         assert run_command(Config, main, [*FEW, "--output", str(tmp_path / "report"), *argv], "evaluate") == 2
@@ -208,7 +208,9 @@ def test_the_default_folder_is_named_after_the_subjects(
     runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "measure", lambda subject, settings, config, cases: answers_of(cases))
+    monkeypatch.setattr(
+        "agents.evaluation.measure.measure", lambda model, adapter, cases, settings, **_: answers_of(cases)
+    )
     for argv, name in (
         (["--model", "embedded", "--domain", "network"], "embedded"),
         ([str(runs / "sql")], "sql--start--sql--end"),
@@ -327,7 +329,7 @@ def test_own_tasks(command: Evaluate, tmp_path: Path) -> None:
     assert report["tasks"] == 2 and report["settings"]["tasks_file"] == str(path)
     (subject,) = report["subjects"]
     assert subject["unseen"] == subject["intents"] == {}
-    assert subject["all"]["inverse"]["value"] is None  # no grammar tells whether such a task was read back
+    assert subject["all"]["inverse"]["value"] is None  # no grammar tells whether such a task was reconstructed
     assert subject["not_executed"] == 3 and subject["all"]["greedy"]["tasks"] == 1
     assert [row["status"] for row in subject["reasons"] if "reference" in row["reason"]] == ["not_executed"]
 
@@ -361,7 +363,7 @@ def test_without_a_sandbox_the_rest_goes_on(
     report = command("--model", "embedded", "--domain", "shell,network")
     said = capsys.readouterr()
     assert (
-        f"18 commands were not executed and count neither way: {MISSING}" in said.out
+        f"18 commands could not be executed and are excluded: {MISSING}" in said.out
     )  # 6 greedy and 12 sampled ones
     (subject,) = report["subjects"]
     assert subject["not_executed"] == 18
@@ -375,7 +377,7 @@ def test_without_a_sandbox_the_rest_goes_on(
     assert subject["all"]["greedy"] == network["greedy"] | {
         key: subject["all"]["greedy"][key] for key in ("low", "high")
     }
-    assert subject["all"]["inverse"]["tasks"] == 12  # reading back needs no sandbox
+    assert subject["all"]["inverse"]["tasks"] == 12  # reconstruction needs no sandbox
     assert {"domain": "shell", "status": "not_executed", "reason": MISSING, "count": 18} in subject["reasons"]
     assert all(failure["status"] != "not_executed" for failure in subject["failures"])
     assert subject["exact_but"]["shell"]["commands"] == 0
@@ -528,10 +530,11 @@ BROKEN = [
     b"{",
     b"- a",
     b"",
-    b"domain: sql",
-    b"model: 3",
-    b"model: a\ndomain: [sql]",
-    b"model: a\ntemperature: warm",
+    b"model: a",
+    b"agent: ppo\ndomain: sql",
+    b"agent: ppo\nmodel: 3",
+    b"agent: ppo\nmodel: a\ndomain: [sql]",
+    b"agent: ppo\nmodel: a\ntemperature: warm",
 ]
 
 
@@ -542,9 +545,9 @@ def test_a_run_whose_configuration_is_broken(
     folder = shutil.copytree(runs / "sql", tmp_path / "broken")
     (folder / "config.yaml").write_bytes(content)
     for subject in (folder, folder / "checkpoints" / "cycle-0001"):
-        assert refused(str(subject)).startswith(
-            f"{folder}/config.yaml: cannot be read: restore the file, or give another run"
-        )
+        said = refused(str(subject))
+        assert said.startswith(f"{folder}/config.yaml: cannot be read (")
+        assert said.endswith("): restore it, or give another run")
 
 
 def test_a_run_without_a_checkpoint(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -13,19 +13,12 @@ from typing import Any
 
 import pytest
 
+from agents.cli.display import p_value, signed
 from agents.evaluation import statistics
 from agents.evaluation.answers import Answer, Judged
-from agents.evaluation.html import (
-    LONGEST,
-    changed,
-    marked,
-    p_value,
-    signed,
-    visible,
-    weakest_first,
-    write_page,
-)
 from agents.evaluation.report import make_report
+from agents.pages.evaluation import changed, marked, weakest_first, write_evaluation
+from agents.pages.page import LONGEST, visible
 from envs.types import Score, Task
 from envs.verify.truth import Case
 from envs.verify.verdict import Verdict
@@ -106,7 +99,7 @@ def two() -> dict[str, Any]:
 
 def page_of(report: dict[str, Any], folder: Path) -> str:
     path = folder / "report.html"
-    write_page(report, path)
+    write_evaluation(report, path)
     page = path.read_text(encoding="utf-8")
     Balanced().feed(page)
     return page
@@ -150,7 +143,7 @@ def test_one_model_is_told_how_good_it_is_and_not_whether_it_is_better(
         "The answer",
         "Metrics",
         "by intent",
-        "How well the reward finds the truth",
+        "How well the reward tells right from wrong",
         "Reasons for failures",
         "Settings",
     ):
@@ -189,15 +182,15 @@ def test_a_reward_that_rises_while_truth_falls_is_said(two: dict[str, Any], tmp_
     report["comparisons"][0]["all"]["greedy"]["verdict"] = "worse"
     report["comparisons"][0]["all"]["reward"]["verdict"] = "better"
     words = words_of(page_of(report, tmp_path))
-    assert "The reward's own score rises while the truth falls." in words
-    assert "mean score of the reward: not truth" in words
+    assert "The reward's own score rises while accuracy falls." in words
+    assert "mean score of the reward (not accuracy)" in words
 
 
 def test_a_difference_that_only_the_interval_shows_is_explained(tmp_path: Path) -> None:
     report = report_of(answers([WRONG] * 6), answers([RIGHT] * 4 + [WRONG] * 2))
     row = report["comparisons"][0]["all"]["greedy"]
     assert row["low"] > 0 and row["p"] > 0.05 and row["verdict"] == "no difference shown"
-    assert "The interval leaves 0 out, but with so few tasks" in words_of(page_of(report, tmp_path))
+    assert "The interval excludes 0, but with so few tasks" in words_of(page_of(report, tmp_path))
 
 
 def test_every_section_says_how_to_read_it(two: dict[str, Any], tmp_path: Path) -> None:
@@ -206,8 +199,8 @@ def test_every_section_says_how_to_read_it(two: dict[str, Any], tmp_path: Path) 
 
 
 def test_the_same_report_gives_the_same_bytes(two: dict[str, Any], tmp_path: Path) -> None:
-    write_page(two, tmp_path / "a.html")
-    write_page(json.loads(json.dumps(two)), tmp_path / "b.html")
+    write_evaluation(two, tmp_path / "a.html")
+    write_evaluation(json.loads(json.dumps(two)), tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
@@ -283,7 +276,7 @@ def test_commands_that_are_empty_or_endless(two: dict[str, Any], tmp_path: Path)
 def test_nothing_executed(tmp_path: Path) -> None:
     words = words_of(page_of(report_of(answers([SKIPPED] * 4), answers([SKIPPED] * 4)), tmp_path))
     assert (
-        "start: 12 of 12 commands were not executed" in words
+        "start: 12 of 12 commands could not be executed" in words
         and "bubblewrap is missing: run `make setup`" in words
     )
     assert "end cannot be compared with start : no task was verified for both" in words
@@ -295,7 +288,7 @@ def test_only_some_samples_not_executed(one: dict[str, Any], tmp_path: Path) -> 
     report = copy.deepcopy(one)
     report["subjects"][0]["not_executed"] = 3
     words = words_of(page_of(report, tmp_path))
-    assert "start: 3 of 18 commands were not executed" in words and "No greedy command is among them" in words
+    assert "start: 3 of 18 commands could not be executed" in words and "No reason was recorded" in words
 
 
 def test_a_reward_that_abstains_everywhere(tmp_path: Path) -> None:
@@ -309,7 +302,7 @@ def test_scores_outside_0_and_1(one: dict[str, Any], tmp_path: Path) -> None:
         {"score": score, "right": 0.5, "samples": 1} for score in (-30.0, -2.0, 7.5)
     ]
     page = page_of(report, tmp_path)
-    chart = page[page.index("Calibration</figcaption>") :]
+    chart = page[page.index("<b>Calibration</b>") :]
     places = [float(x) for x in re.findall(r"([\d.-]+),[\d.-]+ ", chart[: chart.index("</figure>")])]
     assert places and all(0 <= x <= 300 for x in places)
 
@@ -342,7 +335,7 @@ def test_several_comparisons_and_more_models_than_styles(tmp_path: Path) -> None
     rows = [answers([RIGHT] * n + [WRONG] * (6 - n)) for n in (1, 2, 6, 3, 4, 5, 0)]
     names = ["first", "same", "third", "fourth", "fifth", "sixth", "seventh"]
     words = words_of(page_of(report_of(*rows, names=names), tmp_path))
-    assert "there being 6 of them" in words
+    assert "not widened for 6 comparisons" in words
     assert all(f"{name} against first" in words for name in names[1:])
 
 

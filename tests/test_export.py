@@ -63,7 +63,7 @@ def make(folder: Path, rows: Rows = ROWS, **settings: Any) -> str:
     """A run's folder with these rollouts."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
-        yaml.safe_dump({"model": "embedded", "domain": "all", "candidates": 3, **settings})
+        yaml.safe_dump({"agent": "rejection_sft", "model": "embedded", "domain": "all", "candidates": 3, **settings})
     )
     (folder / "rollouts.jsonl").write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"

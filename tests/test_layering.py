@@ -16,12 +16,12 @@ PACKAGES = ("envs", "rewards", "agents")
 # The only importers of envs.verify, direct or through others. agents.bench times the sandbox, agents.selftest
 # attacks it.
 MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.pretrain", "agents.selftest"}
-MAY_KNOW |= {f"agents.evaluation.{name}" for name in ("answers", "heldout", "report", "statistics")}
+MAY_KNOW |= {f"agents.evaluation.{name}" for name in ("answers", "heldout", "measure", "report", "statistics")}
 MAY_KNOW |= {
     "rewards.labelled"
 }  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
 # What hands that reward in: training and the rewards themselves cannot reach it.
-MAY_KNOW |= {f"agents.{name}" for name in ("rejection_sft", "ppo", "dpo", "grpo", "rloo", "export")}
+MAY_KNOW |= {f"agents.{name}" for name in ("rejection_sft", "ppo", "dpo", "grpo", "rloo", "export", "study")}
 MAY_KNOW |= {"agents.policy.gym_factory"}
 SPEC_NAMES = {"load_spec", "IntentSpec", "DomainSpec"}  # what holds the reference commands of a domain's file
 # Modules that are named in strings, which the import graph cannot see, and that lie higher up or know what is right.
@@ -273,6 +273,7 @@ def tree(tmp_path: Path) -> Path:
         "agents/evaluation/__init__.py": "",
         "agents/evaluation/answers.py": "import envs.verify",
         "agents/evaluation/heldout.py": "from agents.evaluation import answers",
+        "agents/evaluation/measure.py": "from agents.evaluation import answers",
         "agents/evaluation/statistics.py": "from agents.evaluation import heldout",
         "agents/evaluation/report.py": "from agents.evaluation import statistics",
         "agents/pretrain.py": "def main():\n    from envs.verify.shell import run\nif __name__ == '__main__':\n    main()",

@@ -8,14 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from agents.evaluation.metrics import (
-    auc,
-    best_of,
-    mean,
-    pass_at_k,
-    t_interval,
-    within_task_auc,
-)
+from agents.evaluation.metrics import auc, best_of, mean, pass_at_k, within_task_auc
+from agents.studies.summary import t_interval
 
 
 def test_mean() -> None:

@@ -20,10 +20,10 @@ from scipy import stats
 
 from agents.cli.command import run_command
 from agents.studies.jobs import Job, run_jobs
-from agents.studies.plan import read_plan, trainers
+from agents.studies.plan import read_plan
 from agents.studies.runs import read_run
 from agents.studies.summary import candidates_to, gap_closed, over_seeds, rank_correlation
-from agents.study import Config, main
+from agents.study import TRAINERS, Config, main
 from envs.schema import CONFIGS
 from envs.types import InputError
 
@@ -214,7 +214,7 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
         "arms:\n  shell: {reward: similarity, domain: shell}\n  long: {reward: similarity, cycles: 50}\n",
     )
     (tmp_path / "a.yaml").write_text(text)
-    plan = read_plan(tmp_path / "a.yaml")
+    plan = read_plan(tmp_path / "a.yaml", TRAINERS)
     assert [(plan.arms[name].reference, plan.arms[name].ceiling) for name in ("shell", "long")] == [
         (None, None)
     ] * 2
@@ -333,7 +333,7 @@ def test_why_it_works_by_intent_and_over_models(three: Path) -> None:
     assert found["upper"]["against_reference"]["value"] == pytest.approx(0.2)
     table = (folder / "STUDY.md").read_text()
     assert (
-        "| arm | reward | inverse accuracy | AUC | AUC within a task | gain | less the reference |" in table
+        "| arm | reward | inverse accuracy | AUC | AUC within a task | gain | gain minus reference |" in table
     )
     row = next(
         line
@@ -355,14 +355,13 @@ def test_the_studies_that_come_with_the_project_are_sound(
     monkeypatch.chdir(tmp_path)
     paths = sorted((CONFIGS.parent / "studies").glob("*.yaml"))
     assert {"boundary", "embedded", "smoke"} <= {path.stem for path in paths}
-    plans = {path.stem: read_plan(path) for path in paths}
+    plans = {path.stem: read_plan(path, TRAINERS) for path in paths}
     arms = plans["embedded"].arms
     assert all(
         arms[name].resolved["cycles"] * arms[name].resolved["tasks"] * 3 == 1500
         for name in ("likelihood", "similarity", "truth")
     )
     assert len(arms["likelihood"].seeds) == 5 and arms["truth"].labelled
-    assert "rejection_sft" in trainers() and "evaluate" not in trainers()
 
 
 def test_other_settings_than_the_runs_were_started_with_are_refused(
@@ -422,7 +421,7 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
     run = folder / "runs" / "random" / "s0"
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
 
-    # Again with the arm mended, by going on with a run that a kill left without its results: what is finished stays as it is.
+    # Again with the arm repaired, by going on with a run that a kill left without its results: what is finished stays as it is.
     shutil.copytree(
         run,
         folder / "runs" / "broken" / "s0",
@@ -430,7 +429,7 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
     )
     code, _ = study(tmp_path, TINY.replace(", adapter: nowhere", ", domain: shell"), "--jobs", "1")
     said = capsys.readouterr()
-    assert code == 0 and "1/1  broken s0  greedy truth" in said.out and "FAILED" not in said.out
+    assert code == 0 and "1/1  broken s0  held-out accuracy" in said.out and "FAILED" not in said.out
     assert json.loads((folder / "study.json").read_text())["failed"] == []
     assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
     assert read_run(folder / "runs" / "broken" / "s0").finished

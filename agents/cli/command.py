@@ -95,7 +95,7 @@ def parse(
 ) -> tuple[Config, str]:
     """Reads the command line -> (configuration, a line that says which model was taken and why; empty without a model).
 
-    `output` is filled in as runs/<agent> where it is None.
+    A trainer's `output` is filled in as runs/<agent> where it is None.
 
     Raises:
         InputError: a flag, a value or a YAML file is wrong.
@@ -112,7 +112,7 @@ def parse(
     origins: dict[str, str] = {}
     if given.get("config") is not None:
         overrides, origins = _read_yaml(Path(given["config"]), hints, forbidden=("config", "resume"))
-    if "output" in hints and (given.get("output") or overrides.get("output")) is None:
+    if {"output", "resume"} <= set(hints) and (given.get("output") or overrides.get("output")) is None:
         overrides["output"] = f"runs/{agent}"
     config = _build(config_type, {**overrides, **given}, given, origins)
     if "model" not in hints or any(

@@ -1,9 +1,9 @@
-"""What a trainer shows while it runs: a live line on a terminal, plain lines elsewhere; and the table at the end."""
+"""What commands show: a live line on a terminal, plain lines elsewhere, tables, and numbers as text."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -48,7 +48,7 @@ class Display:
     def finished(self, cycle: int, facts: Sequence[str]) -> None:
         """A cycle is finished: moves the bar, and prints a line that stays."""
         seconds = (time.monotonic() - self._started) / max(1, cycle - self._first) * (self.cycles - cycle)
-        left = f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+        left = time_left(seconds)
         self._progress.update(
             self._task, completed=cycle, facts="  ".join([*facts[:2], left])
         )  # score, acceptance
@@ -73,6 +73,39 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     console.print(table)
 
 
+# ---- numbers, in tables and on pages ----
+
+
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """A number; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign; without one where it rounds to 0, and a dash for None."""
+    if value is None:
+        return "–"
+    shown = f"{value:+.3f}"
+    return shown[1:] if float(shown) == 0 else shown
+
+
+def interval(row: Mapping[str, Any], sign: bool = False) -> str:
+    """`[low, high]` of an estimate, signed for a difference; empty where it has no interval."""
+    if row.get("low") is None:
+        return ""
+    show = signed if sign else number
+    return f"[{show(row['low'])}, {show(row['high'])}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value in the usual form; a dash for None."""
+    if p is None:
+        return "–"
+    if p < 0.0001:
+        return "p < 0.0001"
+    return f"p = {p:.4f}" if p < 0.01 else f"p = {p:.2f}"
+
+
+def time_left(seconds: float) -> str:
+    """How long it will still take."""
+    return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"

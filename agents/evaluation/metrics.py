@@ -1,4 +1,4 @@
-"""Numbers about candidates: pass@k, AUC, best of k, and a t interval. Plain functions over plain lists."""
+"""Numbers about candidates: pass@k, AUC, best of k. Plain functions over plain lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -50,7 +49,9 @@ def auc(right: ArrayLike, scores: ArrayLike) -> float | None:
     negatives = len(is_right) - positives
     if not positives or not negatives:
         return None
-    rank_sum = float(stats.rankdata(values)[is_right].sum())
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(sizes) - (sizes - 1) / 2  # of equal scores the mean of their places
+    rank_sum = float(ranks[group][is_right].sum())
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
@@ -90,16 +91,3 @@ def kept(
         kept_right_P_G.append(kept_right)
         kept_values_P_G.append(kept_values)
     return kept_right_P_G, kept_values_P_G
-
-
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of a few independent values, such as one gain per seed.
-
-    Raises:
-        ValueError: fewer than two values.
-    """
-    if len(values) < 2:
-        raise ValueError(f"a t interval of {len(values)} values")
-    centre, error = float(np.mean(values)), float(stats.sem(values))
-    half = error * float(stats.t.ppf((1 + confidence) / 2, len(values) - 1))
-    return centre - half, centre + half

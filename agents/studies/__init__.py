@@ -1,1 +1,1 @@
-"""What runs wrote, as tables, charts and pages: for studies and comparisons. Nothing here reaches what is right."""
+"""Studies and comparisons: what runs wrote, as tables and charts. Nothing here imports `envs.verify`."""

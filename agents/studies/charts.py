@@ -1,23 +1,32 @@
-"""Charts as PNG files, the same bytes for the same numbers. matplotlib is imported only when one is drawn."""
+"""Charts as PNG files, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 COLOURS = ("#0b63c4", "#c2500a", "#0c8160", "#9333b0", "#8a6d00", "#b42318", "#4b5563", "#0e7490")
 DASHES = ("-", "--", "-.", ":")
 GREY, GOOD, BAD = "#7a828b", "#0b7a3e", "#b42318"
+FAINT = "#9aa4ae"
+SHOWN = {"better": GOOD, "worse": BAD}
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that a chart looks the same everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so a chart looks the same everywhere
     "font.size": 9.0,
     "text.parse_math": False,  # a dollar sign in a name is no formula
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#9aa4ae",
+    "axes.edgecolor": FAINT,
     "axes.labelcolor": "#3c444c",
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -30,16 +39,38 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
-SHOWN = {"better": GOOD, "worse": BAD}
+LABEL_SIZE = 8.0  # points
+GAP = 13.0  # pixels between two labels
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a panel.
+
+    Attributes:
+        points: `step` (candidates scored) and `mean`; with a band also `low` and `high`.
+        own_axis: drawn on an axis of its own, at the right, since its values are of another kind.
+    """
+
+    label: str
+    points: Sequence[Mapping[str, float]]
+    colour: str
+    dashes: str = "-"
+    band: bool = False
+    own_axis: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart of a figure of curves."""
+
+    title: str
+    lines: Sequence[Line]
 
 
 @contextmanager
 def _figure(path: Path, width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[Any]:
     """Axes to draw on, written to the file at the end."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -47,105 +78,157 @@ def _figure(path: Path, width: float, height: float, rows: int = 1, columns: int
         figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def _thousands(axes: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-    )
+# ---- curves ----
 
 
-def curves(
-    path: Path,
-    panels: Sequence[tuple[str, Mapping[str, Any]]],
-    context: Mapping[str, Mapping[str, Any]] | None = None,
-    scores: bool = False,
-) -> None:
-    """A small panel an arm: held-out truth over candidates, with a band from the lowest seed to the highest.
+def curves(path: Path, panels: Sequence[Panel], up: str) -> None:
+    """A panel for each arm, all on one scale; each curve is labelled at its end.
 
     Args:
-        panels: (title, arm) with `curve` and `score_curve`.
-        context: title -> curves of other arms, by name, to draw in grey behind it.
-        scores: draw the arm's own score beside the truth.
+        up: what the values are.
     """
-    columns = min(4, max(1, len(panels)))
+    columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    look = dict(
-        zip(
-            dict.fromkeys(name for others in (context or {}).values() for name in others),
-            DASHES[1:] * 9,
-            strict=False,
-        )
-    )
-    own = {
-        title: scores and any(not 0 <= point["mean"] <= 1 for point in arm["score_curve"])
-        for title, arm in panels
-    }
-    kinds = {
-        title: ("curve", "score_curve") if scores and not own[title] else ("curve",) for title, _ in panels
-    }
-    heights = [
-        point[end]
-        for title, arm in panels
-        for kind in kinds[title]
-        for point in arm[kind]
-        for end in ("low", "high")
-    ]
-    low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
+    low, high = _range(panels)
     pad = 0.05 * (high - low) + 0.02
-    with _figure(path, 2.6 * columns + 0.6, 1.95 * rows + 0.8, rows, columns) as grid:
-        for place, axes in enumerate(grid.flat):
-            if place >= len(panels):
-                axes.set_visible(False)
-                continue
-            title, arm = panels[place]
-            axes.set_title(title)
-            for name, curve in (context or {}).get(title, {}).items():
-                axes.plot(*_line(curve), color=GREY, linestyle=look[name], linewidth=1.1, label=name)
-            _band(axes, arm["curve"], COLOURS[0], "held-out greedy truth")
-            if scores:
-                other = (
-                    axes.twinx() if own[title] else axes
-                )  # a score that is no share has an axis of its own
-                _band(other, arm["score_curve"], COLOURS[1], "" if own[title] else "own score")
-                if own[title]:
-                    other.grid(visible=False)
-                    other.tick_params(axis="y", colors=COLOURS[1])
+    with _figure(path, 3.1 * columns + 0.5, 2.2 * rows + 0.6, rows, columns) as grid:
+        for place, (axes, panel) in enumerate(_filled(grid, panels)):
+            axes.set_title(panel.title)
             axes.set_ylim(low - pad, high + pad)
+            for line in panel.lines:
+                _draw_line(axes, line)
+            axes.margins(x=0.02)
             _thousands(axes)
-            if place % columns:
+            if place % columns == 0:
+                axes.set_ylabel(up)
+            else:
                 axes.tick_params(labelleft=False)
-        figure = grid.flat[0].figure
-        figure.supxlabel("candidates scored", fontsize=9, color="#3c444c")
-        _legend(figure, grid, 4 if columns > 2 else 2)
+            _label_ends(axes, panel.lines)
+        _across(grid, "candidates scored\nline: mean over seeds; band: lowest to highest seed")
 
 
-def _band(axes: Any, curve: Sequence[Mapping[str, float]], colour: str, label: str) -> None:
-    steps, means = _line(curve)
-    axes.fill_between(
+def overlay(path: Path, panels: Sequence[Panel], runs: int) -> None:
+    """Curves of several runs laid over each other, a panel for each metric, with one legend for all.
+
+    Args:
+        runs: how many there are, for the height of the legend.
+    """
+    columns = min(2, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    last = 1.0
+    for panel in panels:
+        for line in panel.lines:
+            last = max([last, *(point["step"] for point in line.points)])
+    height = 2.5 * rows + 0.25 * math.ceil(runs / 3) + 0.3
+    with _figure(path, 4.7 * columns, height, rows, columns) as grid:
+        for axes, panel in _filled(grid, panels):
+            axes.set_title(panel.title)
+            for line in panel.lines:
+                _draw_line(axes, line)
+            axes.set_xlim(-0.03 * last, 1.03 * last)
+            _thousands(axes)
+        _across(grid, "candidates scored")
+        _legend(grid, 3)
+
+
+def look(place: int) -> tuple[str, str]:
+    """Colour and dashes of the n-th run."""
+    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def _filled(grid: Any, panels: Sequence[Panel]) -> list[tuple[Any, Panel]]:
+    """The axes with their panels; axes that are left over are hidden."""
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    return list(zip(grid.flat, panels, strict=False))
+
+
+def _range(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Lowest and highest value of all curves on the common axis."""
+    heights = []
+    for panel in panels:
+        for line in panel.lines:
+            if not line.own_axis:
+                heights += [point.get("low", point["mean"]) for point in line.points]
+                heights += [point.get("high", point["mean"]) for point in line.points]
+    if not heights:
+        return 0.0, 1.0
+    return min(heights), max(heights)
+
+
+def _draw_line(axes: Any, line: Line) -> None:
+    if line.own_axis:
+        axes = axes.twinx()
+        axes.grid(visible=False)
+        axes.tick_params(axis="y", colors=line.colour)
+    steps = [point["step"] for point in line.points]
+    means = [point["mean"] for point in line.points]
+    if line.band:
+        low = [point["low"] for point in line.points]
+        high = [point["high"] for point in line.points]
+        axes.fill_between(steps, low, high, color=line.colour, alpha=0.18, lw=0)
+    marker = "o" if len(line.points) == 1 else ""
+    width = 1.1 if line.colour == GREY else 1.7
+    axes.plot(
         steps,
-        [point["low"] for point in curve],
-        [point["high"] for point in curve],
-        color=colour,
-        alpha=0.18,
-        lw=0,
+        means,
+        color=line.colour,
+        linestyle=line.dashes,
+        linewidth=width,
+        marker=marker,
+        label=line.label,
     )
-    axes.plot(steps, means, color=colour, linewidth=1.8, label=label)
 
 
-def _legend(figure: Any, grid: Any, columns: int) -> None:
+def _label_ends(axes: Any, lines: Sequence[Line]) -> None:
+    """The name of each curve at its right end, moved up where two would lie on one another."""
+    shared = [line for line in lines if line.points and not line.own_axis]
+    if not shared:
+        return
+    last = max(line.points[-1]["step"] for line in shared)
+    longest = max(len(line.label) for line in shared)
+    axes.set_xlim(-0.03 * last, last * (1.05 + 0.045 * longest))
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
+    axes.figure.draw_without_rendering()
+    taken = -math.inf
+    for line in sorted(shared, key=lambda line: line.points[-1]["mean"]):
+        end = (line.points[-1]["step"], line.points[-1]["mean"])
+        _, height = axes.transData.transform(end)
+        taken = max(height, taken + GAP)
+        _annotate(axes, line.label, end, 5.0, taken - height, line.colour)
+    for line in lines:
+        if line.own_axis:
+            axes.text(
+                0.03, 0.93, line.label, transform=axes.transAxes, color=line.colour, fontsize=LABEL_SIZE
+            )
+
+
+def _thousands(axes: Any) -> None:
+    def short(value: float, _: int) -> str:
+        return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(short))
+
+
+def _across(grid: Any, text: str) -> None:
+    """What is across in all panels."""
+    grid.flat[0].figure.supxlabel(text, fontsize=9, color="#3c444c")
+
+
+def _legend(grid: Any, columns: int) -> None:
     """One legend above all panels."""
-    handles = {
-        label: handle
-        for axes in grid.flat
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns, fontsize=8)
+    handles = {}
+    for axes in grid.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles[label] = handle
+    figure = grid.flat[0].figure
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper left", ncols=columns, fontsize=LABEL_SIZE
+    )
 
 
-def _line(curve: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
-    return [point["step"] for point in curve], [point["mean"] for point in curve]
+# ---- values with intervals, and points ----
 
 
 def forest(
@@ -154,24 +237,23 @@ def forest(
     across: str,
     reference: float | None = None,
 ) -> None:
-    """A value with its interval a row, the highest on top; (label, estimate, verdict against the reference)."""
-    ranked = sorted((row for row in rows if row[1]["value"] is not None), key=lambda row: row[1]["value"])
+    """A value with its interval in each row, the highest on top.
+
+    Args:
+        rows: (label, estimate, verdict against the reference).
+        reference: where to draw a dashed line.
+    """
+    known = [row for row in rows if row[1]["value"] is not None]
+    ranked = sorted(known, key=lambda row: row[1]["value"])
     with _figure(path, 7.2, 0.9 + 0.27 * max(1, len(ranked))) as grid:
         axes = grid[0][0]
-        axes.axvline(0, color="#9aa4ae", linewidth=1)
+        axes.axvline(0, color=FAINT, linewidth=1)
         if reference is not None:
             axes.axvline(reference, color=GREY, linewidth=1, linestyle="--")
         for place, (_, estimate, verdict) in enumerate(ranked):
             colour = SHOWN.get(verdict, GREY)
             if estimate["low"] is not None:
-                axes.plot(
-                    [estimate["low"], estimate["high"]],
-                    [place, place],
-                    color=colour,
-                    linewidth=2,
-                    alpha=0.6,
-                    solid_capstyle="butt",
-                )
+                _whisker(axes, [estimate["low"], estimate["high"]], [place, place], colour)
             filled = colour if verdict else "white"
             axes.plot(estimate["value"], place, "o", color=colour, markerfacecolor=filled, markersize=5)
         axes.set_yticks(range(len(ranked)), [label for label, _, _ in ranked])
@@ -192,79 +274,87 @@ def scatter(path: Path, points: Sequence[tuple[float, float, str, str]], across:
         axes.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle=":")
         axes.set_xlabel(across)
         axes.set_ylabel(up)
-        _labels(axes, [(x, y, label) for x, y, label, _ in points])
+        _label_points(axes, [(x, y, label) for x, y, label, _ in points])
 
 
-def clouds(path: Path, points: Sequence[tuple[float, float, str]], across: str, up: str) -> None:
-    """Points (x, y, what they belong to), a colour for each of the last. Points that lie on one another are darker."""
+def clouds(path: Path, clouds: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> None:
+    """Points (x, y) by what they belong to, a colour for each. Points that lie on one another are darker."""
     with _figure(path, 7.2, 4.6) as grid:
         axes = grid[0][0]
-        for place, name in enumerate(dict.fromkeys(name for _, _, name in points)):
-            part = [(x, y) for x, y, owner in points if owner == name]
-            axes.plot(
-                [x for x, _ in part],
-                [y for _, y in part],
-                "o",
-                color=COLOURS[place % len(COLOURS)],
-                alpha=0.55,
-                markeredgewidth=0,
-                label=name,
-            )
+        for place, (name, points) in enumerate(clouds.items()):
+            colour, _ = look(place)
+            x, y = [point[0] for point in points], [point[1] for point in points]
+            axes.plot(x, y, "o", color=colour, alpha=0.55, markeredgewidth=0, label=name)
         axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
         axes.set_xlabel(across)
         axes.set_ylabel(up)
-        _legend(axes.figure, grid, 4)
+        _legend(grid, 4)
 
 
 def boundary(
     path: Path, panels: Sequence[tuple[str, Sequence[tuple[str, float, Mapping[str, Any]]]]], up: str
 ) -> None:
-    """A panel for each (what is across, points); a point is (label, x, estimate), a value with its interval over x."""
+    """Named values with intervals over x; a panel is (what is across, points of (label, x, estimate))."""
     with _figure(path, 5.4 * len(panels), 4.0, 1, len(panels)) as grid:
         for axes, (across, points) in zip(grid[0], panels, strict=True):
-            axes.axhline(0, color="#9aa4ae", linewidth=1)
+            axes.axhline(0, color=FAINT, linewidth=1)
             for _, x, estimate in points:
                 colour = SHOWN.get(estimate["verdict"], GREY)
                 if estimate["low"] is not None:
-                    axes.plot(
-                        [x, x],
-                        [estimate["low"], estimate["high"]],
-                        color=colour,
-                        linewidth=2,
-                        alpha=0.6,
-                        solid_capstyle="butt",
-                    )
+                    _whisker(axes, [x, x], [estimate["low"], estimate["high"]], colour)
                 axes.plot(x, estimate["value"], "o", color=colour, markersize=5.5)
             axes.set_xlabel(across)
             axes.set_ylabel(up)
-            _labels(axes, [(x, estimate["value"], label) for label, x, estimate in points])
+            _label_points(axes, [(x, estimate["value"], label) for label, x, estimate in points])
 
 
-def _labels(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+def _whisker(axes: Any, x: Sequence[float], y: Sequence[float], colour: str) -> None:
+    axes.plot(x, y, color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
+
+
+def _label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
     """Names beside the points, moved up where they would lie on one another."""
     axes.margins(x=0.2, y=0.08)
     axes.figure.draw_without_rendering()
-    taken: list[tuple[float, float, float]] = []
+    taken: list[tuple[float, float, float]] = []  # left end, right end, height
     for x, y, label in sorted(points, key=lambda point: (point[1], point[0])):
-        left, middle = axes.transData.transform((x, y))
-        left, width = left + 7, 7.2 * len(label)
-        at = middle
-        while any(
-            abs(at - other) < 13 and left < right and left + width > start for start, right, other in taken
-        ):
+        left, height = axes.transData.transform((x, y))
+        left += 7
+        right = left + 7.2 * len(label)
+        at = height
+        while _overlaps(left, right, at, taken):
             at += 2
-        taken.append((left, left + width, at))
-        thin = {"arrowstyle": "-", "color": "#b5bcc4", "linewidth": 0.6} if at - middle > 6 else None
-        scale = 72 / axes.figure.dpi
-        axes.annotate(
-            label,
-            (x, y),
-            (7 * scale, (at - middle) * scale),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            arrowprops=thin,
-        )
+        taken.append((left, right, at))
+        _annotate(axes, label, (x, y), 7.0, at - height, "#1c2024")
+
+
+def _overlaps(left: float, right: float, height: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    for other_left, other_right, other_height in taken:
+        if abs(height - other_height) < GAP and left < other_right and right > other_left:
+            return True
+    return False
+
+
+def _annotate(
+    axes: Any, label: str, point: tuple[float, float], right: float, up: float, colour: str
+) -> None:
+    """Text beside a point, some pixels to the right and up; a thin line leads back from far away."""
+    thin = {"arrowstyle": "-", "color": "#b5bcc4", "linewidth": 0.6} if up > 6 else None
+    scale = 72 / axes.figure.dpi
+    axes.annotate(
+        label,
+        point,
+        (right * scale, up * scale),
+        textcoords="offset points",
+        va="center",
+        fontsize=LABEL_SIZE,
+        color=colour,
+        arrowprops=thin,
+        annotation_clip=False,
+    )
+
+
+# ---- a table in colours ----
 
 
 def heatmap(
@@ -274,9 +364,9 @@ def heatmap(
     values: Sequence[Sequence[float | None]],
     label: str,
 ) -> None:
-    """A colour a cell, blue up and red down; cells that were not measured stay white."""
-    data = [[math.nan if value is None else value for value in row] for row in values]
-    limit = max((abs(value) for row in data for value in row if not math.isnan(value)), default=1.0) or 1.0
+    """A colour in each cell, blue up and red down; cells that were not measured stay white."""
+    data = np.array(values, dtype=float)  # None becomes NaN
+    limit = float(np.nanmax(np.abs(data))) or 1.0
     with _figure(path, 3.4 + 0.42 * len(columns), 1.6 + 0.185 * len(rows)) as grid:
         axes = grid[0][0]
         image = axes.imshow(
@@ -294,46 +384,3 @@ def heatmap(
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.4, aspect=18, pad=0.02)
         bar.set_label(label)
         bar.outline.set_visible(False)
-
-
-def overlay(
-    path: Path,
-    panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]],
-    order: Sequence[str],
-) -> None:
-    """Curves of several runs laid over each other, a panel a metric; (title, run -> points). A run looks the same in every panel."""
-    columns = min(2, max(1, len(panels)))
-    rows = math.ceil(len(panels) / columns)
-    last = max(
-        (point[0] for _, lines in panels for points in lines.values() for point in points), default=1.0
-    )
-    look = {
-        name: (COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % len(DASHES)])
-        for at, name in enumerate(order)
-    }
-    with _figure(
-        path, 4.7 * columns, 2.5 * rows + 0.25 * math.ceil(len(order) / 3) + 0.3, rows, columns
-    ) as grid:
-        for place, axes in enumerate(grid.flat):
-            if place >= len(panels):
-                axes.set_visible(False)
-                continue
-            title, lines = panels[place]
-            axes.set_title(title)
-            for name, points in lines.items():
-                colour, dashes = look[name]
-                x, y = [point[0] for point in points], [point[1] for point in points]
-                axes.plot(
-                    x,
-                    y,
-                    color=colour,
-                    linestyle=dashes,
-                    linewidth=1.6,
-                    marker="o" if len(points) == 1 else "",
-                    label=name,
-                )
-            axes.set_xlim(-0.03 * last, 1.03 * last)
-            _thousands(axes)
-        figure = grid.flat[0].figure
-        figure.supxlabel("candidates scored", fontsize=9, color="#3c444c")
-        _legend(figure, grid, 3)

@@ -17,21 +17,32 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from agents.cli.display import time_left
+
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-GRACE = 5.0  # seconds between asking a child to end and ending it
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt, it is no error."""
+    """SIGTERM was received. Like KeyboardInterrupt, it is not an error."""
+
+
+def _no_share() -> float:
+    return 0.0
+
+
+def _no_facts() -> str:
+    return ""
 
 
 @dataclass
 class Job:
-    """One command. `weight`: how much of the whole it is, for the time left.
+    """One command.
 
     Attributes:
         command: the words after the interpreter.
         log: where its output goes: LOG.out and LOG.err.
+        weight: how much of the whole it is, for the time left.
         share: how much of it is done, between 0 and 1.
         facts: what to say when it has succeeded.
         then: jobs that can start when it has succeeded.
@@ -41,8 +52,8 @@ class Job:
     command: Sequence[str]
     log: Path
     weight: float = 1.0
-    share: Callable[[], float] = lambda: 0.0
-    facts: Callable[[], str] = lambda: ""
+    share: Callable[[], float] = _no_share
+    facts: Callable[[], str] = _no_facts
     then: list[Job] = field(default_factory=list)
 
 
@@ -57,22 +68,23 @@ def run_jobs(
     jobs: Sequence[Job],
     at_once: int,
     out: TextIO,
-    ended: Callable[[str, str | None], None] = lambda name, why: None,
+    ended: Callable[[str, str | None], None] | None = None,
 ) -> None:
     """Runs all jobs; one that fails does not stop the others.
 
     Args:
         at_once: how many may run at a time.
         out: where progress is shown.
-        ended: called with the name of each job that has ended, and with why it failed: the last line that it wrote to stderr; else None.
+        ended: called when a job has ended, with its name and why it failed: the last line that it wrote to
+            stderr; None where it succeeded.
 
     Raises:
         KeyboardInterrupt, Terminated: after all children were ended.
     """
-    waiting, running = list(jobs), list[_Child]()
-    left = sum(map(_whole_weight, waiting))
-    display, done, total = _Display(out, left), 0, sum(map(_whole_count, waiting))
-    with display, _signals_noted() as noted:
+    waiting = list(jobs)
+    running: list[_Child] = []
+    progress = _Progress(out, waiting)
+    with progress, _signals_noted() as noted:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once and not noted:
@@ -81,47 +93,34 @@ def run_jobs(
                 time.sleep(0.1)
                 if noted:
                     raise KeyboardInterrupt if noted[0] == signal.SIGINT else Terminated
-                for child in [child for child in running if child.process.poll() is not None]:
+                for child in list(running):
+                    if child.process.poll() is None:
+                        continue
                     running.remove(child)
                     _end([child])  # what it may have left behind
-                    seconds = time.monotonic() - child.started
-                    left -= child.job.weight
-                    why = None if child.process.returncode == 0 else _last_line(child)
-                    ended(child.job.name, why)
+                    why = _why_failed(child)
+                    if ended is not None:
+                        ended(child.job.name, why)
                     if why is None:
                         waiting[:0] = child.job.then
-                        done += 1
-                        text = f"{child.job.facts()} ({seconds:.0f} s)"
-                    else:
-                        left -= sum(map(_whole_weight, child.job.then))
-                        done += _whole_count(child.job)
-                        text = f"FAILED: {why}"
-                    display.line(f"{done:>4}/{total}  {child.job.name}  {text}  {display.left(left)}")
-                display.show([(child.job, child.job.share()) for child in running], left)
+                    progress.ended(child, why)
+                progress.show(running)
         finally:
             _end(running)
 
 
-def _whole_weight(job: Job) -> float:
-    return job.weight + sum(map(_whole_weight, job.then))
-
-
-def _whole_count(job: Job) -> int:
-    return 1 + sum(map(_whole_count, job.then))
-
-
-def python_command(agent: str, *words: str) -> list[str]:
-    """The words after the interpreter that run one of the project's commands."""
-    return ["-m", f"agents.{agent}", *words]
+def command_of(config_type: type, *words: str) -> list[str]:
+    """The words after the interpreter that run the command of this configuration."""
+    return ["-m", config_type.__module__, *words]
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "140"}
     parent = os.getpid()
-    prctl = (
-        ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-    )  # found before the fork: only safe calls come after it
+    prctl = None
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it only safe calls are allowed
 
     def die_with_parent() -> None:
         if prctl is not None:
@@ -136,13 +135,13 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=error,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for us, and a group can be ended as a whole
+            start_new_session=True,  # Ctrl-C reaches only us, and the group can be ended as a whole
             preexec_fn=die_with_parent,
         )
 
 
 def _end(children: Sequence[_Child]) -> None:
-    """Ends the children with all that they started: asks, waits, and then does not ask."""
+    """Ends the children with all that they started: SIGTERM, then SIGKILL after a while."""
     for child in children:
         _signal(child, signal.SIGTERM)
     deadline = time.monotonic() + GRACE
@@ -158,26 +157,29 @@ def _signal(child: _Child, number: signal.Signals) -> None:
         os.killpg(child.process.pid, number)
 
 
-def _last_line(child: _Child) -> str:
-    """Why a child failed, in one line."""
-    try:
-        lines = Path(f"{child.job.log}.err").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+def _why_failed(child: _Child) -> str | None:
+    """Why a child that has ended failed, in one line; None where it succeeded."""
     code = child.process.returncode
+    if code == 0:
+        return None
+    try:
+        said = Path(f"{child.job.log}.err").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        said = ""
+    last = said.splitlines()[-1].strip() if said else "it said nothing"
     ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{last.removeprefix('error: ')[:500]} ({ended})"
 
 
 @contextlib.contextmanager
 def _signals_noted() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are noted, not raised: an exception in the middle of a fork would be lost, or leave a child unknown."""
+    """Ctrl-C and SIGTERM are noted, not raised: an exception during a fork could lose a child."""
     noted: list[int] = []
-    before = {
-        number: signal.signal(number, lambda given, _: noted.append(given))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield noted
     finally:
@@ -185,47 +187,72 @@ def _signals_noted() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class _Display:
-    """A live line on a terminal, plain lines elsewhere. It has no thread of its own: a process that forks should have none."""
+class _Progress:
+    """A live line on a terminal, plain lines elsewhere. It has no thread: a process that forks should not."""
 
-    def __init__(self, out: TextIO, all_weight: float) -> None:
+    def __init__(self, out: TextIO, jobs: Sequence[Job]) -> None:
+        self._left, self._total, self._done = _weight(jobs), _count(jobs), 0
+        self._all = max(self._left, 1e-9)
+        self._began, self._shown = time.monotonic(), 0.0
         self.console = Console(file=out, highlight=False)
-        columns = (
+        self._progress = Progress(
             TextColumn("{task.percentage:>3.0f} %"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[facts]}"),
+            console=self.console,
+            auto_refresh=False,
+            disable=not self.console.is_terminal,
+            transient=True,
         )
-        shown = self.console.is_terminal
-        self._progress = Progress(
-            *columns, console=self.console, auto_refresh=False, disable=not shown, transient=True
-        )
-        self._all, self._began, self._shown = max(all_weight, 1e-9), time.monotonic(), 0.0
         self._task = self._progress.add_task("", total=self._all, facts="")
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> _Progress:
         self._progress.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._progress.stop()
 
-    def left(self, left: float) -> str:
-        """Time left, at the speed since the start."""
-        done = self._all - left
-        if done <= 0 or left <= 0:
-            return ""
-        seconds = (time.monotonic() - self._began) / done * left
-        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+    def ended(self, child: _Child, why: str | None) -> None:
+        """Prints a line for a job that has ended; where it failed, the jobs after it are counted as done."""
+        job = child.job
+        self._left -= job.weight
+        self._done += 1
+        if why is None:
+            text = f"{job.facts()} ({time.monotonic() - child.started:.0f} s)"
+        else:
+            self._left -= _weight(job.then)
+            self._done += _count(job.then)
+            text = f"FAILED: {why}"
+        line = f"{self._done:>4}/{self._total}  {job.name}  {text}  {self._time_left(self._left)}"
+        self.console.print(line.rstrip(), markup=False, soft_wrap=True)
 
-    def show(self, running: Sequence[tuple[Job, float]], left: float) -> None:
+    def show(self, running: Sequence[_Child]) -> None:
         """Moves the bar, at most twice a second."""
         if time.monotonic() - self._shown < 0.5:
             return
         self._shown = time.monotonic()
-        left -= sum(job.weight * share for job, share in running)
-        facts = "  ".join([self.left(left), *(f"{job.name} {share:.0%}" for job, share in running)])
-        self._progress.update(self._task, completed=self._all - left, facts=facts, refresh=True)
+        left, facts = self._left, []
+        for child in running:
+            share = child.job.share()
+            left -= child.job.weight * share
+            facts.append(f"{child.job.name} {share:.0%}")
+        text = "  ".join([self._time_left(left), *facts])
+        self._progress.update(self._task, completed=self._all - left, facts=text, refresh=True)
 
-    def line(self, text: str) -> None:
-        """Prints one line that stays."""
-        self.console.print(text.rstrip(), markup=False, soft_wrap=True)
+    def _time_left(self, left: float) -> str:
+        """Time left, at the speed since the start; empty where that is not known yet."""
+        done = self._all - left
+        if done <= 0 or left <= 0:
+            return ""
+        return time_left((time.monotonic() - self._began) / done * left)
+
+
+def _weight(jobs: Sequence[Job]) -> float:
+    """Of these jobs and all that follow them."""
+    return sum(job.weight + _weight(job.then) for job in jobs)
+
+
+def _count(jobs: Sequence[Job]) -> int:
+    """These jobs and all that follow them."""
+    return sum(1 + _count(job.then) for job in jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import tempfile
@@ -14,13 +13,12 @@ from typing import Any
 import yaml
 
 from agents.cli.command import parse
-from agents.studies.runs import SAME_TASKS, is_labelled
+from agents.studies.settings import SAME_TASKS, is_labelled
 from agents.training.config import TrainConfig
 from envs.domain import domain_names, load_domain
 from envs.messages import did_you_mean
 from envs.types import InputError
 
-AGENTS = Path(__file__).resolve().parents[1]
 SET_BY_STUDY = {
     "seed": "list the seeds under `seeds`",
     "output": "give the study's folder by --output",
@@ -105,8 +103,14 @@ class _File:
         return found
 
 
-def read_plan(path: Path) -> Plan:
+Trainers = Mapping[str, type[TrainConfig]]
+
+
+def read_plan(path: Path, trainers: Trainers) -> Plan:
     """Reads a study and checks every arm against its trainer.
+
+    Args:
+        trainers: name of a trainer -> its configuration.
 
     Raises:
         InputError: `FILE:LINE: key: what is wrong and what to do`.
@@ -122,9 +126,11 @@ def read_plan(path: Path) -> Plan:
         raise file.error(("settings",), "settings: must be a mapping, one `flag: value` a line")
     trainer = data.get("trainer", "rejection_sft")
     seeds = _seeds(file, ("seeds",), data.get("seeds", [0, 1, 2, 3, 4]))
-    known = {field.name for field in fields(_trainer(file, ("trainer",), trainer))}
+    known = {field.name for field in fields(_trainer(file, ("trainer",), trainer, trainers))}
     _known(file, ("settings",), common, known)
-    found = {name: _arm(file, name, arm, data, trainer, seeds, common) for name, arm in arms.items()}
+    found = {
+        name: _arm(file, name, arm, data, trainer, seeds, common, trainers) for name, arm in arms.items()
+    }
     for name, arm in found.items():
         for role in ("reference", "ceiling"):
             _exists(
@@ -190,6 +196,7 @@ def _arm(
     trainer: str,
     seeds: tuple[int, ...],
     common: Mapping[str, Any],
+    trainers: Trainers,
 ) -> Arm:
     where = ("arms", name)
     if not re.fullmatch(r"\w[\w.+-]*", name):
@@ -200,7 +207,7 @@ def _arm(
     if not isinstance(given, dict):
         raise file.error(where, f"{name}: must be a mapping: `{name}: {{setting: value}}`, or `{name}: {{}}`")
     own = given.get("trainer", trainer)
-    config_type = _trainer(file, (*where, "trainer"), own)
+    config_type = _trainer(file, (*where, "trainer"), own, trainers)
     known = {field.name for field in fields(config_type)}
     settings = {
         key: value for key, value in common.items() if key in known
@@ -274,19 +281,10 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
     return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
 
 
-def trainers() -> list[str]:
-    """Names of all trainers: the commands whose settings are those of training and more."""
-    return sorted(
-        path.stem for path in AGENTS.glob("*.py") if "(TrainConfig)" in path.read_text(encoding="utf-8")
-    )
-
-
-def _trainer(file: _File, where: tuple[str, ...], name: Any) -> type[TrainConfig]:
-    names = trainers()
-    if name not in names:
-        raise file.error(where, f"trainer: {name}: no such trainer: {did_you_mean(name, names)}")
-    config_type: type[TrainConfig] = importlib.import_module(f"agents.{name}").Config
-    return config_type
+def _trainer(file: _File, where: tuple[str, ...], name: Any, trainers: Trainers) -> type[TrainConfig]:
+    if name not in trainers:
+        raise file.error(where, f"trainer: {name}: no such trainer: {did_you_mean(name, trainers)}")
+    return trainers[name]
 
 
 def _seeds(file: _File, where: tuple[str, ...], value: Any) -> tuple[int, ...]:

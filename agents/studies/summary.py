@@ -1,7 +1,7 @@
 """The runs of a study -> its numbers, as plain values: what study.json holds.
 
-Intervals are over training seeds (Student's t, 95 %), not over tasks: the held-out tasks are the same for every run. "Better" and
-"worse" are said only where the interval leaves 0 out.
+Intervals are over training seeds (Student's t, 95 %), not over tasks: the held-out tasks are the same for
+every run. "Better" and "worse" are said only where the interval excludes 0.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from agents.evaluation.metrics import mean, t_interval
+from agents.evaluation.bootstrap import ROUNDS, Array, interval, resamples
+from agents.evaluation.metrics import mean
 from agents.studies.plan import Arm, Plan
-from agents.studies.runs import HeldOutTask, RunRecord, read_truth
+from agents.studies.runs import RunRecord, read_truth
 
-RISE = 0.10  # of greedy truth: how many candidates that takes
-HEALTH = ("policy/distinct", "policy/entropy", "policy/length")
+RISE = 0.10  # of held-out accuracy: how many candidates that takes
+HEALTH = ("distinct", "entropy", "length")  # metrics policy/...
 NOTHING: dict[str, Any] = {"value": None, "low": None, "high": None, "seeds": 0}
+Row = Mapping[str, Any]
 
 
 def summarize(
@@ -37,52 +39,66 @@ def summarize(
         transfer: arm -> seed -> report of `agents.evaluate` on other domains.
         theory: arm -> report of `agents.evaluate` on its model before training.
     """
-    seeds = {
-        name: {seed: of_run(record) for seed, record in runs.get(name, {}).items()} for name in plan.arms
-    }
-    arms = {name: of_arm(arm, seeds, failed.get(name, {})) for name, arm in plan.arms.items()}
-    tested = [
-        row["against_reference"]["verdict"]
-        for row in arms.values()
-        if row["against_reference"]["value"] is not None
-    ]
+    rows: dict[str, dict[int, Row]] = {}
     for name in plan.arms:
-        arms[name]["transfer"] = transfer_of(transfer.get(name, {}))
-        arms[name]["intents"] = intents_of(runs.get(name, {}).values())
-        arms[name]["curve"] = curve_of(runs.get(name, {}).values(), "eval/greedy")
-        arms[name]["candidates_to_rise"] = candidates_to(RISE, arms[name]["curve"])
-        arms[name]["score_curve"] = curve_of(runs.get(name, {}).values(), "reward/mean")
+        rows[name] = {seed: of_run(record) for seed, record in runs.get(name, {}).items()}
+    arms = {}
+    comparisons = finished = wanted = 0
+    seconds, failures = [], []
+    for name, arm in plan.arms.items():
+        records = list(runs.get(name, {}).values())
+        reasons = failed.get(name, {})
+        curve = curve_of(records, "eval/greedy")
+        arms[name] = {
+            **of_arm(arm, rows, reasons),
+            "transfer": transfer_of(transfer.get(name, {})),
+            "intents": intents_of(records),
+            "curve": curve,
+            "candidates_to_rise": candidates_to(RISE, curve),
+            "score_curve": curve_of(records, "reward/mean"),
+        }
+        comparisons += arms[name]["against_reference"]["value"] is not None
+        wanted += len(arm.seeds)
+        finished += len(records)
+        seconds += [record.seconds for record in records]
+        failures += [{"arm": name, "seed": seed, "why": why} for seed, why in reasons.items()]
     return {
         "study": plan.name,
         "about": plan.about,
         "groups": {group: list(names) for group, names in plan.groups.items()},
-        "comparisons": len(tested),
-        "runs": sum(len(arm.seeds) for arm in plan.arms.values()),
-        "finished": sum(map(len, runs.values())),
-        "failed": [
-            {"arm": arm, "seed": seed, "why": why}
-            for arm, rows in failed.items()
-            for seed, why in rows.items()
-        ],
-        "seconds": math.fsum(record.seconds for rows in runs.values() for record in rows.values()),
+        "comparisons": comparisons,
+        "runs": wanted,
+        "finished": finished,
+        "failed": failures,
+        "seconds": math.fsum(seconds),
         "arms": arms,
         "theory": theory_of(plan, theory, arms),
     }
 
 
+# ---- runs and arms ----
+
+
 def of_run(record: RunRecord) -> dict[str, Any]:
     """One run's numbers."""
-    start, end = (record.whole(when, "greedy") for when in ("start", "end"))
-    first, last = (record.whole(when, "pass@1") for when in ("start", "end"))
-    return {
+
+    def ends(metric: str) -> list[float | None]:
+        return [record.whole("start", metric), record.whole("end", metric)]
+
+    start, end = ends("greedy")
+    found = {
         "start": start,
         "end": end,
-        "gain": _less(end, start),
-        "pass@1_gain": _less(last, first),
-        "auc": [record.whole("start", "auc"), record.whole("end", "auc")],
-        "auc_within": [record.whole("start", "auc_within"), record.whole("end", "auc_within")],
+        "gain": _gain([start, end]),
+        "pass@1_gain": _gain(ends("pass@1")),
+        "auc": ends("auc"),
+        "auc_within": ends("auc_within"),
         "score_change": record.score_change,
-        **{name.removeprefix("policy/"): list(record.first_and_last(name)) for name in HEALTH},
+    }
+    for name in HEALTH:
+        found[name] = list(record.first_and_last(f"policy/{name}"))
+    return {
+        **found,
         "alarms": record.alarms,
         "candidates": record.candidates,
         "seconds": record.seconds,
@@ -90,80 +106,118 @@ def of_run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def of_arm(
-    arm: Arm, runs: Mapping[str, Mapping[int, Mapping[str, Any]]], failed: Mapping[int, str]
-) -> dict[str, Any]:
+def of_arm(arm: Arm, runs: Mapping[str, Mapping[int, Row]], failed: Mapping[int, str]) -> dict[str, Any]:
     """One arm over its seeds, compared by seed with its reference and its ceiling."""
-    rows = runs[arm.name]
-    reference, ceiling = (gains(runs[name]) if name else {} for name in (arm.reference, arm.ceiling))
-    own = gains(rows)
-    compared = own if arm.name != arm.reference else {}
-    raised = [alarm for row in rows.values() for alarm in row["alarms"]]
-    return {
+    by_seed = runs[arm.name]
+    rows = list(by_seed.values())
+    # An arm is not compared with itself.
+    reference_name = None if arm.reference == arm.name else arm.reference
+    ceiling_name = None if arm.ceiling == arm.name else arm.ceiling
+    own = gains(by_seed)
+    reference = gains(runs[reference_name]) if reference_name else {}
+    ceiling = gains(runs[ceiling_name]) if ceiling_name else {}
+    found = {
         "trainer": arm.trainer,
         "settings": dict(arm.settings),
         "domain": arm.resolved["domain"],
         "labelled": arm.labelled,
-        "reference": arm.reference if arm.name != arm.reference else None,
-        "ceiling": arm.ceiling if arm.name != arm.ceiling else None,
+        "reference": reference_name,
+        "ceiling": ceiling_name,
         "wanted": list(arm.seeds),
         "failed": {str(seed): why for seed, why in failed.items()},
-        "runs": {str(seed): dict(row) for seed, row in rows.items()},
-        "start": mean(_known(row["start"] for row in rows.values())),
-        "end": mean(_known(row["end"] for row in rows.values())),
-        "gain": over_seeds(own.values()),
-        "pass@1_gain": over_seeds(_known(row["pass@1_gain"] for row in rows.values())),
-        "against_reference": over_seeds(
-            own[seed] - reference[seed] for seed in compared if seed in reference
-        ),
-        "gap_closed": gap_closed(compared, reference, ceiling) if arm.name != arm.ceiling else dict(NOTHING),
-        "score_change": over_seeds(_known(row["score_change"] for row in rows.values())),
-        "auc": _two(rows, "auc"),
-        "auc_within": _two(rows, "auc_within"),
-        **{name.removeprefix("policy/"): _two(rows, name.removeprefix("policy/")) for name in HEALTH},
-        "alarms": {alarm: raised.count(alarm) for alarm in sorted(set(raised))},
-        "candidates": mean([row["candidates"] for row in rows.values()]),
-        "seconds": mean([row["seconds"] for row in rows.values()]),
-        "learning": mean([row["learning"] for row in rows.values()]),
+        "runs": {str(seed): dict(row) for seed, row in by_seed.items()},
+        "start": mean(_column(rows, "start")),
+        "end": mean(_column(rows, "end")),
+        "gain": over_seeds(list(own.values())),
+        "pass@1_gain": over_seeds(_column(rows, "pass@1_gain")),
+        "against_reference": over_seeds([own[seed] - reference[seed] for seed in own if seed in reference]),
+        "gap_closed": gap_closed(own, reference, ceiling),
+        "score_change": over_seeds(_column(rows, "score_change")),
     }
+    for name in ("auc", "auc_within", *HEALTH):
+        found[name] = _first_and_last(rows, name)
+    raised: list[str] = []
+    for row in rows:
+        raised += row["alarms"]
+    found["alarms"] = {alarm: raised.count(alarm) for alarm in sorted(set(raised))}
+    for name in ("candidates", "seconds", "learning"):
+        found[name] = mean(_column(rows, name))
+    return found
 
 
-def gains(rows: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
-    """Seed -> gain in greedy held-out truth, of the runs that have one."""
+def gains(rows: Mapping[int, Row]) -> dict[int, float]:
+    """Seed -> gain in held-out accuracy (greedy), of the runs that have one."""
     return {seed: row["gain"] for seed, row in rows.items() if row["gain"] is not None}
 
 
-def over_seeds(values: Iterable[float]) -> dict[str, Any]:
-    """Mean and 95 % t interval of one value a seed. Equal values have none: they only say that the measure is coarse."""
-    data = list(values)
-    if not data:
+def _gain(ends: Sequence[float | None]) -> float | None:
+    start, end = ends
+    if start is None or end is None:
+        return None
+    return end - start
+
+
+def _column(rows: Sequence[Row], name: str) -> list[float]:
+    """One number of all runs that have it."""
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def _first_and_last(rows: Sequence[Row], name: str) -> list[float | None]:
+    """Means over the runs of a number at the start and at the end."""
+    means = []
+    for place in (0, 1):
+        means.append(mean([row[name][place] for row in rows if row[name][place] is not None]))
+    return means
+
+
+# ---- over seeds ----
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and 95 % t interval of one value per seed.
+
+    Equal values get no interval: they only say that the measure is coarse.
+    """
+    if not values:
         return {**NOTHING, "verdict": "not measured"}
-    low, high = t_interval(data) if len(data) > 1 and max(data) > min(data) else (None, None)
-    verdict = (
-        "not measured"
-        if low is None or high is None
-        else "better"
-        if low > 0
-        else "worse"
-        if high < 0
-        else "no difference shown"
-    )
-    return {
-        "value": math.fsum(data) / len(data),
-        "low": low,
-        "high": high,
-        "seeds": len(data),
-        "verdict": verdict,
-    }
+    low = high = None
+    if len(values) > 1 and max(values) > min(values):
+        low, high = t_interval(values)
+    value = math.fsum(values) / len(values)
+    return {"value": value, "low": low, "high": high, "seeds": len(values), "verdict": _verdict(low, high)}
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of a few independent values.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"a t interval of {len(values)} values")
+    centre, error = float(np.mean(values)), float(stats.sem(values))
+    half = error * float(stats.t.ppf((1 + confidence) / 2, len(values) - 1))
+    return centre - half, centre + half
+
+
+def _verdict(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "not measured"
+    if low > 0:
+        return "better"
+    if high < 0:
+        return "worse"
+    return "no difference shown"
 
 
 def gap_closed(
     own: Mapping[int, float], reference: Mapping[int, float], ceiling: Mapping[int, float]
 ) -> dict[str, Any]:
-    """(gain - reference) / (ceiling - reference), paired by seed, with Fieller's 95 % interval (Fieller 1954).
+    """(gain - reference) / (ceiling - reference), paired by seed, with Fieller's 95 % interval (1954).
 
-    The ratio of two means that vary together: all ratios r for which a t test does not reject that the mean of numerator - r x
-    denominator is 0. Where the denominator itself may be 0 no bounded interval exists, and none is given.
+    The ratio of two means that vary together. The interval holds all ratios r for which a t test does not
+    reject that the mean of numerator - r x denominator is 0. Where the denominator itself may be 0, no
+    bounded interval exists, and none is given.
     """
     seeds = [seed for seed in own if seed in reference and seed in ceiling]
     above = np.array([own[seed] - reference[seed] for seed in seeds])
@@ -184,41 +238,49 @@ def gap_closed(
     return {**found, "low": float((b - root) / a), "high": float((b + root) / a)}
 
 
-def curve_of(records: Iterable[RunRecord], metric: str) -> list[dict[str, float]]:
-    """The metric over candidates scored: mean, lowest and highest over the seeds; points that every seed has."""
+def curve_of(records: Sequence[RunRecord], metric: str) -> list[dict[str, float]]:
+    """The metric over candidates scored: mean, lowest and highest over the seeds, where every seed has it."""
     curves = [dict(record.curve(metric)) for record in records]
-    steps = sorted(set.intersection(*map(set, curves))) if curves else []
-    points = [(step, [curve[step] for curve in curves]) for step in steps]
-    return [
-        {"step": step, "mean": math.fsum(row) / len(row), "low": min(row), "high": max(row)}
-        for step, row in points
-    ]
+    if not curves:
+        return []
+    points = []
+    for step in sorted(set.intersection(*map(set, curves))):
+        values = [curve[step] for curve in curves]
+        average = math.fsum(values) / len(values)
+        points.append({"step": step, "mean": average, "low": min(values), "high": max(values)})
+    return points
 
 
 def candidates_to(rise: float, curve: Sequence[Mapping[str, float]]) -> int | None:
-    """Candidates to learn from after which a mean curve is first so far above its start; None where it never is."""
-    return next(
-        (int(point["step"]) for point in curve if point["mean"] >= curve[0]["mean"] + rise - 1e-9), None
-    )
+    """Candidates scored after which a mean curve is first `rise` above its start; None where it never is."""
+    for point in curve:
+        if point["mean"] >= curve[0]["mean"] + rise - 1e-9:
+            return int(point["step"])
+    return None
+
+
+# ---- intents, other domains, theory ----
 
 
 def intents_of(records: Iterable[RunRecord]) -> dict[str, dict[str, float]]:
-    """Intent -> gain in greedy truth over its held-out tasks and all seeds, and how many pairs of before and after that is."""
+    """Intent -> gain in accuracy over its tasks and all seeds, and the number of before-after pairs."""
     changes: dict[str, list[float]] = {}
     for record in records:
         before = {task.task_id: task for task in read_truth(record, "start")}
         for task in read_truth(record, "end"):
-            change = _less(task.greedy, before[task.task_id].greedy) if task.task_id in before else None
+            if task.task_id not in before:
+                continue
+            change = _gain([before[task.task_id].greedy, task.greedy])
             if change is not None:
                 changes.setdefault(task.intent, []).append(change)
-    return {
-        name: {"gain": math.fsum(rows) / len(rows), "pairs": len(rows)}
-        for name, rows in sorted(changes.items())
-    }
+    found = {}
+    for name, rows in sorted(changes.items()):
+        found[name] = {"gain": math.fsum(rows) / len(rows), "pairs": len(rows)}
+    return found
 
 
 def transfer_of(reports: Mapping[int, Any]) -> dict[str, Any]:
-    """Domain -> gain in greedy truth there, over the seeds, from reports that compare a run's start with its end."""
+    """Domain -> gain in accuracy there over the seeds, from reports that compare start and end of a run."""
     found: dict[str, list[float]] = {}
     for report in reports.values():
         for domain, row in report["comparisons"][0]["domains"].items():
@@ -230,34 +292,23 @@ def transfer_of(reports: Mapping[int, Any]) -> dict[str, Any]:
 def theory_of(
     plan: Plan, reports: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Does a reward by inversion work where the inverse direction does? By intent within a model, and over models.
+    """Does a reward by inversion work where the inverse direction does? By intent, and over models.
 
-    By intent: accuracy of reading references back against the AUC of the reward among the samples of one task, with Spearman's rank
-    correlation and its 95 % bootstrap interval over intents. Over models: accuracy of the inverse against the gain of the arm.
+    By intent: accuracy of reconstructing tasks from references against the AUC of the reward among the
+    samples of one task, with Spearman's rank correlation and its 95 % bootstrap interval over intents. Over
+    models: accuracy of the inverse against the gain of the arm.
     """
     found: dict[str, Any] = {}
     for name in plan.theory:
         if name not in reports:
             continue
         subject = reports[name]["subjects"][0]
-        intents = [
-            {
-                "intent": intent,
-                "inverse": row["inverse"]["value"],
-                "auc": row["auc_within"]["value"],
-                "greedy": row["greedy"]["value"],
-                "tasks": row["auc_within"]["tasks"],
-            }
-            for intent, row in subject["intents"].items()
-            if row["inverse"]["value"] is not None and row["auc_within"]["value"] is not None
-        ]
+        whole = subject["all"]
+        intents = _measured_intents(subject["intents"])
         found[name] = {
             "model": subject["model"],
             "reward": reports[name]["settings"]["reward"],
-            "inverse": subject["all"]["inverse"],
-            "auc": subject["all"]["auc"],
-            "auc_within": subject["all"]["auc_within"],
-            "greedy": subject["all"]["greedy"],
+            **{key: whole[key] for key in ("inverse", "auc", "auc_within", "greedy")},
             "gain": arms[name]["gain"],
             "against_reference": arms[name]["against_reference"],
             "intents": intents,
@@ -266,40 +317,30 @@ def theory_of(
     return found
 
 
-def rank_correlation(pairs: Sequence[tuple[float, float]], rounds: int = 2000) -> dict[str, Any]:
-    """Spearman's rank correlation with its 95 % percentile-bootstrap interval over the pairs; None where one side does not vary."""
+def _measured_intents(intents: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The intents of which both the inverse direction and the reward were measured."""
+    found = []
+    for intent, row in intents.items():
+        inverse, auc = row["inverse"], row["auc_within"]
+        if inverse["value"] is None or auc["value"] is None:
+            continue
+        point = {"intent": intent, "inverse": inverse["value"], "auc": auc["value"]}
+        found.append({**point, "greedy": row["greedy"]["value"], "tasks": auc["tasks"]})
+    return found
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Spearman's rank correlation with its 95 % bootstrap interval; None where one side is constant."""
     data = np.array(pairs, dtype=float).reshape(-1, 2)
     value = _spearman(data)
     if math.isnan(value):
         return {"value": None, "low": None, "high": None, "pairs": len(data)}
-    rng = np.random.default_rng(0)
-    resampled = np.array([_spearman(data[rng.integers(len(data), size=len(data))]) for _ in range(rounds)])
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return {"value": value, "low": float(low), "high": float(high), "pairs": len(data)}
+    low, high = interval([_spearman(data[pick]) for pick in resamples(len(data), ROUNDS)])
+    return {"value": value, "low": low, "high": high, "pairs": len(data)}
 
 
-def _spearman(data: Any) -> float:
+def _spearman(data: Array) -> float:
     ranks = stats.rankdata(data, axis=0)
     if len(data) < 3 or not np.ptp(ranks, axis=0).all():
         return math.nan
     return float(np.corrcoef(ranks.T)[0, 1])
-
-
-def paired_tasks(
-    first: Sequence[HeldOutTask], second: Sequence[HeldOutTask]
-) -> list[tuple[HeldOutTask, HeldOutTask]]:
-    """The tasks that both have."""
-    known = {task.task_id: task for task in first}
-    return [(known[task.task_id], task) for task in second if task.task_id in known]
-
-
-def _two(rows: Mapping[int, Mapping[str, Any]], name: str) -> list[float | None]:
-    return [mean(_known(row[name][place] for row in rows.values())) for place in (0, 1)]
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _less(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value - other

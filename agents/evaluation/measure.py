@@ -1,0 +1,75 @@
+"""One model on all tasks: it and its reward are loaded, and its answers judged in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agents.evaluation.answers import Answer, ask, ask_inverse, held_out_cases
+from agents.policy.load import load_policy
+from envs.domain import domain_names
+from envs.source import make_source
+from envs.verify.truth import Case, read_cases
+from rewards.labelled import Truth
+from rewards.registry import POOL, make_reward
+
+
+def cases_of(domains: str, tasks: int, tasks_file: str | None) -> list[Case]:
+    """Held-out tasks of each domain, or those of a file, which belong to the one domain.
+
+    Raises:
+        InputError: the file is faulty.
+    """
+    if tasks_file is not None:
+        return read_cases(Path(tasks_file), domains)
+    cases = []
+    for name in domain_names(domains):
+        cases += held_out_cases(name, tasks)
+    return cases
+
+
+def measure(
+    model: str,
+    adapter: str | None,
+    cases: Sequence[Case],
+    settings: Mapping[str, Any],
+    *,
+    samples: int,
+    load_in_4bit: bool,
+) -> list[Answer]:
+    """What a model makes of the tasks.
+
+    Args:
+        settings: what all subjects of a report are measured with; the keys are flags of `agents.evaluate`.
+
+    Raises:
+        InputError: the model or the adapter cannot be loaded.
+    """
+    policy = load_policy(model, adapter=adapter, load_in_4bit=load_in_4bit)
+    pool = make_source("templates", settings["domain"]).tasks(POOL, 0, "pool")
+    reward = make_reward(
+        settings["reward"],
+        policy,
+        pool,
+        inverter=settings["inverter"],
+        inverse_temperature=settings["inverse_temperature"],
+        embedder=settings["embedder"],
+        gates=settings["gates"],
+        truth=Truth,
+    )
+    tokens = settings["max_new_tokens"]
+    answers = ask(
+        policy,
+        cases,
+        sampled=len(cases),
+        samples=samples,
+        temperature=settings["temperature"],
+        max_new_tokens=tokens,
+        reward=reward,
+    )
+    both = []
+    for answer, right in zip(answers, ask_inverse(policy, cases, tokens), strict=True):
+        both.append(replace(answer, inverse=right))
+    return both

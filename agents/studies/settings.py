@@ -1,0 +1,62 @@
+"""The settings of a run, from its config.yaml, and which of them must be equal to compare two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from envs.messages import one_line
+from envs.types import InputError
+from rewards.registry import reward_info
+
+# The held-out accuracy of two runs can be compared only on the same tasks and with the same longest command.
+SAME_TASKS = ("domain", "eval_tasks", "max_new_tokens")
+# Their sampled accuracy only if sampled alike, and their curves only on the same subset.
+SAME_EVALUATION = (*SAME_TASKS, "eval_subset", "eval_samples", "temperature")
+# Scores of two rewards, inverters or embedders are on different scales.
+SAME_SCALE = ("reward", "gates", "inverter", "inverse_temperature", "embedder")
+FIX = "restore it, or leave the run out"
+
+
+def read_settings(folder: Path, fix: str = FIX) -> dict[str, Any]:
+    """A run's config.yaml.
+
+    Args:
+        fix: what the user can do about a file that cannot be read.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it does not say which trainer made the run.
+    """
+    path = folder / "config.yaml"
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no settings")
+        if not isinstance(settings.get("agent"), str):
+            raise ValueError("it has no key `agent`, the trainer of the run")
+    except (FileNotFoundError, NotADirectoryError):
+        message = f"{folder}: no run is there (it has no config.yaml): give the folder of a run"
+        raise InputError(message) from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}): {fix}") from None
+    return settings
+
+
+def is_labelled(reward: str) -> bool:
+    """Whether a reward uses labels and is an upper bound; False for a blend whose file is gone."""
+    try:
+        return reward_info(reward).labelled
+    except InputError:
+        return False
+
+
+def difference_of(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """What differs between two or more runs' settings, as `key a and b`; empty where nothing does."""
+    for key in keys:
+        values = list(dict.fromkeys(str(row.get(key)) for row in settings))
+        if len(values) > 1:
+            return f"{key} {' and '.join(values)}"
+    return ""
