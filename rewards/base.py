@@ -1,4 +1,4 @@
-"""What the files of rewards share: the ingredients they are made from, and the way from groups of candidates to a flat list and back."""
+"""What the rewards share: their ingredients, and the way from groups of candidates to pairs and back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ingredients:
 
 
 def pairs_of(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]]) -> list[tuple[Task, str]]:
-    """All (task, command) pairs, one group after the other; ValueError where there are not as many groups as tasks."""
+    """All (task, command) pairs, group by group; ValueError for more or fewer groups than tasks."""
     pairs = []
     for task, commands in zip(tasks_P, commands_P_G, strict=True):
         pairs += [(task, command) for command in commands]

@@ -1,4 +1,4 @@
-"""Several rewards as one, by weights in a YAML file: `--reward FILE.yaml`, as in configs/rewards/example.yaml.
+"""Several rewards as one, by weights in a YAML file: `--reward FILE.yaml`. See configs/rewards/example.yaml.
 
     weights: {likelihood: 0.7, slots: 0.3, majority: 0}
     select: best
@@ -134,37 +134,40 @@ class Blend:
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
         """Scores [P][G]."""
-        parts = {name: reward(tasks_P, commands_P_G, seed=seed) for name, reward in self.rewards.items()}
-        return [
-            [
-                self._score({name: scores[p][g] for name, scores in parts.items()})
-                for g in range(len(commands))
-            ]
-            for p, commands in enumerate(commands_P_G)
-        ]
+        scores_of = {}
+        for name, reward in self.rewards.items():
+            scores_of[name] = reward(tasks_P, commands_P_G, seed=seed)
+        blended = []
+        for p, commands in enumerate(commands_P_G):
+            row = []
+            for g in range(len(commands)):
+                row.append(self._score({name: scores_P_G[p][g] for name, scores_P_G in scores_of.items()}))
+            blended.append(row)
+        return blended
 
     def _score(self, scores: Mapping[str, Score]) -> Score:
+        """One candidate's score, from what each reward gave it."""
         parts: dict[str, float] = {}
+        text = None
         for name, score in scores.items():
-            parts |= {part: value for part, value in score.parts.items() if part.startswith("gate/")}
-            parts |= {name: score.value} if score.value is not None else {}
-        text = next(
-            (score.reconstruction for score in scores.values() if score.reconstruction is not None), None
-        )
-        counted = {name: score for name, score in scores.items() if self.weights[name] > 0}
-        values = {name: score.value for name, score in counted.items() if score.value is not None}
-        if len(values) < len(counted):
-            return Score(
-                None, parts, text, next(score.reason for score in counted.values() if score.value is None)
-            )
-        closed = [
-            score.reason
-            for score in counted.values()
-            for part, value in score.parts.items()
-            if part.startswith("gate/") and not value
-        ]
-        if closed:
-            return Score(0.0, parts, text, closed[0])
+            parts |= _gates(score)
+            if score.value is not None:
+                parts[name] = score.value
+            if text is None:
+                text = score.reconstruction
+        counted = [name for name in scores if self.weights[name] > 0]
+        values = []
+        for name in counted:
+            value = scores[name].value
+            if value is None:
+                return Score(None, parts, text, scores[name].reason)
+            values.append(self.weights[name] * value)
+        for name in counted:
+            if 0.0 in _gates(scores[name]).values():
+                return Score(0.0, parts, text, scores[name].reason)
         total = math.fsum(self.weights[name] for name in counted)
-        mean = math.fsum(self.weights[name] * value for name, value in values.items()) / total
-        return Score(mean, parts, text)
+        return Score(math.fsum(values) / total, parts, text)
+
+
+def _gates(score: Score) -> dict[str, float]:
+    return {part: value for part, value in score.parts.items() if part.startswith("gate/")}

@@ -1,4 +1,4 @@
-"""Controls: rewards that know nothing, on the same budget. A reward that does not beat them has shown nothing."""
+"""Controls: rewards that know nothing, on the same budget. A useful reward beats them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from envs.streams import stream
 from envs.types import Reward, Score, Task
-from rewards.base import EMPTY, Ingredients
+from rewards.base import EMPTY, Ingredients, grouped, pairs_of
 from rewards.gates import LONGEST, Gated
-from rewards.inversion import likelihood
+from rewards.likelihood import likelihood
 from rewards.wrappers import Wrapper
 
 
@@ -19,7 +19,7 @@ def random(_: Ingredients) -> Reward:
 
 def shuffled(given: Ingredients) -> Reward:
     """Makes the reward `shuffled`: the scores of `likelihood`, shuffled."""
-    reward: Reward = likelihood(given)
+    reward = likelihood(given)
     if given.gates:
         reward = Gated(reward)
     return Shuffled(reward)
@@ -45,35 +45,42 @@ class Random:
     ) -> list[list[Score]]:
         """Scores [P][G] from the seed and the position alone."""
         rng = stream("random reward", seed)
-        groups = zip(tasks_P, commands_P_G, strict=True)
-        return [
-            [Score(rng.random()) if command.strip() else EMPTY for command in commands]
-            for _, commands in groups
-        ]
+        scores = []
+        for _, command in pairs_of(tasks_P, commands_P_G):
+            scores.append(Score(rng.random()) if command.strip() else EMPTY)
+        return grouped(scores, commands_P_G)
 
 
 class Shuffled(Wrapper):
-    """The scores of another reward, dealt out anew over all candidates of a call: its distribution without its information.
+    """The scores of another reward, shuffled over all candidates of a call: its distribution, uninformed.
 
-    Who abstains stays as it is. A call with one candidate has nothing to shuffle: it gives that candidate its own score.
+    Abstentions stay where they are, and empty commands abstain. A single candidate keeps its own score.
     """
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
         """Scores [P][G]."""
-        scores_P_G = self.reward(tasks_P, commands_P_G, seed=seed)
-        values = [score.value for row in scores_P_G for score in row if score.value is not None]
+        scores: list[Score] = []
+        for row in self.reward(tasks_P, commands_P_G, seed=seed):
+            scores += row
+        for place, (_, command) in enumerate(pairs_of(tasks_P, commands_P_G)):
+            if not command.strip():
+                scores[place] = EMPTY
+        values = [score.value for score in scores if score.value is not None]
         stream("shuffled reward", seed).shuffle(values)
         rest = iter(values)
-        return [
-            [Score(None, reason=score.reason) if score.value is None else Score(next(rest)) for score in row]
-            for row in scores_P_G
-        ]
+        dealt = []
+        for score in scores:
+            if score.value is None:
+                dealt.append(Score(None, reason=score.reason))
+            else:
+                dealt.append(Score(next(rest)))
+        return grouped(dealt, commands_P_G)
 
 
 class Length:
-    """Shorter is better: 1 less the characters' share of the longest command that the gates let pass, not below 0."""
+    """Shorter is better: 1 - characters / the longest command that the gates let pass, not below 0."""
 
     inverter: str | None = None
 
@@ -81,15 +88,15 @@ class Length:
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
-        groups = zip(tasks_P, commands_P_G, strict=True)
-        return [
-            [Score(max(0.0, 1 - len(command) / LONGEST)) if command.strip() else EMPTY for command in row]
-            for _, row in groups
-        ]
+        scores = []
+        for _, command in pairs_of(tasks_P, commands_P_G):
+            value = max(0.0, 1 - len(command) / LONGEST)
+            scores.append(Score(value) if command.strip() else EMPTY)
+        return grouped(scores, commands_P_G)
 
 
 class Constant:
-    """1 for every command: all are accepted alike, which is training on whatever was sampled."""
+    """1 for every command: all are accepted, which is training on whatever was sampled."""
 
     inverter: str | None = None
 
@@ -97,5 +104,7 @@ class Constant:
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
-        groups = zip(tasks_P, commands_P_G, strict=True)
-        return [[Score(1.0) if command.strip() else EMPTY for command in row] for _, row in groups]
+        scores = []
+        for _, command in pairs_of(tasks_P, commands_P_G):
+            scores.append(Score(1.0) if command.strip() else EMPTY)
+        return grouped(scores, commands_P_G)

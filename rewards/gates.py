@@ -24,7 +24,7 @@ from pathlib import PurePosixPath
 
 from envs.domain import load_domain
 from envs.types import Reward, Score, Task
-from rewards.words import plain_words
+from rewards.text import plain_words
 from rewards.wrappers import Wrapper
 
 LONGEST = 512  # characters
@@ -70,7 +70,9 @@ class Gate:
 
 
 def gate(task: Task, command: str) -> Gate:
-    """The gates of one command, which is not blank."""
+    """The gates of one command."""
+    if not command.strip():
+        return Gate("", {"gate/valid": 0.0}, "empty command")
     if len(command) > LONGEST:
         return Gate("", {"gate/length": 0.0}, f"more than {LONGEST} characters")
     syntax = syntax_of(task)
@@ -192,7 +194,7 @@ class Gated(Wrapper):
     ) -> list[list[Score]]:
         """Scores [P][G], with the gates' factors among their parts."""
         gates_P_G = [
-            [gate(task, command) if command.strip() else Gate(command) for command in commands]
+            [gate(task, command) for command in commands]
             for task, commands in zip(tasks_P, commands_P_G, strict=True)
         ]
         scores_P_G = self.reward(tasks_P, [[found.command for found in row] for row in gates_P_G], seed=seed)
@@ -202,8 +204,6 @@ class Gated(Wrapper):
         ]
 
     def _gated(self, score: Score, found: Gate) -> Score:
-        if not found.factors:
-            return score
         parts = {**score.parts, **found.factors}
         if not found.reason:
             return Score(score.value, parts, score.reconstruction, score.reason)

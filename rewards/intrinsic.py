@@ -1,6 +1,6 @@
-"""Intrinsic rivals: rewards from the policy's own certainty and agreement, without reading commands back.
+"""Intrinsic rivals: rewards from the policy's own certainty and agreement, without reconstruction.
 
-They are scored under the policy as it is, adapter on: there is no inverter to choose.
+They are scored under the policy as it is, adapter on, so there is no inverter to choose.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Literal
 
 from envs.prompts import forward_prompt, judge_prompt
 from envs.types import LanguageModel, Reward, Score, Task
-from rewards.base import EMPTY, NOT_A_NUMBER, Ingredients
+from rewards.base import EMPTY, NOT_A_NUMBER, Ingredients, different, grouped, pairs_of
+
+YES = ("yes", "Yes", "YES")
+NO = ("no", "No", "NO")
 
 
 def self_certainty(given: Ingredients) -> Reward:
@@ -36,11 +39,13 @@ def self_judge(given: Ingredients) -> Reward:
 
 
 class Certainty:
-    """How certain is the policy of the command that it wrote, over its tokens after the prompt that asks for it.
+    """How certain the policy is of a command's tokens, after the prompt that asks for the command.
 
-    `self-certainty` is the mean of KL(uniform || p) over the tokens (Intuitor: Zhao et al. 2025, arXiv:2505.19590), `entropy` the mean
-    entropy with its sign turned (RENT: Prabhudesai et al. 2025, arXiv:2505.22660); p is the next-token distribution at temperature 1.
-    Nats; self-certainty has no upper bound, and the other is at most 0. The command is tokenised anew, without an end-of-sequence token.
+    `self-certainty` is the mean of KL(uniform || p) over the tokens (Intuitor: Zhao et al. 2025,
+    arXiv:2505.19590). `entropy` is the negative mean entropy (RENT: Prabhudesai et al. 2025,
+    arXiv:2505.22660). p is the next-token distribution at temperature 1. Both in nats: self-certainty has no
+    upper bound, negative entropy is at most 0. The command is tokenised anew, without an end-of-sequence
+    token.
     """
 
     inverter: str | None = None
@@ -52,29 +57,31 @@ class Certainty:
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
-        pairs = [
-            (task, command)
-            for task, commands in zip(tasks_P, commands_P_G, strict=True)
-            for command in commands
-        ]
-        different = list(dict.fromkeys(pair for pair in pairs if pair[1].strip()))
-        prompts = [forward_prompt(task) for task, _ in different]
-        measured = self.model.entropies(prompts, [command for _, command in different])
-        known = {pair: self._score(values) for pair, values in zip(different, measured, strict=True)}
-        rest = iter(pairs)
-        return [[known.get(next(rest), EMPTY) for _ in commands] for commands in commands_P_G]
+        pairs = pairs_of(tasks_P, commands_P_G)
+        asked = different(pairs)
+        prompts = [forward_prompt(task) for task, _ in asked]
+        measured = self.model.entropies(prompts, [command for _, command in asked])
+        scores = {}
+        for pair, values in zip(asked, measured, strict=True):
+            scores[pair] = self._score(values)
+        return grouped([scores.get(pair, EMPTY) for pair in pairs], commands_P_G)
 
     def _score(self, values: tuple[float, float] | None) -> Score:
-        if values is None or not all(map(math.isfinite, values)):
+        if values is None:
             return NOT_A_NUMBER
         entropy, certainty = values
-        return Score(certainty if self.kind == "self-certainty" else -entropy)
+        if not math.isfinite(entropy) or not math.isfinite(certainty):
+            return NOT_A_NUMBER
+        if self.kind == "self-certainty":
+            return Score(certainty)
+        return Score(-entropy)
 
 
 class Majority:
-    """The share of the task's candidates that are the same command but for white space (TTRL: Zuo et al. 2025, arXiv:2504.16084).
+    """The share of the task's candidates that are the same command, up to white space.
 
-    The paper gives 1 to the most frequent answer and 0 to the others; the share keeps that order and says how large the majority is.
+    This is the majority vote of TTRL (Zuo et al. 2025, arXiv:2504.16084). The paper gives 1 to the most
+    frequent answer and 0 to the others. The share keeps that order and says how large the majority is.
     """
 
     inverter: str | None = None
@@ -82,24 +89,31 @@ class Majority:
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
-        """Scores [P][G]; `seed` is not used. ValueError for a group of one, whose only candidate always agrees with itself."""
+        """Scores [P][G]; `seed` is not used. ValueError for a group of one: it agrees with itself."""
         if len(tasks_P) != len(commands_P_G):
-            raise ValueError("as many tasks as groups of commands are needed")
-        if any(len(commands) == 1 for commands in commands_P_G):
-            raise ValueError("the reward majority needs two or more candidates of a task")
-        return [self._group([" ".join(command.split()) for command in commands]) for commands in commands_P_G]
+            raise ValueError("as many groups of commands as tasks are needed")
+        scores_P_G = []
+        for commands in commands_P_G:
+            if len(commands) == 1:
+                raise ValueError("the reward majority needs two or more candidates of a task")
+            scores_P_G.append(self._shares([" ".join(command.split()) for command in commands]))
+        return scores_P_G
 
     @staticmethod
-    def _group(commands: Sequence[str]) -> list[Score]:
+    def _shares(commands: Sequence[str]) -> list[Score]:
         votes = Counter(commands)
-        return [Score(votes[command] / len(commands)) if command else EMPTY for command in commands]
+        scores = []
+        for command in commands:
+            scores.append(Score(votes[command] / len(commands)) if command else EMPTY)
+        return scores
 
 
 class SelfJudge:
-    """P(yes): the policy is asked by the domain's judge prompt whether the command does the task.
+    """P(yes): the domain's judge prompt asks the policy whether the command does the task.
 
-    The probability of "yes" among "yes" and "no", from the log-probabilities of the two answers: nothing is decoded, and no reply can be
-    unreadable (compare Kadavath et al. 2022, arXiv:2207.05221).
+    The probability of `YES` among `YES` and `NO`, each summed over its spellings: small models answer in
+    lower case, instruct models with a capital. Nothing is decoded, so no reply can be unreadable (compare
+    Kadavath et al. 2022, arXiv:2207.05221).
     """
 
     inverter: str | None = None
@@ -111,26 +125,27 @@ class SelfJudge:
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
         """Scores [P][G]; `seed` is not used."""
-        pairs = [
-            (task, command)
-            for task, commands in zip(tasks_P, commands_P_G, strict=True)
-            for command in commands
-        ]
-        different = list(dict.fromkeys(pair for pair in pairs if pair[1].strip()))
-        prompts = [judge_prompt(task, command) for task, command in different]
-        rows = self.model.logprobs([*prompts, *prompts], ["yes"] * len(prompts) + ["no"] * len(prompts))
-        yes, no = rows[: len(prompts)], rows[len(prompts) :]
-        known = {
-            pair: self._score(math.fsum(y), math.fsum(n))
-            for pair, y, n in zip(different, yes, no, strict=True)
-        }
-        rest = iter(pairs)
-        return [[known.get(next(rest), EMPTY) for _ in commands] for commands in commands_P_G]
+        pairs = pairs_of(tasks_P, commands_P_G)
+        asked = different(pairs)
+        prompts = [judge_prompt(task, command) for task, command in asked]
+        answers = (*YES, *NO)
+        columns = [self._logprobs(prompts, answer) for answer in answers]
+        scores = {}
+        for row, pair in enumerate(asked):
+            logprobs = [column[row] for column in columns]
+            scores[pair] = self._score(logprobs[: len(YES)], logprobs[len(YES) :])
+        return grouped([scores.get(pair, EMPTY) for pair in pairs], commands_P_G)
+
+    def _logprobs(self, prompts: Sequence[str], answer: str) -> list[float]:
+        """Log-probability of one answer after each prompt."""
+        rows = self.model.logprobs(prompts, [answer] * len(prompts))
+        return [math.fsum(row) for row in rows]
 
     @staticmethod
-    def _score(yes: float, no: float) -> Score:
-        if math.isnan(yes) or math.isnan(no) or max(yes, no) == -math.inf:
+    def _score(yes: Sequence[float], no: Sequence[float]) -> Score:
+        highest = max(*yes, *no)
+        if any(math.isnan(value) for value in (*yes, *no)) or highest == -math.inf:
             return NOT_A_NUMBER
-        return Score(
-            math.exp(yes - max(yes, no)) / (math.exp(yes - max(yes, no)) + math.exp(no - max(yes, no)))
-        )
+        weight_yes = math.fsum(math.exp(value - highest) for value in yes)
+        weight_no = math.fsum(math.exp(value - highest) for value in no)
+        return Score(weight_yes / (weight_yes + weight_no))

@@ -1,22 +1,28 @@
 """The rewards by name: what is known of each, and how it is made.
 
-To add a reward, write its file with a function that makes it from `Ingredients`, and add one line to `REWARDS`.
+To add a reward, write its file with a function that makes it from `Ingredients`, and add one line to
+`REWARDS`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from envs.messages import did_you_mean
+from envs.messages import did_you_mean, short
 from envs.types import InputError, LanguageModel, Reward, Task
 from rewards.base import Ingredients
-from rewards.blend import Blend, is_blend, read_blend
+from rewards.blend import SELECTIONS, Blend, is_blend, read_blend
 from rewards.controls import constant, length, random, shuffled
 from rewards.gates import Gated
 from rewards.intrinsic import entropy, majority, self_certainty, self_judge
-from rewards.inversion import choice, lift, likelihood, likelihood_min, original_blend, similarity, slots
+from rewards.likelihood import choice, lift, likelihood, likelihood_min
+from rewards.own import is_own, load_factory
+from rewards.reconstruction import original_blend, similarity, slots
+from rewards.wrappers import Checked, with_inverter
 
 POOL = 200  # tasks with which `similarity` finds its scale, and among which `choice` finds other tasks
 
@@ -29,7 +35,7 @@ class RewardInfo:
         make: makes the reward, without gates.
         select: the acceptance rule that suits its scale: threshold, best or quantile.
         labelled: it uses labels: an upper bound, and shown as such.
-        gated: the gates stand before it. They do not where a control is to know nothing, or the truth everything.
+        gated: the gates stand before it, as they do before all but the controls and the truth.
         bounded: its values are in [0, 1].
         needs_pool: it compares with other tasks of the source.
         needs_group: it needs two or more candidates of a task.
@@ -42,6 +48,10 @@ class RewardInfo:
     bounded: bool = True
     needs_pool: bool = False
     needs_group: bool = False
+
+
+# What a reward of the user's own may say of itself.
+FACTS = [field.name for field in dataclasses.fields(RewardInfo) if field.name != "make"]
 
 
 def _truth(given: Ingredients) -> Reward:
@@ -71,15 +81,17 @@ REWARDS = {
 
 
 def reward_info(name: str) -> RewardInfo:
-    """What is known of a reward, or of the blend in a file.
+    """What is known of a reward: a built-in one, the blend in a file, or one of the user's own.
 
     Raises:
         InputError: one line: no such reward, with the nearest name, or what is wrong in the file.
     """
     if is_blend(name):
         return _blend_info(name)
+    if is_own(name):
+        return _own_info(name)
     if name not in REWARDS:
-        names = f"use one of {', '.join(REWARDS)}, or a FILE.yaml"
+        names = f"use one of {', '.join(REWARDS)}, a FILE.yaml, or package.module:factory"
         raise InputError(f"--reward {name}: no such reward: {did_you_mean(name, REWARDS, names)}")
     return REWARDS[name]
 
@@ -103,6 +115,27 @@ def _make_blend(weights: Mapping[str, float], given: Ingredients) -> Reward:
     return Blend({part: _made(part, given) for part in weights}, weights)
 
 
+def _own_info(name: str) -> RewardInfo:
+    factory = load_factory(name)
+    facts = {}
+    for fact in FACTS:
+        if hasattr(factory, fact):
+            facts[fact] = getattr(factory, fact)
+    info = RewardInfo(functools.partial(_make_own, name, factory), **facts)
+    if info.select not in SELECTIONS:
+        raise InputError(
+            f"--reward {name}: its select is {short(info.select)}: use one of {', '.join(SELECTIONS)}"
+        )
+    return info
+
+
+def _make_own(name: str, factory: Callable[..., Any], given: Ingredients) -> Reward:
+    reward = factory(given.model, given.pool)
+    if not callable(reward):
+        raise InputError(f"--reward {name}: returned {short(reward)}: it must return a reward")
+    return with_inverter(reward, given.inverter)
+
+
 def shown(name: str) -> str:
     """A reward's name for a reader: a labelled reward says so."""
     if reward_info(name).labelled:
@@ -124,14 +157,14 @@ def make_reward(
     """Makes a reward.
 
     Args:
-        name: a key of `REWARDS`, or the path of a blend's YAML file.
+        name: a key of `REWARDS`, the path of a blend's YAML file, or `package.module:factory`.
         model: writes reconstructions and gives log-probabilities.
         pool: tasks of the source in use, for rewards with `needs_pool`; empty for others.
-        inverter: weights that reconstruct the task: `current` policy, `base` model (adapter off) or `ema` of the adapter.
+        inverter: weights that reconstruct the task: `current` policy, `base` model, or `ema` of the adapter.
         inverse_temperature: sampling temperature of the reconstruction; 0 is greedy.
         embedder: a sentence-transformers name or folder; the default one is installed with this package.
         gates: put the gates before the reward, if it is `gated`.
-        truth: makes the labelled reward `truth`, as `rewards.labelled.Truth` does. Only commands can reach labels, so they hand it in.
+        truth: makes the labelled reward: `rewards.labelled.Truth`. Only commands can reach it.
 
     Raises:
         InputError: unknown name, a faulty file, a pool that is too small, or `truth` without its maker.
@@ -143,5 +176,5 @@ def _made(name: str, given: Ingredients) -> Reward:
     info = reward_info(name)
     reward = info.make(given)
     if given.gates and info.gated:
-        return Gated(reward, bounded=info.bounded)
-    return reward
+        reward = Gated(reward, bounded=info.bounded)
+    return Checked(name, reward)

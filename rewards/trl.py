@@ -1,30 +1,30 @@
-"""Our rewards as TRL takes them: one of its `reward_funcs`, and a task as a row of its dataset. Imports nothing of TRL.
+"""Rewards as TRL takes them: one of its `reward_funcs`, and tasks as rows of its dataset. Imports no TRL.
 
     dataset = Dataset.from_list([task_row(task) for task in source.tasks(200, 0)])
-    trainer = GRPOTrainer(model, reward_funcs=as_reward_func(make_reward("likelihood", policy, [])), train_dataset=dataset, ...)
+    score = as_reward_func(make_reward("likelihood", policy, []))
+    trainer = GRPOTrainer(model, reward_funcs=score, train_dataset=dataset, ...)
 
-TRL hands rows out flat, the candidates of a task one after the other; a reward wants them in groups. docs/ENVIRONMENT.md has the whole
-example.
+TRL hands out flat rows, the candidates of a task one after the other; a reward wants them in groups. The
+whole example is in docs/ENVIRONMENT.md.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from envs.prompts import forward_prompt
 from envs.streams import unit
 from envs.types import InputError, Reward, Score, Task
+from rewards.wrappers import check_scores
 
 COLUMNS = ("task_id", "domain", "task", "tool")
 RewardFunc = Callable[..., "list[float | None]"]
 
 
 def task_row(task: Task) -> dict[str, Any]:
-    """A row of a dataset: `prompt` with the user's message, as a chat model takes it, and the task in `COLUMNS`."""
-    prompt = forward_prompt(task)
-    message = {"role": "user", "content": prompt}
+    """A row of a dataset: `prompt`, a user's message as chat models take it, and the task in `COLUMNS`."""
+    message = {"role": "user", "content": forward_prompt(task)}
     return {
         "prompt": [message],
         "task_id": task.id,
@@ -37,15 +37,15 @@ def task_row(task: Task) -> dict[str, Any]:
 def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
     """A reward for TRL's `reward_funcs`.
 
-    Of a completion, a text or messages, it scores the first line that is not blank. A score of None is passed on: TRL leaves such a
+    It scores the first line of a completion that is not blank. A score of None is passed on: TRL leaves that
     candidate out. Random numbers come from `seed` and the trainer's step.
 
     Args:
         reward: called once for each batch that TRL generated.
-        seed: of a reward that draws random numbers.
+        seed: for rewards that draw random numbers.
 
     Returns:
-        `f(prompts, completions, trainer_state, **columns)` -> N scores. It raises InputError where the dataset lacks a column of `COLUMNS`.
+        `f(prompts, completions, trainer_state, **columns)` -> N scores, with the errors of `score_rows`.
     """
 
     def inversion_reward(
@@ -53,8 +53,9 @@ def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
     ) -> list[float | None]:
         state = columns.get("trainer_state")
         step = 0 if state is None else state.global_step
-        texts = [first_line(text_of(completion)) for completion in completions]
-        scores = score_rows(reward, texts, columns, int(unit("trl", seed, step) * 2**62))
+        commands = [first_line(text_of(completion)) for completion in completions]
+        seed_of_step = int(unit("trl", seed, step) * 2**62)
+        scores = score_rows(reward, commands, columns, seed_of_step)
         return [score.value for score in scores]
 
     return inversion_reward
@@ -67,34 +68,46 @@ def score_rows(
 
     Args:
         commands: N of them.
-        columns: those of `COLUMNS`, N values each; others are not looked at.
+        columns: those of `COLUMNS`, with N values each; others are ignored.
 
     Raises:
         InputError: a column is missing.
-        ValueError: a column has not N values.
+        ValueError: a column does not have N values, or a score is not finite: to TRL, NaN abstains.
     """
-    if missing := [name for name in COLUMNS if name not in columns]:
-        wanted = ", ".join(COLUMNS)
-        raise InputError(
-            f"the dataset has no column {missing[0]}: make its rows with rewards.trl.task_row, or give it {wanted}"
-        )
-    tasks = [Task(*values) for values in zip(*(columns[name] for name in COLUMNS), strict=True)]
-    groups = [
-        (task, [command for _, command in rows])
-        for task, rows in itertools.groupby(zip(tasks, commands, strict=True), key=lambda row: row[0])
-    ]
-    scores_P_G = reward([task for task, _ in groups], [candidates for _, candidates in groups], seed=seed)
-    return [score for row in scores_P_G for score in row]
+    for name in COLUMNS:
+        if name not in columns:
+            raise InputError(
+                f"the dataset has no column {name}: make its rows with rewards.trl.task_row, "
+                f"or give it {', '.join(COLUMNS)}"
+            )
+    tasks: list[Task] = []
+    groups: list[list[str]] = []
+    for command, *values in zip(commands, *(columns[name] for name in COLUMNS), strict=True):
+        task = Task(*values)
+        if not tasks or task != tasks[-1]:
+            tasks.append(task)
+            groups.append([])
+        groups[-1].append(command)
+    scores_P_G = reward(tasks, groups, seed=seed)
+    check_scores(type(reward).__name__, tasks, groups, scores_P_G)
+    flat = []
+    for scores in scores_P_G:
+        flat += scores
+    return flat
 
 
 def text_of(completion: Any) -> str:
-    """What was written: a completion is a text or, of a chat model, a list of messages of which the last one counts."""
+    """The text of a completion: itself, or the content of the last of a chat model's messages."""
     if isinstance(completion, str):
         return completion
-    content = completion[-1].get("content") if completion else ""
-    return content if isinstance(content, str) else ""
+    if not completion:
+        return ""
+    content = completion[-1].get("content")
+    if not isinstance(content, str):
+        return ""
+    return content
 
 
 def first_line(text: str) -> str:
-    """The first line that is not blank, stripped, as `Completion.text` has it."""
+    """The first line that is not blank, without white space around it, as in `Completion.text`."""
     return text.strip().split("\n")[0].strip()

@@ -1,11 +1,14 @@
-"""Rewards around other rewards: whose inverter they have, and how to choose another one."""
+"""Rewards around other rewards: how to choose another inverter, and a check of the scores."""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from envs.types import Reward
+from envs.messages import short
+from envs.types import Reward, Score, Task
 
 
 def inverter_of(reward: Reward) -> str | None:
@@ -37,3 +40,48 @@ class Wrapper:
     @inverter.setter
     def inverter(self, which: str) -> None:
         self.reward = with_inverter(self.reward, which)
+
+
+class Checked(Wrapper):
+    """A reward whose faults are errors: a missing score or NaN must not pass as an abstention.
+
+    Args:
+        name: of the reward, for the message.
+    """
+
+    def __init__(self, name: str, reward: Reward) -> None:
+        super().__init__(reward)
+        self.name = name
+
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
+        """Scores [P][G]; ValueError as in `check_scores`."""
+        scores_P_G = self.reward(tasks_P, commands_P_G, seed=seed)
+        check_scores(self.name, tasks_P, commands_P_G, scores_P_G)
+        return scores_P_G
+
+
+def check_scores(
+    name: str,
+    tasks_P: Sequence[Task],
+    commands_P_G: Sequence[Sequence[str]],
+    scores_P_G: Sequence[Sequence[Score]],
+) -> None:
+    """Raises ValueError, with the reward's name, for a wrong number of scores, a NaN or an infinite score."""
+    if len(scores_P_G) != len(commands_P_G):
+        raise ValueError(
+            f"the reward {name} returned {len(scores_P_G)} groups of scores for {len(commands_P_G)} tasks"
+        )
+    for task, commands, scores in zip(tasks_P, commands_P_G, scores_P_G, strict=True):
+        if len(scores) != len(commands):
+            raise ValueError(
+                f"the reward {name} returned {len(scores)} scores for the {len(commands)} commands "
+                f"of the task {short(task.text)}"
+            )
+        for command, score in zip(commands, scores, strict=True):
+            if score.value is not None and not math.isfinite(score.value):
+                raise ValueError(
+                    f"the reward {name} gave {score.value} to the command {short(command)} "
+                    f"of the task {short(task.text)}: return a finite number, or None to abstain"
+                )

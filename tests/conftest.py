@@ -12,15 +12,24 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test may need the network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Two threads are slower on matrices this small, and the last bits of a result depend on their number: here as in child processes.
+# Two threads are slower on matrices this small, and the last bits of a result depend on their number. Child
+# processes inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
+PROMPTS = [
+    "list files",
+    "count the lines of notes.txt and of every other text file in the folder docs, then sort them",
+    "x",
+    "ping web1.test 5 times and then stop",
+    "list files",
+]
 CONTENT_AND_LINE_FEED = ['"\n', " \n", "\nls"]  # tokens as the vocabularies of Llama 3 and Qwen have them
 # As in Mistral-7B-Instruct-v0.2.
 MISTRAL_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ message['content'] + eos_token}}{% endif %}{% endfor %}"
 )
 
@@ -35,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def sandbox(request: pytest.FixtureRequest) -> None:
-    """For a test that executes commands: without a sandbox here it is skipped with the reason, or fails under --require-sandbox."""
+    """For a test that executes commands: without a sandbox it is skipped, or fails if one is required."""
     from envs.verify.sandbox.probe import unavailable
 
     if missing := unavailable():
@@ -54,7 +63,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 class Corpus:
-    """A few sentences for the tokenizer, again and again, so that it stays what it is when the domains change."""
+    """A few sentences for the tokenizer, repeated, so that it does not change with the domains."""
 
     examples = (
         (
@@ -74,7 +83,8 @@ class Corpus:
             "count the lines of the file notes.txt",
         ),
         (
-            "How similar are these two tasks, from 0 to 10? Answer with the number.\nFirst: list files\nSecond: show files",
+            "How similar are these two tasks, from 0 to 10? Answer with the number.\n"
+            "First: list files\nSecond: show files",
             "9",
         ),
     )
@@ -84,7 +94,7 @@ class Corpus:
 
 
 def save_model(folder: Path, tokenizer: Any) -> Path:
-    """A one-layer Mistral with random weights, large ones, so that its probabilities are far from uniform and depend on the context."""
+    """A one-layer Mistral with random weights so large that its probabilities depend on the context."""
     import torch
 
     from agents.pretrain import Config, make_model
@@ -100,7 +110,7 @@ def save_model(folder: Path, tokenizer: Any) -> Path:
 
 
 def kill_after_the_first_of_three(argv: Sequence[str]) -> None:
-    """Runs `python ARGV`, a run of three cycles, and ends it by SIGKILL as soon as it says that the first is done."""
+    """Runs `python ARGV`, a run of three cycles, and kills it as soon as the first cycle is done."""
     with subprocess.Popen(
         [sys.executable, *argv], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -124,9 +134,37 @@ def stir(policy: Any, seed: int = 0) -> None:
     policy.restore(weights)
 
 
+def ids_of(policy: Any, text: str) -> list[int]:
+    return list(policy.completion_ids([text])[0])
+
+
+def thoughts(policy: Any) -> list[list[float]]:
+    """Log-probabilities that change when the weights do."""
+    return list(policy.logprobs(["list files", "x"], ["ls -a", "ping"]))
+
+
+def close(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
+    import numpy as np
+
+    return np.shape(a) == np.shape(b) and bool(np.allclose(a, b, atol=tolerance))
+
+
+def spy(policy: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A list to which the model's output of each generated batch will be added."""
+    outputs: list[Any] = []
+    real = policy.model.generate
+
+    def generate(**options: Any) -> Any:
+        outputs.append(real(**options))
+        return outputs[-1]
+
+    monkeypatch.setattr(policy.model, "generate", generate)
+    return outputs
+
+
 @pytest.fixture(scope="session")
 def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny model with the embedded model's kind of tokenizer, and tokens that hold content and a line feed."""
+    """Folder of a tiny model with a tokenizer like the embedded one's, and tokens that hold a line feed."""
     from tokenizers import AddedToken
 
     from agents.pretrain import make_tokenizer
@@ -149,7 +187,7 @@ def plain(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def foreign_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with a tokenizer like Mistral-7B's: `▁` for spaces, bytes for what is not in the vocabulary, no padding token."""
+    """A tiny model with a tokenizer like Mistral-7B's: `▁` for spaces, byte fallback, no padding token."""
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
@@ -198,13 +236,13 @@ def policy(loaded: Any) -> Iterator[Any]:
     before = loaded.snapshot()
     yield loaded
     loaded.restore(before)
-    loaded.batch_size = 128
+    loaded.batches.size = 128
     loaded.model.eval()
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`script(policy, [tokens, ...])`: batch row r of the next generation writes the r-th list (all rows the last one), then anything."""
+    """`script(policy, [tokens, ...])`: row r of the next batch writes the r-th list (or the last)."""
     import torch
 
     def write(policy: Any, rows_B: list[list[int]]) -> None:

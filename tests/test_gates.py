@@ -13,8 +13,8 @@ from envs.source import Templates
 from envs.types import Score, Task
 from envs.verify.truth import reference
 from rewards.gates import CAPS, LONGEST, Gated, copied_share, gate, stripped, syntax_of
-from rewards.inversion import Likelihood
 from rewards.labelled import Truth
+from rewards.likelihood import Likelihood
 from rewards.registry import make_reward
 
 SCAN = Task("t/1", "network", "scan port 443 on web1.test with nmap", "nmap")
@@ -187,7 +187,7 @@ def test_the_reward_sees_what_is_left_and_its_score_is_multiplied() -> None:
             ]
         ],
     )
-    assert inner.seen == ["grep error notes.txt", "grep x y", "grep show all lines that contain", " ", ""]
+    assert inner.seen == ["grep error notes.txt", "grep x y", "grep show all lines that contain", "", ""]
     assert (right.value, comment.value, copied.value, long.value) == (0.7, 0.7, 0.0, None)
     assert copied.parts == {
         "part": 1.0,
@@ -198,7 +198,7 @@ def test_the_reward_sees_what_is_left_and_its_score_is_multiplied() -> None:
     }
     assert copied.reason == "repeats the words of its task" and copied.reconstruction == "back"
     assert long.reason == "more than 512 characters" and long.parts == {"gate/length": 0.0}
-    assert empty == Noted()([LINES], [[" "]])[0][0]
+    assert (empty.value, empty.reason, empty.parts) == (0.0, "empty command", {"gate/valid": 0.0})
 
 
 def test_an_unbounded_reward_abstains_where_a_gate_closes_and_abstention_stays() -> None:
@@ -221,12 +221,13 @@ def test_the_inverter_can_be_set_on_a_copy() -> None:
 
 def test_gates_are_a_choice_and_controls_and_truth_have_none() -> None:
     model: Any = None
-    assert isinstance(make_reward("likelihood", model, []), Gated)
-    assert isinstance(make_reward("likelihood", model, [], gates=False), Likelihood)
-    assert not any(
-        isinstance(make_reward(name, model, [], truth=Truth), Gated)
-        for name in ("random", "shuffled", "length", "constant", "truth")
-    )
+    checked: Any = make_reward("likelihood", model, [])
+    assert isinstance(checked.reward, Gated)
+    checked = make_reward("likelihood", model, [], gates=False)
+    assert isinstance(checked.reward, Likelihood)
+    for name in ("random", "shuffled", "length", "constant", "truth"):
+        checked = make_reward(name, model, [], truth=Truth)
+        assert not isinstance(checked.reward, Gated)
     with pytest.raises(ValueError):
         Gated(Noted())([SCAN], [["a"], ["b"]])
 
@@ -260,5 +261,5 @@ def test_an_environment_passes_gates_and_inverter_on() -> None:
         make_env("network", reward="likelihood", gates=gates, inverter="current").reward
         for gates in (True, False)
     )
-    assert isinstance(gated, Gated) and isinstance(plain, Likelihood)
+    assert isinstance(gated.reward, Gated) and isinstance(plain.reward, Likelihood)
     assert gated.inverter == plain.inverter == "current"

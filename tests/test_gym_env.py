@@ -435,20 +435,18 @@ def test_the_embedded_policy_and_the_default_reward() -> None:
     env = gymnasium.make(NETWORK)
     text, _ = env.reset(seed=0)
     _, reward, _, _, info = env.step("ping -c 3 10.0.0.1")
-    assert (
-        0 <= float(reward) <= 1 and info["reconstruction"] and set(info["parts"]) > {"cosine", "gate/valid"}
-    )
+    assert 0 <= float(reward) <= 1
+    assert info["reconstruction"]
+    assert set(info["parts"]) > {"cosine", "gate/valid"}
     for action in ("", "echo 🚀 中文\t" + LONE):
         env.reset()
         assert 0 <= float(env.step(action)[1]) <= 1
     assert env.unwrapped.reward is gymnasium.make(NETWORK).unwrapped.reward  # type: ignore[attr-defined]
     envs = gymnasium.make_vec(NETWORK, num_envs=3)
     assert envs.reset(seed=0)[0][0] == text
-    assert envs.step(["ping -c 3 10.0.0.1", "", "ls"])[4]["final_info"]["abstained"].tolist() == [
-        False,
-        True,
-        False,
-    ]
+    _, rewards, _, _, infos = envs.step(["ping -c 3 10.0.0.1", "ping " + "x" * 600, ""])
+    assert infos["final_info"]["abstained"].tolist() == [False, True, False]
+    assert rewards.tolist()[1:] == [0.0, 0.0]
 
 
 @pytest.mark.filterwarnings("error")

@@ -23,7 +23,7 @@ from envs.streams import stream
 from envs.types import Task
 from envs.verify.truth import Case, command_of, find_case, find_draw, verify
 from rewards.registry import POOL, make_reward
-from rewards.words import plain_words
+from rewards.text import plain_words
 
 DOMAINS = ("network", "shell", "sql")
 TASKS = 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -109,6 +110,19 @@ def test_random_numbers_are_those_of_the_seed_and_the_step() -> None:
     assert seed(0, 5) == seed(0, 5)
     assert seed(0, None) == seed(0, 0)
     assert len({seed(0, 0), seed(0, 5), seed(0, 6), seed(1, 5)}) == 4
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_score_that_is_not_a_number_is_an_error_and_no_abstention(number: float) -> None:
+    """TRL takes NaN for None."""
+
+    def faulty(
+        tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
+        return [[Score(None), Score(number)]]
+
+    with pytest.raises(ValueError, match=rf"gave {number} to the command 'ls' of the task 'list files'"):
+        as_reward_func(faulty)(completions=["", "ls"], **columns(TASKS[:1], 2))
 
 
 @pytest.mark.parametrize("missing", COLUMNS)

@@ -14,7 +14,7 @@ from envs.source import Templates
 from envs.types import Reward, Score
 from envs.verify.truth import Case, find_case, reconstruction_match, verify
 from envs.verify.verdict import Verdict
-from rewards.inversion import reconstruct
+from rewards.reconstruction import reconstruct
 
 if TYPE_CHECKING:
     from agents.policy.policy import Policy

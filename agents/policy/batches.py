@@ -1,0 +1,72 @@
+"""Work in batches that get smaller when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+# What PyTorch writes into other errors than `OutOfMemoryError`: on a CPU, on a GPU, in its matrix library.
+NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
+class Batches:
+    """How many sequences go through the model together. Half as many from then on, whenever memory runs out.
+
+    Attributes:
+        size: sequences per batch.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def run(self, items: Sequence[Item], work: Callable[[Sequence[Item], int], list[Result]]) -> list[Result]:
+        """Calls `work(batch, position of its first item)` for one batch after the other.
+
+        Returns:
+            all results in one list.
+
+        Raises:
+            RuntimeError, MemoryError: from `work`, unless memory ran out for several items.
+        """
+        results: list[Result] = []
+        done = 0
+        while done < len(items):
+            batch = items[done : done + self.size]
+            try:
+                results += work(batch, done)
+                done += len(batch)
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if len(batch) == 1 or not out_of_memory(error):
+                    raise
+            # Not inside the handler: the error keeps the tensors of the failed attempt alive.
+            self.size = len(batch) // 2
+            torch.cuda.empty_cache()
+            print(f"out of memory: going on with {self.size} sequences at a time", flush=True)
+        return results
+
+    def longest_first(
+        self,
+        items: Sequence[Item],
+        length: Callable[[Item], int],
+        work: Callable[[Sequence[Item], int], list[Result]],
+    ) -> list[Result]:
+        """As `run`, one result per item in the order of the items, though the longest are done first.
+
+        Items of similar length then share a batch, which saves padding, and lack of memory shows at once.
+        """
+        order = sorted(range(len(items)), key=lambda place: -length(items[place]))
+        results = self.run([items[place] for place in order], work)
+        by_place = dict(zip(order, results, strict=True))
+        return [by_place[place] for place in range(len(items))]

@@ -1,0 +1,148 @@
+"""Batched generation: one-line completions, each with the log-probabilities of its tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from agents.policy.batches import Batches
+from agents.policy.seeds import seeded
+from agents.policy.tokens import EndOfLine, Tokens
+from envs.types import Completion
+
+# What a model's `forward` must take for its prompts to be read before generation.
+NEEDED_TO_READ_AHEAD = {"position_ids", "past_key_values", "logits_to_keep"}
+
+
+class Generator:
+    """Writes completions with a causal language model.
+
+    Args:
+        model: the PEFT model, in evaluation mode whenever this is called.
+        tokens: its tokenizer.
+        batches: how many rows are decoded together.
+
+    Attributes:
+        reads_ahead: whether a prompt is read once for all its completions. Not every model allows it.
+    """
+
+    def __init__(self, model: Any, tokens: Tokens, batches: Batches) -> None:
+        self.model, self.tokens, self.batches = model, tokens, batches
+        self.reads_ahead = set(inspect.signature(model.get_base_model().forward).parameters) >= (
+            NEEDED_TO_READ_AHEAD
+        )
+
+    def sample(
+        self, prompts: Sequence[str], n: int, temperature: float, max_new_tokens: int, seed: int
+    ) -> list[list[Completion]]:
+        """Draws `n` completions of each of P prompts -> [P][n]. With temperature 0 all `n` are the same."""
+        rows: list[list[int]] = []
+        for ids in self.tokens.of_prompts(prompts):
+            rows += [ids] * n
+
+        def decode(batch: Sequence[list[int]], first: int) -> list[Completion]:
+            with seeded("generate", seed, first):
+                return self._decode(batch, temperature, max_new_tokens)
+
+        completions = self.batches.longest_first(rows, len, decode)
+        return [completions[start : start + n] for start in range(0, len(completions), n)]
+
+    def greedy(self, prompts: Sequence[str], max_new_tokens: int) -> list[Completion]:
+        """The most likely token at every step -> [P] completions. Equal prompts are decoded once."""
+        distinct = list(dict.fromkeys(reversed(prompts)))
+        distinct.reverse()
+        completions = self.sample(distinct, 1, 0.0, max_new_tokens, seed=0)
+        by_prompt = dict(zip(distinct, completions, strict=True))
+        return [by_prompt[prompt][0] for prompt in prompts]
+
+    def _decode(
+        self, prompts_B: Sequence[list[int]], temperature: float, max_new_tokens: int
+    ) -> list[Completion]:
+        """One batch of B rows, each begun by a prompt's token ids."""
+        distinct = list(dict.fromkeys(map(tuple, prompts_B)))
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        of_row_B = torch.tensor([row_of[tuple(prompt)] for prompt in prompts_B], device=self.tokens.device)
+        inputs_U_W, mask_U_W = self._left_padded(distinct)
+        already_read = {}
+        if len(distinct) < len(prompts_B):
+            already_read = self._read_ahead(inputs_U_W, mask_U_W, of_row_B)
+
+        width = inputs_U_W.shape[1]
+        output: Any = self.model.generate(
+            input_ids=inputs_U_W[of_row_B],
+            attention_mask=mask_U_W[of_row_B],
+            generation_config=self._settings(temperature, max_new_tokens),
+            stopping_criteria=StoppingCriteriaList([EndOfLine(self.tokens, start=width)]),
+            **already_read,
+        )
+        tokens_B_T = output.sequences[:, width:]
+        logprobs = []
+        for step, logits_B_V in enumerate(output.logits):
+            logprobs.append(logits_B_V.log_softmax(-1).gather(1, tokens_B_T[:, step, None])[:, 0])
+        logprobs_B_T = torch.stack(logprobs, dim=1)
+        rows = zip(tokens_B_T.tolist(), logprobs_B_T.tolist(), strict=True)
+        return [self.tokens.completion(ids, values) for ids, values in rows]
+
+    def _left_padded(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask. Padding is on the left: all completions begin in the same column."""
+        width = max(map(len, rows))
+        inputs = torch.full((len(rows), width), self.tokens.pad, device=self.tokens.device)
+        mask = torch.zeros_like(inputs)
+        for row, ids in enumerate(rows):
+            inputs[row, width - len(ids) :] = torch.tensor(ids, device=self.tokens.device)
+            mask[row, width - len(ids) :] = 1
+        return inputs, mask
+
+    def _settings(self, temperature: float, max_new_tokens: int) -> GenerationConfig:
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            # From the whole distribution: only then do the log-probabilities belong to what was drawn.
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.tokens.pad,
+            eos_token_id=sorted(self.tokens.eos),
+            return_dict_in_generate=True,
+            output_logits=True,
+            **sampling,
+        )
+
+    def _read_ahead(self, inputs_U_W: Tensor, mask_U_W: Tensor, of_row_B: Tensor) -> dict[str, Any]:
+        """Reads each prompt once, however many completions it gets.
+
+        Args:
+            inputs_U_W, mask_U_W: U different prompts, left-padded. All but the last token of each is read.
+            of_row_B: which of them each row of the batch begins with.
+
+        Returns:
+            `past_key_values` for the rows of the batch; empty where the model does not allow it.
+        """
+        if not self.reads_ahead or inputs_U_W.shape[1] < 2:
+            return {}
+        positions = (mask_U_W.cumsum(-1) - 1).clamp(min=0)
+        with torch.no_grad():
+            cache = self.model(
+                input_ids=inputs_U_W[:, :-1],
+                attention_mask=mask_U_W[:, :-1],
+                position_ids=positions[:, :-1],
+                use_cache=True,
+                logits_to_keep=1,
+            ).past_key_values
+        if not _has_rows(cache):
+            self.reads_ahead = False
+            return {}
+        cache.batch_select_indices(of_row_B)
+        return {"past_key_values": cache}
+
+
+def _has_rows(cache: Any) -> bool:
+    """Whether rows of a cache can be chosen. The states of linear attention and of convolutions have none."""
+    if type(cache) is not DynamicCache:
+        return False
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)

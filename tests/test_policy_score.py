@@ -1,0 +1,68 @@
+"""Log-probabilities: by hand, in any batch, with gradients for losses alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPTS, close, ids_of, save_model
+
+from agents.policy.load import load_policy
+from agents.policy.policy import Policy
+
+
+def by_hand(policy: Policy, prompt: list[int], completion: list[int]) -> list[float]:
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[0].float()
+    table = logits.log_softmax(-1)
+    return [float(table[len(prompt) - 1 + step, token]) for step, token in enumerate(completion)]
+
+
+def test_logprobs_by_hand_in_any_batch(policy: Policy) -> None:
+    texts = ["ls -a docs", "", "find . -name x | wc -l", "é", "ls"]
+    for batch_size in (128, 2, 1):
+        policy.batches.size = batch_size
+        values = policy.logprobs(PROMPTS, texts)
+        for prompt, text, row in zip(
+            policy.prompt_ids(PROMPTS), policy.completion_ids(texts), values, strict=True
+        ):
+            assert len(row) == len(text) and close(row, by_hand(policy, prompt, text))
+    assert values[1] == [] and all(value < 0 for row in values for value in row)
+    assert policy.logprobs(["a", "b"], ["", ""]) == [[], []]
+
+
+def test_as_many_continuations_as_prompts(policy: Policy) -> None:
+    with pytest.raises(ValueError):
+        policy.logprobs(["a", "b"], ["c"])
+
+
+def test_only_losses_have_gradients(policy: Policy) -> None:
+    pairs = [
+        (policy.prompt_ids(["x"])[0], ids_of(policy, "ls -a")),
+        (policy.prompt_ids(["yyyy"])[0], ids_of(policy, "ls")),
+    ]
+    assert torch.is_grad_enabled()
+    values = policy.logprobs_of_ids(pairs)
+    assert torch.is_grad_enabled() and all(parameter.grad is None for parameter in policy.trainable())
+    logprobs, mask = policy.token_logprobs(pairs)
+    assert logprobs.requires_grad and mask.sum(dim=1).tolist() == [len(completion) for _, completion in pairs]
+    assert all(
+        close(row[wanted].tolist(), value) for row, wanted, value in zip(logprobs, mask, values, strict=True)
+    )
+    assert not logprobs[~mask].any()
+
+
+def test_padding_that_is_the_end_of_sequence_token_is_no_context(foreign_mistral: Path) -> None:
+    policy = load_policy(str(foreign_mistral))
+    assert policy.tokenizer.pad_token_id is None and policy.pad == policy.tokenizer.eos_token_id
+    alone = policy.logprobs(["x"], ["ls"])
+    assert close(alone[0], policy.logprobs(["x", "x" * 60], ["ls", "ls -a" * 9])[0])
+
+
+def test_save_model_is_not_uniform(tmp_path: Path, policy: Policy) -> None:
+    """The tests above would show little on a model that thinks everything equally likely."""
+    assert save_model(tmp_path, policy.tokenizer).is_dir()
+    values = [value for row in policy.logprobs(PROMPTS, PROMPTS) for value in row]
+    assert np.std(values) > 1.0
