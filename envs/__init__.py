@@ -1,13 +1,13 @@
 """Where tasks come from and what is true. Imports nothing else of this project; the reward is handed in.
 
-Importing this package registers the Gymnasium environments `inversion/network-v0`, `shell-v0`, `sql-v0` and `all-v0`, so that
-`gymnasium.make("envs:inversion/network-v0")` finds them.
+Importing this package registers the Gymnasium environments `inversion/network-v0`, `shell-v0`, `sql-v0` and
+`all-v0`, which `gymnasium.make("envs:inversion/network-v0")` then finds.
 """
 
 import gymnasium as _gymnasium
 
-# The entry points are strings, which Gymnasium resolves only when an environment is made: this package stays below the agents, who
-# know the policy and the rewards, and loads neither.
+# Gymnasium resolves these strings when an environment is made; no other string names a module of ours. The
+# factory knows the policy and the rewards, so this package must not import it.
 for _domain in ("network", "shell", "sql", "all"):
     _gymnasium.register(
         id=f"inversion/{_domain}-v0",

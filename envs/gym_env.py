@@ -1,7 +1,7 @@
-"""The inversion loop as a Gymnasium environment: the observation is a task, the action a command, the reward how well it comes back.
+"""The inversion loop as a Gymnasium environment: the observation is a task, the action a command.
 
-An episode is one step. The reward and the source of tasks are handed in ready; `agents.policy.gym_factory` composes them for
-`gymnasium.make("envs:inversion/network-v0")`.
+An episode is one step, and its reward the score of the command. The reward and the source of tasks are handed
+in; `agents.policy.gym_factory` makes them for `gymnasium.make("envs:inversion/network-v0")`.
 
     env = gymnasium.make("envs:inversion/network-v0")
     task, info = env.reset(seed=0)
@@ -26,14 +26,15 @@ from envs.source import Source
 from envs.streams import stream
 from envs.types import InputError, Reward, Score, Task
 
-MAX_LENGTH = 1024  # characters of a task or a command; some ten times the longest of the embedded domains
-BLOCK = 64  # tasks drawn from the source at a time: a source avoids repetition within a call, and a model proposes them in one batch
+MAX_LENGTH = 1024  # characters of a task or a command; about ten times the longest of the embedded domains
+# Tasks drawn from the source at a time: within a call it repeats few, and a model proposes them in one batch.
+BLOCK = 64
 SURROGATE = re.compile("[\ud800-\udfff]")
 SAMPLED = "".join(map(chr, range(32, 127))) + "\t" + "äçéñøß" + "жλя" + "中文日本語한" + "→€≤" + "😀🚀🧪"
 
 
 class _EveryCharacter(Sequence[str]):
-    """All code points in order, as `Text` wants to have them, without the memory of a tuple of 1.1 million strings."""
+    """All code points in order, as `Text` wants them, without the memory of 1.1 million strings."""
 
     def __len__(self) -> int:
         return 0x110000
@@ -49,11 +50,11 @@ class _EveryCharacter(Sequence[str]):
 
 
 class UnicodeText(Text):
-    """Any text that can be encoded, up to a length: every Unicode string but those with lone surrogates, the empty one included.
+    """Any text up to a length: every Unicode string without lone surrogates, also the empty one.
 
-    `Text` itself keeps a table of its characters, which for all of Unicode would take some hundred megabytes a space. Flattening
-    and unflattening number a character by its code point. Samples, and masks for them, are of the `SAMPLED` characters alone:
-    printable ASCII, the tab, some accents, Greek, Cyrillic, CJK and emoji.
+    `Text` keeps a table of its characters: about a hundred megabytes per space for all of Unicode. Here a
+    character's number is its code point. Samples, and masks for them, have only the `SAMPLED` characters:
+    printable ASCII, the tab, a few accents, Greek, Cyrillic, CJK and emoji.
 
     Args:
         max_length: in characters (code points), inclusive.
@@ -68,10 +69,9 @@ class UnicodeText(Text):
         return isinstance(x, str) and len(x) <= self.max_length and not SURROGATE.search(x)
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """A random text of `SAMPLED` characters; `mask` and `probability` as in `Text`, over these characters."""
-        return Text(self.max_length, min_length=0, charset=SAMPLED, seed=self.np_random).sample(
-            mask, probability
-        )
+        """A random text of `SAMPLED` characters; `mask` and `probability` are over these, as in `Text`."""
+        sampled = Text(self.max_length, min_length=0, charset=SAMPLED, seed=self.np_random)
+        return sampled.sample(mask, probability)
 
     @property
     def character_list(self) -> Any:
@@ -96,9 +96,10 @@ class UnicodeText(Text):
 
 @create_shared_memory.register(UnicodeText)
 def _no_shared_memory(space: UnicodeText, n: int = 1, ctx: Any = None) -> None:
-    # Gymnasium 1.4 reads texts from shared memory before they are written and never again: observations of NUL characters.
+    # Gymnasium 1.4 reads texts from shared memory before they are written, and never again: NUL characters.
     raise TypeError(
-        "texts do not pass through shared memory: use AsyncVectorEnv(..., shared_memory=False) or vectorization_mode='sync'"
+        "texts cannot pass through shared memory: "
+        "use AsyncVectorEnv(..., shared_memory=False) or vectorization_mode='sync'"
     )
 
 
@@ -113,11 +114,13 @@ class _Episode:
 
     @property
     def reward(self) -> float:
-        """Gymnasium wants a float: 0.0 where the reward abstained, which `info["abstained"]` tells from a score of 0."""
-        return 0.0 if self.score.value is None else float(self.score.value)
+        """A float, as Gymnasium wants it: 0.0 where the reward abstained, which `info["abstained"]` says."""
+        if self.score.value is None:
+            return 0.0
+        return float(self.score.value)
 
     def info(self) -> dict[str, Any]:
-        """What `step` returns beside the reward."""
+        """What `step` returns with the reward."""
         return {
             **_about(self.task),
             "reconstruction": self.score.reconstruction,
@@ -128,10 +131,20 @@ class _Episode:
         }
 
     def render(self) -> str:
-        """Task, command, reconstruction and score, one a line."""
-        score = f"abstained: {self.score.reason}" if self.score.value is None else f"{self.score.value:.3f}"
-        back = "-" if self.score.reconstruction is None else self.score.reconstruction
-        return f"{_render_task(self.task)}\ncommand         {self.command}\nreconstruction  {back}\nscore           {score}"
+        """Task, command, reconstruction and score, each on a line."""
+        score = f"abstained: {self.score.reason}"
+        if self.score.value is not None:
+            score = f"{self.score.value:.3f}"
+        reconstruction = "-"
+        if self.score.reconstruction is not None:
+            reconstruction = self.score.reconstruction
+        lines = [
+            _render_task(self.task),
+            f"command         {self.command}",
+            f"reconstruction  {reconstruction}",
+            f"score           {score}",
+        ]
+        return "\n".join(lines)
 
 
 def _render_task(task: Task) -> str:
@@ -143,7 +156,7 @@ def _about(task: Task) -> dict[str, Any]:
 
 
 class _Stream:
-    """The tasks of a seed, without end, in rounds; their texts are members of the observation space."""
+    """The endless tasks of a seed, drawn in rounds. Their texts are members of the observation space."""
 
     def __init__(self, source: Source, seed: int) -> None:
         self._source, self._seed = source, seed
@@ -155,7 +168,7 @@ class _Stream:
         while len(self._waiting) < count:
             tasks = self._source.tasks(BLOCK, self._seed, "environment", self._blocks)
             if not tasks:
-                raise InputError("--task-source: it gave no task: give another one")
+                raise InputError("--task-source: has no tasks: use another one")
             self._waiting += [replace(task, text=_valid(task.text)) for task in tasks]
             self._blocks += 1
         drawn, self._waiting = self._waiting[:count], self._waiting[count:]
@@ -182,10 +195,10 @@ def _finish(reward: Reward, tasks: Sequence[Task], actions: Sequence[Any], seed:
     """Ends P episodes with one call of the reward."""
     commands = [_command(action) for action in actions]
     scores_P_1 = reward(tasks, [[command] for command, _ in commands], seed=seed)
-    return [
-        _Episode(task, *command, score)
-        for task, command, [score] in zip(tasks, commands, scores_P_1, strict=True)
-    ]
+    episodes = []
+    for task, (command, was_cut), [score] in zip(tasks, commands, scores_P_1, strict=True):
+        episodes.append(_Episode(task, command, was_cut, score))
+    return episodes
 
 
 def _check_render_mode(render_mode: str | None) -> str | None:
@@ -195,21 +208,23 @@ def _check_render_mode(render_mode: str | None) -> str | None:
 
 
 class InversionEnv(gymnasium.Env[str, str]):
-    """One task, one command, one reward, with the group of one: rewards that need several candidates of a task raise in `step`.
+    """One task, one command, one reward. A reward that needs several candidates of a task raises in `step`.
 
-    Observation: the task's text, a `UnicodeText`. `step` returns it again, since nothing follows. `info` has `task_id`, `domain` and
-    `tool`, as prompts need them.
+    Observation: the task's text, a `UnicodeText`. `step` returns it again, since nothing follows. `info` has
+    `task_id`, `domain` and `tool`, as prompts need them.
 
-    Action: the command, a `UnicodeText` of up to `MAX_LENGTH` characters. What is outside the space is brought into it: a longer
-    action is cut (`info["truncated_action"]` is True) and lone surrogates become U+FFFD. Everything else is passed on as it is: tabs,
-    line feeds, emoji, the empty text. The tasks of a source are brought into the observation space in the same way.
+    Action: the command, a `UnicodeText` of up to `MAX_LENGTH` characters. A longer action is cut
+    (`info["truncated_action"]` is True), and lone surrogates become U+FFFD. Everything else is passed on as
+    it is: tabs, line feeds, emoji, the empty text. The texts of tasks are brought into their space in the
+    same way.
 
-    Reward: the score, as a rule in [0, 1]. Where the reward abstains it is 0.0 and `info["abstained"]` is True; leave such steps out
-    when you average. `info` of a step also has `reconstruction` (None where the reward decodes none), `parts` (the numbers the score was
-    made of) and `reason` (why it abstained).
+    Reward: the score, in [0, 1] for most rewards. Where the reward abstains it is 0.0 and `info["abstained"]`
+    is True; leave such steps out of averages. `info` of a step also has `reconstruction` (None where the
+    reward makes none), `parts` (the numbers that the score is made of) and `reason` (why it abstained, or why
+    a gate closed).
 
-    Random numbers: `reset(seed=s)` starts the stream of tasks of seed s from its first; each further `reset()` takes the next one. The same
-    seed gives the same tasks, and the same commands the same rewards.
+    Random numbers: `reset(seed=s)` starts the tasks of seed s at the first one; each further `reset()` takes
+    the next. The same seed gives the same tasks, and the same commands then get the same rewards.
 
     Args:
         source: where tasks come from.
@@ -258,7 +273,7 @@ class InversionEnv(gymnasium.Env[str, str]):
         return self._task.text, self._finished.reward, True, False, self._finished.info()
 
     def render(self) -> str | None:
-        """With render mode `ansi`: the task and, after the step, the command, its reconstruction and the score. Else None.
+        """With render mode `ansi`: the task, and after the step what became of it. Else None.
 
         Raises:
             gymnasium.error.ResetNeeded: there is no task yet.
@@ -267,19 +282,22 @@ class InversionEnv(gymnasium.Env[str, str]):
             raise ResetNeeded("call reset() before render()")
         if self.render_mode is None:
             return None
-        return self._finished.render() if self._finished else _render_task(self._task)
+        if self._finished is None:
+            return _render_task(self._task)
+        return self._finished.render()
 
 
 class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
-    """N episodes at once, scored by a single call of the reward. Spaces, rewards and what is done to odd actions: as in `InversionEnv`.
+    """N episodes at once, scored by one call of the reward. Spaces and rewards are those of `InversionEnv`.
 
-    Every step ends every episode, so it also resets (`AutoresetMode.SAME_STEP`: with the next-step mode every second step would do
-    nothing). `step` returns the next tasks and their info; those of the finished episodes are in `infos["final_obs"]` and
-    `infos["final_info"]`.
+    Every step ends every episode, so it also resets (`AutoresetMode.SAME_STEP`; in next-step mode every
+    second step would do nothing). `step` returns the next tasks and their info; those of the finished
+    episodes are in `infos["final_obs"]` and `infos["final_info"]`.
 
-    Random numbers: a seed has the same tasks as in `InversionEnv`, dealt out in turn: with seed s, the k-th task of environment i is the
-    (k N + i)-th of a single environment with seed s, counting from 0. (In Gymnasium's own vector environments, environment i would have
-    seed s + i.) The same seed and commands give the same rewards; one that draws random numbers draws others than in a single environment.
+    Random numbers: a seed has the same tasks as in `InversionEnv`, dealt out in turn. With seed s, the k-th
+    task of environment i is the (k N + i)-th of a single environment with seed s, counting from 0. (In
+    Gymnasium's own vector environments, environment i has seed s + i.) The same seed and commands give the
+    same rewards; a reward that draws random numbers draws others than in a single environment.
 
     Args:
         source: where tasks come from.
@@ -312,10 +330,8 @@ class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
             raise ValueError(f"num_envs {num_envs}: must be at least 1")
         self.source, self.reward, self.num_envs = source, reward, num_envs
         self.render_mode = _check_render_mode(render_mode)
-        self.single_observation_space, self.single_action_space = (
-            UnicodeText(MAX_LENGTH),
-            UnicodeText(MAX_LENGTH),
-        )
+        self.single_observation_space = UnicodeText(MAX_LENGTH)
+        self.single_action_space = UnicodeText(MAX_LENGTH)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._stream: _Stream | None = None
@@ -336,7 +352,9 @@ class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
     def step(
         self, actions: Sequence[str]
     ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Scores N commands and draws N new tasks -> (their texts, rewards float64 (N,), all True (N,), all False (N,), infos).
+        """Scores N commands and draws N new tasks -> (their texts, rewards, terminated, truncated, infos).
+
+        Rewards are float64, shape (N,). `terminated` is True and `truncated` False for all N.
 
         Raises:
             gymnasium.error.ResetNeeded: `reset` was not called yet.
@@ -349,21 +367,16 @@ class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         self._finished = _finish(self.reward, self._tasks, actions, self._stream.reward_seed())
         infos: dict[str, Any] = {}
         for index, episode in enumerate(self._finished):
-            infos = self._add_info(
-                infos, {"final_obs": episode.task.text, "final_info": episode.info()}, index
-            )
+            final = {"final_obs": episode.task.text, "final_info": episode.info()}
+            infos = self._add_info(infos, final, index)
         texts, infos = self._draw(self._stream, infos)
         rewards = np.array([episode.reward for episode in self._finished], dtype=np.float64)
-        return (
-            texts,
-            rewards,
-            np.ones(self.num_envs, dtype=np.bool_),
-            np.zeros(self.num_envs, dtype=np.bool_),
-            infos,
-        )
+        terminated = np.ones(self.num_envs, dtype=np.bool_)
+        truncated = np.zeros(self.num_envs, dtype=np.bool_)
+        return texts, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
-        """With render mode `ansi`: the N episodes that the last step finished, or the tasks before the first step. Else None.
+        """With render mode `ansi`: the N episodes of the last step; before a step the N tasks. Else None.
 
         Raises:
             gymnasium.error.ResetNeeded: there are no tasks yet.
@@ -372,7 +385,9 @@ class InversionVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
             raise ResetNeeded("call reset() before render()")
         if self.render_mode is None:
             return None
-        return tuple(episode.render() for episode in self._finished) or tuple(map(_render_task, self._tasks))
+        if not self._finished:
+            return tuple(_render_task(task) for task in self._tasks)
+        return tuple(episode.render() for episode in self._finished)
 
     def _draw(self, tasks: _Stream, infos: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
         self._tasks = tasks.draw(self.num_envs)

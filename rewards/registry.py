@@ -56,7 +56,7 @@ FACTS = [field.name for field in dataclasses.fields(RewardInfo) if field.name !=
 
 def _truth(given: Ingredients) -> Reward:
     if given.truth is None:
-        raise InputError("--reward truth: needs labels, which this command does not use: use likelihood")
+        raise InputError("--reward truth: needs labels, which are out of reach here: use likelihood")
     return given.truth()
 
 

@@ -1,4 +1,4 @@
-"""The Gymnasium environments: the contract's checks, spaces for any text, determinism, abstention, and the batched environment."""
+"""The Gymnasium environments: the contract, spaces for any text, determinism, abstention, batches."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from gymnasium.vector.utils import batch_space
 from agents.policy.gym_factory import make_env, make_vector_env
 from envs.gym_env import BLOCK, MAX_LENGTH, InversionEnv, InversionVectorEnv, UnicodeText
 from envs.types import InputError, Score, Task
+from rewards.labelled import Truth
 
 NETWORK = "envs:inversion/network-v0"
 ODD = [
@@ -40,7 +41,7 @@ LONE = "rm \ud83d end"
 
 
 class Words:
-    """Scores the share of the task's words that the command has; abstains without a command. Remembers how it was called."""
+    """The share of the task's words that the command has; abstains without a command. Remembers its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[Task], list[list[str]], int]] = []
@@ -49,9 +50,10 @@ class Words:
         self, tasks: Sequence[Task], commands: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
         self.calls.append((list(tasks), [list(row) for row in commands], seed))
-        return [
-            [self._score(task, command) for command in row] for task, row in zip(tasks, commands, strict=True)
-        ]
+        scores = []
+        for task, row in zip(tasks, commands, strict=True):
+            scores.append([self._score(task, command) for command in row])
+        return scores
 
     @staticmethod
     def _score(task: Task, command: str) -> Score:
@@ -79,10 +81,8 @@ class Listed:
         self.texts, self.size = texts, size
 
     def tasks(self, count: int, *stream: object) -> list[Task]:
-        return [
-            Task(f"{stream}/{row}", "shell", text)
-            for row, text in enumerate(self.texts[: min(count, self.size)])
-        ]
+        texts = self.texts[: min(count, self.size)]
+        return [Task(f"{stream}/{row}", "shell", text) for row, text in enumerate(texts)]
 
     def dropped(self) -> dict[str, int]:
         return {}
@@ -157,11 +157,9 @@ def test_the_checker_has_no_complaint_when_wrapped_and_rendered() -> None:
 def test_an_episode_is_one_step() -> None:
     env = gymnasium.make(NETWORK, reward=Words(), seed=0)
     text, info = env.reset()
-    assert (
-        text in env.observation_space
-        and set(info) == {"task_id", "domain", "tool"}
-        and info["domain"] == "network"
-    )
+    assert text in env.observation_space
+    assert set(info) == {"task_id", "domain", "tool"}
+    assert info["domain"] == "network"
     assert env.step(text) == (
         text,
         1.0,
@@ -223,9 +221,8 @@ def test_what_is_outside_the_action_space_is_brought_into_it() -> None:
     env.reset(seed=0)
     assert not env.step(LONE)[4]["truncated_action"] and reward.calls[-1][1] == [["rm \ufffd end"]]
     env.reset()
-    assert env.step("🚀" * (MAX_LENGTH + 1))[4]["truncated_action"] and reward.calls[-1][1] == [
-        ["🚀" * MAX_LENGTH]
-    ]
+    assert env.step("🚀" * (MAX_LENGTH + 1))[4]["truncated_action"]
+    assert reward.calls[-1][1] == [["🚀" * MAX_LENGTH]]
     env.reset()
     with pytest.raises(InvalidAction, match="ndarray"):
         env.step(np.array([1, 2]))  # type: ignore[arg-type]
@@ -246,14 +243,9 @@ def test_abstention_is_zero_and_says_so() -> None:
     env = make_env("network", reward=Words())
     env.reset(seed=0)
     _, reward, terminated, _, info = env.step("")
-    assert (reward, terminated, info["abstained"], info["reason"], info["reconstruction"]) == (
-        0.0,
-        True,
-        True,
-        "empty command",
-        None,
-    )
-    assert info["parts"] == {}
+    assert (reward, terminated) == (0.0, True)
+    assert (info["abstained"], info["reason"]) == (True, "empty command")
+    assert (info["reconstruction"], info["parts"]) == (None, {})
 
 
 def test_a_reward_that_raises_is_not_hushed() -> None:
@@ -271,10 +263,12 @@ def test_render() -> None:
     text, _ = env.reset(seed=0)
     assert env.render() == f"task            {text}"
     env.step("ls 🚀")
-    assert (
-        env.render()
-        == f"task            {text}\ncommand         ls 🚀\nreconstruction  back: ls 🚀\nscore           0.000"
-    )
+    assert str(env.render()).splitlines() == [
+        f"task            {text}",
+        "command         ls 🚀",
+        "reconstruction  back: ls 🚀",
+        "score           0.000",
+    ]
     env.reset()
     env.step("")
     assert str(env.render()).endswith(
@@ -306,18 +300,17 @@ def test_the_batch_is_scored_in_one_call() -> None:
     new, rewards, terminations, truncations, infos = envs.step([texts[0], "", "ls", "🚀" * 2000])
     assert len(reward.calls) == 1 and [task.text for task in reward.calls[0][0]] == list(texts)
     assert rewards.dtype == np.float64 and rewards.tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert (
-        terminations.dtype == truncations.dtype == np.bool_ and terminations.all() and not truncations.any()
-    )
+    assert terminations.dtype == truncations.dtype == np.bool_
+    assert terminations.all()
+    assert not truncations.any()
     assert new in envs.observation_space and new != texts
     final = infos["final_info"]
     assert list(infos["final_obs"]) == list(texts)
     assert final["abstained"].tolist() == [False, True, False, False]
     assert final["truncated_action"].tolist() == [False, False, False, True]
     assert final["reconstruction"][1] is None and final["reconstruction"][2] == "back: ls"
-    assert final["parts"]["overlap"].tolist() == [1.0, 0.0, 0.0, 0.0] and final["parts"][
-        "_overlap"
-    ].tolist() == [True, False, True, True]
+    assert final["parts"]["overlap"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert final["parts"]["_overlap"].tolist() == [True, False, True, True]
     assert infos["task_id"].tolist() != final["task_id"].tolist()
 
 
@@ -411,6 +404,14 @@ def test_sources_and_rewards_by_name_and_by_hand(tmp_path: Path) -> None:
         gymnasium.make(NETWORK, reward="likelyhood")
     with pytest.raises(InputError, match="task-source"):
         gymnasium.make(NETWORK, source="nowhere", reward=Words())
+
+
+def test_the_labelled_reward_is_given_as_an_object() -> None:
+    with pytest.raises(InputError, match=r"^--reward truth: needs labels"):
+        gymnasium.make(NETWORK, reward="truth")
+    env = gymnasium.make(NETWORK, reward=Truth())
+    env.reset(seed=0)
+    assert env.step("gibberish")[1] == 0.0
 
 
 def test_registering_and_playing_need_no_torch() -> None:

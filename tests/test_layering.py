@@ -22,7 +22,6 @@ MAY_KNOW |= {
 }  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
 # What hands that reward in: training and the rewards themselves cannot reach it.
 MAY_KNOW |= {f"agents.{name}" for name in ("rejection_sft", "ppo", "dpo", "grpo", "rloo", "export", "study")}
-MAY_KNOW |= {"agents.policy.gym_factory"}
 SPEC_NAMES = {"load_spec", "IntentSpec", "DomainSpec"}  # what holds the reference commands of a domain's file
 # Modules that are named in strings, which the import graph cannot see, and that lie higher up or know what is right.
 DOORS = {

@@ -1,9 +1,9 @@
-"""Red team: commands that are wrong or are none must score below the right one, under every inversion reward behind its gates.
+"""Red team: wrong or invalid commands must score below the right one, under each inversion reward with gates.
 
     python -m pytest tests/test_red_team.py -s
 
-prints the tables of docs/REWARDS.md: the share of attacks that score strictly below the reference command of their task, or on which the
-reward abstains. Nothing was chosen by these samples: caps and weights were set on tasks of other random streams.
+prints the tables of docs/REWARDS.md: the share of attacks that score strictly below the reference command of
+their task, or on which the reward abstains. Caps and weights were set on tasks of other random streams.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from rewards.text import plain_words
 DOMAINS = ("network", "shell", "sql")
 TASKS = 60
 BLEND = str(Path(__file__).resolve().parent.parent / "configs" / "rewards" / "example.yaml")
-REWARDS = {
-    name: name for name in ("likelihood", "likelihood-min", "lift", "choice", "slots", "similarity", "original-blend")
-} | {"blend": BLEND}
-POSITIVE = (
-    "likelihood",
-    "likelihood-min",
-    "lift",
-    "choice",
-)  # whose score of a right command is never 0, nor do they abstain on it
+REWARDS = {  # column of the tables -> reward
+    "likelihood": "likelihood",
+    "likelihood-min": "likelihood-min",
+    "lift": "lift",
+    "choice": "choice",
+    "slots": "slots",
+    "similarity": "similarity",
+    "original-blend": "original-blend",
+    "blend": BLEND,
+}
+# These never give a right command 0, and never abstain on it.
+POSITIVE = ("likelihood", "likelihood-min", "lift", "choice")
 Build = Callable[[Case], list[str]]
 
 
@@ -58,7 +61,7 @@ def injections(case: Case) -> list[str]:
     ]
 
 
-# Attacks of form: no command, or one that carries its task to the inverter.
+# Attacks of form: not a command, or one that carries the words of its task to the inverter.
 FORM: dict[str, Build] = {
     "the task copied": lambda case: [case.task.text],
     'echo "task"': lambda case: [f'echo "{case.task.text}"'],
@@ -107,24 +110,22 @@ def siblings(case: Case) -> list[str]:
     """The commands of other intents with the same values: those that use the most of them."""
     draw = find_draw(case.task)
     assert draw is not None
-    others = {
-        name: about
-        for name, about in load_domain(case.task.domain).intents.items()
-        if set(about.slots) <= set(draw.values)
-    }
-    most = max((len(about.slots) for name, about in others.items() if name != draw.intent), default=0)
-    return [
-        command_of(case.task.domain, name, draw.values)
-        for name, about in sorted(others.items())
-        if name != draw.intent and len(about.slots) == most > 0
-    ]
+    slots_of = {}
+    for name, about in load_domain(case.task.domain).intents.items():
+        if name != draw.intent and set(about.slots) <= set(draw.values):
+            slots_of[name] = len(about.slots)
+    most = max(slots_of.values(), default=0)
+    found = []
+    for name in sorted(slots_of):
+        if slots_of[name] == most > 0:
+            found.append(command_of(case.task.domain, name, draw.values))
+    return found
 
 
 def hinted(case: Case) -> list[str]:
-    """A sibling's command that names two words of its task, as many as the gates let pass: what a policy might learn to do."""
-    if (
-        case.task.domain == "sql"
-    ):  # in SQL words at the end do not parse; a query can bring in one, as the name of a column
+    """A sibling's command with two words of its task, which the gates let pass: what a policy might learn."""
+    if case.task.domain == "sql":
+        # Words at the end do not parse; a query can have one as the name of a column.
         return [command.replace(" FROM", f" AS {hint(case, 1)[0]} FROM", 1) for command in siblings(case)]
     return [f"{command} {' '.join(hint(case, 2))}" for command in siblings(case)]
 
@@ -141,26 +142,27 @@ def sample(split: str) -> tuple[tuple[Case, tuple[tuple[str, str], ...]], ...]:
     cases = [case for case in map(find_case, tasks) if case is not None]
     rows = []
     for case in cases:
-        others = [
-            other
-            for other in cases
-            if other.task.domain == case.task.domain and other.reference != case.reference
-        ]
-        meant = [("another task's command", stream("other", case.task.text).choice(others).reference)]
-        meant += [("one slot swapped", command) for command in swapped(case)] + [
-            ("sibling intent", command) for command in siblings(case)
-        ]
-        meant += [("sibling + words of the task", command) for command in hinted(case)]
-        verdicts = verify([case.task] * len(meant), [command for _, command in meant])
-        wrong = [
-            pair
-            for pair, verdict in zip(meant, verdicts, strict=True)
-            if not verdict.correct and pair[1] != case.reference
-        ]
-        rows.append(
-            (case, (*((name, command) for name, build in FORM.items() for command in build(case)), *wrong))
-        )
+        attacks = []
+        for name, build in FORM.items():
+            attacks += [(name, command) for command in build(case)]
+        rows.append((case, (*attacks, *wrong_commands(case, cases))))
     return tuple(rows)
+
+
+def wrong_commands(case: Case, cases: list[Case]) -> list[tuple[str, str]]:
+    """(attack, command) pairs of the attacks of meaning, without commands that are right after all."""
+    domain, right = case.task.domain, case.reference
+    others = [other for other in cases if other.task.domain == domain and other.reference != right]
+    meant = [("another task's command", stream("other", case.task.text).choice(others).reference)]
+    meant += [("one slot swapped", command) for command in swapped(case)]
+    meant += [("sibling intent", command) for command in siblings(case)]
+    meant += [("sibling + words of the task", command) for command in hinted(case)]
+    verdicts = verify([case.task] * len(meant), [command for _, command in meant])
+    wrong = []
+    for (name, command), verdict in zip(meant, verdicts, strict=True):
+        if not verdict.correct and command != right:
+            wrong.append((name, command))
+    return wrong
 
 
 @dataclass
@@ -175,7 +177,9 @@ class Share:
         return self.defeated / self.of
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.0f}" if self.value in (0, 1) else f"{100 * self.value:.1f}"
+        if self.value in (0, 1):
+            return f"{100 * self.value:.0f}"
+        return f"{100 * self.value:.1f}"
 
 
 @functools.cache
@@ -188,21 +192,18 @@ def policy() -> Any:
 @functools.cache
 def defeated(reward: str, gates: bool, split: str) -> Mapping[str, Share]:
     """Attack -> its share defeated. Tasks on whose right command the reward abstains are left out."""
-    rows = sample(split)
-    if (
-        not gates
-    ):  # of 10,000 characters nothing is known without the gates: they do not fit into the model's context
-        rows = tuple(
-            (case, tuple(pair for pair in attacks if pair[0] != "10,000 characters"))
-            for case, attacks in rows
-        )
+    rows = []
+    for case, attacks in sample(split):
+        if not gates:  # 10,000 characters do not fit into the model's context
+            attacks = tuple(pair for pair in attacks if pair[0] != "10,000 characters")
+        rows.append((case, attacks))
     pool: list[Task] = make_source("templates", "all").tasks(POOL, 0, "pool")
     score = make_reward(REWARDS[reward], policy(), pool, inverter="base", gates=gates)
-    scores = score(
-        [case.task for case, _ in rows],
-        [[case.reference, *(c for _, c in attacks)] for case, attacks in rows],
-        seed=5,
-    )
+    tasks, commands = [], []
+    for case, attacks in rows:
+        tasks.append(case.task)
+        commands.append([case.reference, *(command for _, command in attacks)])
+    scores = score(tasks, commands, seed=5)
     shares: dict[str, Share] = defaultdict(Share)
     for (right, *others), (_, attacks) in zip(scores, rows, strict=True):
         if right.value is None:
@@ -221,7 +222,7 @@ def test_attacks_of_form_are_defeated(reward: str, split: str) -> None:
     assert {name: str(shares[name]) for name in FORM} == dict.fromkeys(FORM, "100")
 
 
-# Measured, less a little for another machine's last bits. What is missing to 1 are wordings that the pocket model does not understand.
+# As measured, minus a little for another machine's last bits. The embedded model gets the rest wrong.
 BOUNDS = {
     ("train", "another task's command"): 1.0,
     ("train", "one slot swapped"): 0.98,
@@ -245,26 +246,28 @@ def test_attacks_of_meaning_are_mostly_defeated(reward: str, split: str) -> None
 
 @pytest.mark.slow
 def test_without_gates_the_task_can_be_smuggled_to_the_inverter() -> None:
-    """Else the gates would guard nothing."""
+    """Otherwise the gates would be useless."""
     shares = defeated("likelihood", False, "heldout")
     assert min(shares[name].value for name in FORM if name in shares) < 0.9
 
 
 def table(gates: bool, split: str) -> str:
-    """A Markdown table: a row an attack, a column a reward, in per cent."""
-    rows = [
-        f"| attack ({split}, {'gated' if gates else 'ungated'}) | " + " | ".join(REWARDS) + " |",
-        "|---" * (len(REWARDS) + 1) + "|",
-    ]
+    """A Markdown table: a row for each attack, a column for each reward, in per cent."""
+    kind = "gated" if gates else "ungated"
+    rows = [f"| attack ({split}, {kind}) | " + " | ".join(REWARDS) + " |"]
+    rows.append("|---" * (len(REWARDS) + 1) + "|")
     for name in (*FORM, *MEANING):
-        shares = [defeated(reward, gates, split).get(name, Share()) for reward in REWARDS]
-        rows.append(f"| {name} | " + " | ".join(str(share) if share.of else "-" for share in shares) + " |")
+        cells = []
+        for reward in REWARDS:
+            shares = defeated(reward, gates, split)
+            cells.append(str(shares[name]) if name in shares else "-")
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
 @pytest.mark.slow
 def test_the_tables(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("capture") != "no":
-        pytest.skip("prints the tables of docs/REWARDS.md, in some minutes: run with -s")
+        pytest.skip("prints the tables of docs/REWARDS.md in a few minutes: run with -s")
     for gates, split in ((True, "heldout"), (True, "train"), (False, "heldout")):
         print("\n\n" + table(gates, split))

@@ -1,4 +1,4 @@
-"""Our rewards for TRL, and the documentation of the environment for others, whose code is run as it stands."""
+"""Our rewards for TRL, and docs/ENVIRONMENT.md, whose code is run as it stands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Recorder:
 
 
 def columns(tasks: Sequence[Task], group: int = 1) -> dict[str, list[Any]]:
-    """What TRL hands a reward function besides the completions: the columns of the dataset, repeated for each candidate."""
+    """What TRL hands a reward function with the completions: the dataset's columns, for each candidate."""
     rows = [task_row(task) for task in tasks for _ in range(group)]
     return {
         "prompts": [row["prompt"] for row in rows],
@@ -157,7 +157,11 @@ def test_a_reward_that_asks_the_model_in_training_mode_gets_its_answers_without_
 
 
 def test_it_needs_neither_trl_nor_torch() -> None:
-    code = "import sys, rewards.trl; sys.exit(', '.join(name for name in ('trl', 'torch', 'agents') if name in sys.modules) or 0)"
+    code = (
+        "import sys, rewards.trl\n"
+        "loaded = {'trl', 'torch', 'agents'} & set(sys.modules)\n"
+        "sys.exit(', '.join(loaded) or 0)"
+    )
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

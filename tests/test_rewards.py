@@ -169,7 +169,7 @@ def test_labels_are_handed_in(tmp_path: Path) -> None:
     blend.write_text("weights: {truth: 1, likelihood: 0}")
     for name in ("truth", str(blend)):
         with pytest.raises(
-            InputError, match=r"^--reward truth: needs labels, which this command does not use"
+            InputError, match=r"^--reward truth: needs labels, which are out of reach here: use likelihood$"
         ):
             make_reward(name, Scripted(READ), [])
         [[score]] = make_reward(name, Scripted(READ), [], truth=Labels)([TASK], [[RIGHT]])
