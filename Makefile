@@ -1,13 +1,16 @@
-# make run   the documented loop on the embedded model      make test   lint, types, tests
-# make setup what both need; done once                      make tensorboard   the curves of all runs
+# make run    the documented loop on the embedded model      make test   lint, types, all tests
+# make setup  what both need; done once                      make quick  lint, types, the fast tests
+# make tensorboard  the curves of all runs
 PYTHON ?= python3
 comma := ,
 BIN := .venv/bin
 INSTALLED := .venv/installed
 EXTRAS := trl,dev$(if $(shell command -v nvidia-smi),$(comma)gpu)
+# One worker per core, four at most, since each loads torch. A file stays on one worker: its tests share models and runs.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Acquire::Retries=0 -o Acquire::http::Timeout=10
 
-.PHONY: setup run test tensorboard
+.PHONY: setup run lint quick test tensorboard
 # Evaluation executes commands in bubblewrap. All else works without it, so that this never fails.
 setup: $(INSTALLED)
 	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && { $(APT) install bubblewrap || { $(APT) update && $(APT) install bubblewrap; }; } \
@@ -20,13 +23,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 run: setup
-	$(BIN)/python -m agents.rejection_sft --cycles 10
+	$(BIN)/python -m agents.rejection_sft --model embedded --cycles 10
 
-test: setup
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+quick: lint
+	$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
+
+test: lint
+	$(PYTEST) $(PYTEST_FLAGS)
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir runs
