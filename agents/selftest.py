@@ -39,18 +39,18 @@ def main(config: Config) -> int:
     if missing:
         raise InputError(missing)
 
-    outcomes = []
+    rows, contained = [], 0
     for outcome in run_all():
-        outcomes.append(outcome)
+        rows.append(asdict(outcome))
+        contained += outcome.contained
         if not config.json:
             print(_line(outcome), flush=True)
-    held = [outcome for outcome in outcomes if outcome.contained]
     if config.json:
-        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+        print(json.dumps(rows, indent=1))
     else:
         user = "root" if os.geteuid() == 0 else "an ordinary user"
-        print(f"{len(held)} of {len(outcomes)} attacks contained, as {user}")
-    return 0 if len(held) == len(outcomes) else 1
+        print(f"{contained} of {len(rows)} attacks contained, as {user}")
+    return int(contained < len(rows))
 
 
 def _line(outcome: Outcome) -> str:

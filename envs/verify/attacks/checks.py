@@ -10,6 +10,10 @@ from envs.verify.sandbox.run import MAX_TREE, Execution
 Check = Callable[[Execution], str]
 
 
+def _unless(holds: bool, message: str) -> str:
+    return "" if holds else message
+
+
 def nothing_more(execution: Execution) -> str:
     """Always holds."""
     return ""
@@ -20,7 +24,7 @@ def small_tree(execution: Execution) -> str:
     size = 0
     for entry in (execution.tree or {}).values():
         size += len(entry.content)
-    return "" if size <= MAX_TREE else "an enormous tree"
+    return _unless(size <= MAX_TREE, "an enormous tree")
 
 
 def all_modes_zero(execution: Execution) -> str:
@@ -42,32 +46,32 @@ def links_stay_links(execution: Execution) -> str:
 
 def pipe_is_other(execution: Execution) -> str:
     """The pipe came back as one."""
-    entry = (execution.tree or {}).get("p")
-    return "" if entry and entry.kind == "other" else "the pipe did not come back as one"
+    tree = execution.tree or {}
+    return _unless("p" in tree and tree["p"].kind == "other", "the pipe did not come back as one")
 
 
 def unreadable_came_back(execution: Execution) -> str:
     """A file without permissions, in folders without permissions, came back with its content and modes."""
     tree = execution.tree or {}
     complete = tree.get("a/b/f") == Entry("file", 0, b"x\n") and "a/b" in tree and tree["a/b"].mode == 0
-    return "" if complete else "the tree did not come back"
+    return _unless(complete, "the tree did not come back")
 
 
 def odd_names_came_back(execution: Execution) -> str:
     """Five files whose names look like options came back."""
     tree = execution.tree or {}
-    return "" if len(tree) == 5 and "--checkpoint=1" in tree else "the tree did not come back"
+    return _unless(len(tree) == 5 and "--checkpoint=1" in tree, "the tree did not come back")
 
 
 def forgery_is_a_file(execution: Execution) -> str:
     """A file that holds an archive came back as a file."""
     tree = execution.tree or {}
-    return "" if len(tree) == 3 and "f" in tree and tree["f"].mode == 0 else "it was believed"
+    return _unless(len(tree) == 3 and "f" in tree and tree["f"].mode == 0, "it was believed")
 
 
 def library_came_back(execution: Execution) -> str:
     """The copied library came back."""
-    return "" if "x.so" in (execution.tree or {}) else "the tree did not come back"
+    return _unless("x.so" in (execution.tree or {}), "the tree did not come back")
 
 
 def status_only(*allowed: int) -> Check:
