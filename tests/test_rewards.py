@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -305,6 +306,16 @@ def test_a_class_of_ones_own_has_gates_a_pool_and_an_inverter(own: Path) -> None
     gated = reward.reward
     assert isinstance(gated, Gated)
     assert gated.reward.pool is POOL
+
+
+def test_the_documented_reward_of_ones_own(own: Path) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/REWARDS.md").read_text(), re.DOTALL)
+    (own / "mine_for_tests" / "documented.py").write_text(block)
+    name = "mine_for_tests.documented:factory"
+    info = reward_info(name)
+    assert (info.select, info.bounded, info.gated, info.needs_pool) == ("best", True, True, False)
+    [[right, closed]] = make_reward(name, Scripted(READ), [])([TASK], [[RIGHT, "gibberish"]])
+    assert (right.value, closed.value) == (1 / (1 + len(RIGHT)), 0.0)
 
 
 @pytest.mark.parametrize(
