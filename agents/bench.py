@@ -1,8 +1,10 @@
-"""How fast are the parts on this machine: what is compared runs in one process, in turns, and medians are reported.
+"""How fast the parts are on this machine.
 
-python -m agents.bench env                  # batched environment against single ones
-python -m agents.bench env --num-envs 16 --repetitions 9 --json
-python -m agents.bench sandbox              # a command in the sandbox against one in plain bash
+    python -m agents.bench env                  # the batched environment against single ones
+    python -m agents.bench env --num-envs 16 --repetitions 9 --json
+    python -m agents.bench sandbox              # a command in the sandbox against one in plain bash
+
+Both sides are timed in one process, in turns, and medians are reported.
 """
 
 from __future__ import annotations
@@ -13,116 +15,155 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from agents.cli.command import run_command
-from envs.types import InputError
+from envs.prompts import forward_prompt
+from envs.types import InputError, Task
+from envs.verify.sandbox.archive import Entry
+from envs.verify.sandbox.probe import unavailable
+from envs.verify.sandbox.run import execute
+
+
+def at_least_one(config: object, *names: str) -> None:
+    """Raises InputError where one of these settings is less than 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+
+
+def seconds_of(work: Callable[..., object], *arguments: object) -> float:
+    """Calls `work` -> how long it took."""
+    started = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - started
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Prints a result as one object, without the setting `json`."""
+    print(json.dumps({name: value for name, value in result.items() if name != "json"}))
+
+
+# The environment
 
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Episodes per second of the batched environment and of single ones, on the embedded policy's own greedy commands."""
+    """Episodes per second, batched and one by one, on the embedded policy's greedy commands."""
 
     num_envs: int = 64
-    """Environments in the batch; the single side plays as many episodes, one after another."""
+    """Environments in the batch. The single environment plays as many episodes, one after another."""
     repetitions: int = 5
-    """How often each side is timed, in turns, each time on other tasks."""
+    """How often each side is timed, each time on other tasks."""
     domain: str = "all"
-    """An embedded domain or all of them."""
+    """An embedded domain, or all of them."""
     reward: str = "similarity"
     """How commands are scored."""
     seed: int = 0
-    """Of the tasks."""
+    """Seed of the tasks."""
     json: bool = False
-    """Print JSON and nothing else."""
+    """Print only JSON."""
 
     def check(self) -> None:
         """Raises InputError for a value out of range."""
-        from envs.schema import EMBEDDED
-        from rewards.registry import reward_info
-
-        for name in ("num_envs", "repetitions"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
-        if self.domain not in (*EMBEDDED, "all"):
-            raise InputError(f"--domain {self.domain}: use one of {', '.join((*EMBEDDED, 'all'))}")
-        reward_info(self.reward)
+        at_least_one(self, "num_envs", "repetitions")
 
 
 def measure_env(config: EnvConfig) -> dict[str, Any]:
-    """Times both sides -> medians in episodes per second, their ratio, and every repetition's value.
+    """Times both sides -> medians in episodes per second, their ratio, and the value of every repetition.
 
-    An episode is scoring a command and drawing the next task. The commands are made before the clock starts.
+    An episode scores a command and draws the next task. The commands are written before the clock starts.
+
+    Raises:
+        InputError: there is no such domain or reward.
     """
     import gymnasium
     import torch
 
     from agents.policy.gym_factory import shared_policy
-    from envs.prompts import forward_prompt
-    from envs.types import Task
+    from envs.schema import EMBEDDED
+    from rewards.registry import reward_info
+
+    if config.domain not in (*EMBEDDED, "all"):
+        raise InputError(f"--domain {config.domain}: use one of {', '.join(EMBEDDED)}, all")
+    reward_info(config.reward)
 
     name = f"envs:inversion/{config.domain}-v0"
     single = gymnasium.make(name, reward=config.reward)
     batched = gymnasium.make_vec(name, num_envs=config.num_envs, reward=config.reward)
+    policy = shared_policy("embedded")
 
-    def commands(seed: int) -> list[str]:
-        # A seed has the same tasks in both environments, so that one can plan for the other.
+    def commands_for(seed: int) -> list[str]:
+        # A seed gives the same tasks in both environments, so one can plan for the other.
         texts, infos = batched.reset(seed=seed)
-        rows = zip(infos["task_id"], infos["domain"], texts, infos["tool"], strict=True)
-        written = shared_policy("embedded").generate(
-            [forward_prompt(Task(*row)) for row in rows], temperature=0.0
-        )
-        return [row[0].text for row in written]
+        prompts = []
+        for row in zip(infos["task_id"], infos["domain"], texts, infos["tool"], strict=True):
+            prompts.append(forward_prompt(Task(*row)))
+        completions_P_G = policy.generate(prompts, temperature=0.0)
+        return [completions_G[0].text for completions_G in completions_P_G]
 
-    def play_single(actions: Sequence[str]) -> None:
-        for action in actions:
-            single.step(action)
-            single.reset()
+    def single_rate(seed: int) -> float:
+        commands = commands_for(seed)
+        single.reset(seed=seed)
 
-    def rate(env: Any, play: Callable[[Sequence[str]], object], seed: int) -> float:
-        actions = commands(seed)
-        env.reset(seed=seed)
-        started = time.perf_counter()
-        play(actions)
-        return config.num_envs / (time.perf_counter() - started)
+        return config.num_envs / seconds_of(play_one_by_one, single, commands)
+
+    def batched_rate(seed: int) -> float:
+        commands = commands_for(seed)
+        batched.reset(seed=seed)
+        return config.num_envs / seconds_of(batched.step, commands)
 
     rates: dict[str, list[float]] = {"single": [], "batched": []}
-    # Tasks are new each time. The first round only warms up.
     for repetition in range(config.repetitions + 1):
         seed = 2 * (config.seed * (config.repetitions + 1) + repetition)
-        values = {"single": rate(single, play_single, seed), "batched": rate(batched, batched.step, seed + 1)}
-        for side, value in values.items():
-            rates[side] += [value] if repetition else []
+        single_value, batched_value = single_rate(seed), batched_rate(seed + 1)
+        if repetition > 0:  # the first only warms up
+            rates["single"].append(single_value)
+            rates["batched"].append(batched_value)
     medians = {side: median(values) for side, values in rates.items()}
+
+    device = f"cpu, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     return {
         "benchmark": "env",
         **asdict(config),
         "episodes_per_second": medians,
         "ratio": medians["batched"] / medians["single"],
         "repetitions_episodes_per_second": rates,
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"cpu, {torch.get_num_threads()} threads of {os.cpu_count()}",
+        "device": device,
     }
+
+
+def play_one_by_one(single: Any, commands: Sequence[str]) -> None:
+    """An episode for each command."""
+    for command in commands:
+        single.step(command)
+        single.reset()
 
 
 def env(config: EnvConfig) -> int:
     """Prints what `measure_env` found."""
     result = measure_env(config)
     if config.json:
-        print(json.dumps({name: value for name, value in result.items() if name != "json"}))
+        print_json(result)
         return 0
     for side, about in (("single", "one after another"), ("batched", f"{config.num_envs} at once")):
         values = result["repetitions_episodes_per_second"][side]
-        print(
-            f"{side:<8} {result['episodes_per_second'][side]:9.1f} episodes/s ({min(values):.1f} to {max(values):.1f}), {about}"
-        )
+        rate = result["episodes_per_second"][side]
+        print(f"{side:<8} {rate:9.1f} episodes/s ({min(values):.1f} to {max(values):.1f}), {about}")
     print(f"ratio    {result['ratio']:9.1f} times, medians of {config.repetitions} on {result['device']}")
     return 0
 
+
+# The sandbox
 
 FILES = {  # what the timed commands work on
     "notes.txt": "alpha beta\ngamma delta\nbeta beta\nepsilon\n" * 20,
@@ -134,6 +175,7 @@ FILES = {  # what the timed commands work on
     "docs/readme.md": "# Title\n\nSome text.\n",
     "docs/old/draft.md": "A draft.\n",
 }
+FOLDERS = ("src", "docs", "docs/old")
 COMMANDS = (
     "ls -la",
     "grep -c beta notes.txt",
@@ -150,91 +192,101 @@ COMMANDS = (
 
 @dataclass(frozen=True)
 class SandboxConfig:
-    """Milliseconds per shell command in a sandbox and in plain bash, and commands per second with several threads."""
+    """Milliseconds per shell command in a sandbox and in plain bash, and commands per second in threads."""
 
     commands: int = 200
-    """Commands that each side is timed on, in turns; the threads together run as many again."""
+    """Commands that each side is timed on. The threads together run as many again."""
     threads: int = 4
-    """Threads for the rate."""
+    """Threads that run commands at the same time."""
     json: bool = False
-    """Print JSON and nothing else."""
+    """Print only JSON."""
 
     def check(self) -> None:
         """Raises InputError for a value out of range."""
-        for name in ("commands", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must be 1 or more")
+        at_least_one(self, "commands", "threads")
 
 
 def measure_sandbox(config: SandboxConfig) -> dict[str, Any]:
-    """Times both sides, with the file tree in and out on the sandbox's -> medians and 95th percentiles in ms, and commands per second.
+    """Times both sides -> medians and 95th percentiles in milliseconds, and commands per second.
+
+    The sandbox's side includes sending the file tree in and out.
 
     Raises:
         InputError: there is no sandbox on this machine.
     """
-    from concurrent.futures import ThreadPoolExecutor
-    from statistics import quantiles
-    from tempfile import TemporaryDirectory
-
-    from envs.verify.sandbox.archive import Entry
-    from envs.verify.sandbox.probe import unavailable
-    from envs.verify.sandbox.run import execute
-
     if missing := unavailable():
         raise InputError(missing)
-    folders = sorted({str(parent) for name in FILES for parent in Path(name).parents if parent != Path()})
-    tree = {name: Entry("directory", 0o755) for name in folders}
-    tree |= {name: Entry("file", 0o644, text.encode()) for name, text in FILES.items()}
+    tree = {name: Entry("directory", 0o755) for name in FOLDERS}
+    for name, text in FILES.items():
+        tree[name] = Entry("file", 0o644, text.encode())
+
+    times: dict[str, list[float]] = {"sandbox": [], "bash": []}
     with TemporaryDirectory() as plain:
-        for name, text in FILES.items():
-            (Path(plain) / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(plain) / name).write_text(text)
+        lay_out(Path(plain))
 
-        def sandboxed(command: str) -> int | None:
-            return execute(command, tree).exit_code
+        def in_sandbox(command: str) -> None:
+            check_status("the sandbox", command, execute(command, tree).exit_code)
 
-        def bare(command: str) -> int | None:
-            return subprocess.run(
-                ["bash", "--noprofile", "--norc", "-c", command], cwd=plain, capture_output=True
-            ).returncode
+        def in_bash(command: str) -> None:
+            argv = ["bash", "--noprofile", "--norc", "-c", command]
+            check_status("bash", command, subprocess.run(argv, cwd=plain, capture_output=True).returncode)
 
-        times: dict[str, list[float]] = {"sandbox": [], "bash": []}
-        warm_up = len(COMMANDS)
-        for index in range(warm_up + config.commands):
-            for side, run in (("sandbox", sandboxed), ("bash", bare)):
-                started = time.perf_counter()
-                if run(COMMANDS[index % len(COMMANDS)]) != 0:
-                    raise RuntimeError(f"failed in {side}: {COMMANDS[index % len(COMMANDS)]}")
-                times[side] += [1000 * (time.perf_counter() - started)] if index >= warm_up else []
-    with ThreadPoolExecutor(config.threads) as pool:
-        started = time.perf_counter()
-        list(pool.map(sandboxed, (COMMANDS[index % len(COMMANDS)] for index in range(config.commands))))
-        rate = config.commands / (time.perf_counter() - started)
+        for index, command in enumerate(in_turn(len(COMMANDS) + config.commands)):
+            for side, run in (("sandbox", in_sandbox), ("bash", in_bash)):
+                seconds = seconds_of(run, command)
+                if index >= len(COMMANDS):  # the first of each only warm up
+                    times[side].append(1000 * seconds)
+
+    def in_threads() -> None:
+        with ThreadPoolExecutor(config.threads) as pool:
+            list(pool.map(in_sandbox, in_turn(config.commands)))
+
+    rate = config.commands / seconds_of(in_threads)
     return {
         "benchmark": "sandbox",
         **asdict(config),
         "median_ms": {side: median(values) for side, values in times.items()},
-        "p95_ms": {
-            side: quantiles(values * 2, n=20)[-1] for side, values in times.items()
-        },  # twice: one value alone has no quantiles
+        "p95_ms": {side: percentile_95(values) for side, values in times.items()},
         "commands_per_second": rate,
         "device": f"{len(os.sched_getaffinity(0))} CPUs",
     }
+
+
+def lay_out(folder: Path) -> None:
+    """Writes FILES to a folder."""
+    for name in FOLDERS:
+        (folder / name).mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+
+
+def in_turn(count: int) -> list[str]:
+    """`count` commands."""
+    return list(islice(cycle(COMMANDS), count))
+
+
+def check_status(where: str, command: str, status: int | None) -> None:
+    """Raises RuntimeError where a command failed: they are ours, and none should."""
+    if status != 0:
+        raise RuntimeError(f"failed in {where}: {command}")
+
+
+def percentile_95(values: list[float]) -> float:
+    """The value that 95 % do not exceed."""
+    return quantiles(values * 2, n=20)[-1]  # twice: one value alone has no quantiles
 
 
 def sandbox(config: SandboxConfig) -> int:
     """Prints what `measure_sandbox` found."""
     result = measure_sandbox(config)
     if config.json:
-        print(json.dumps({name: value for name, value in result.items() if name != "json"}))
+        print_json(result)
         return 0
     for side in ("sandbox", "bash"):
-        print(
-            f"{side:<8} {result['median_ms'][side]:7.1f} ms a command at the median, 95 % within {result['p95_ms'][side]:.1f} ms"
-        )
-    print(
-        f"sandbox  {result['commands_per_second']:7.1f} commands/s with {config.threads} threads on {result['device']}"
-    )
+        middle, slow = result["median_ms"][side], result["p95_ms"][side]
+        print(f"{side:<8} {middle:7.1f} ms per command at the median, 95 % within {slow:.1f} ms")
+    rate = result["commands_per_second"]
+    print(f"sandbox  {rate:7.1f} commands/s with {config.threads} threads on {result['device']}")
     return 0
 
 

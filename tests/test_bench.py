@@ -45,3 +45,30 @@ def test_the_benchmark_says_what_is_missing(
     with_bwrap(tmp_path, monkeypatch, None)
     assert bench.main(["sandbox"]) == 2
     assert capsys.readouterr().err == "error: bubblewrap is not installed: apt-get install bubblewrap\n"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("--num-envs", "0", "must be 1 or more"),
+        ("--repetitions", "0", "must be 1 or more"),
+        ("--domain", "sheel", "use one of network, shell, sql, all"),
+        ("--reward", "similarty", "no such reward: did you mean similarity?"),
+    ],
+)
+def test_the_environments_benchmark_refuses_what_is_not_there(
+    flag: str, value: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["env", flag, value]) == 2
+    assert capsys.readouterr().err == f"error: {flag} {value}: {wanted}\n"
+
+
+@pytest.mark.slow
+def test_the_environments_benchmark_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["env", "--num-envs", "2", "--repetitions", "3", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    rates = result["repetitions_episodes_per_second"]
+    assert {side: len(values) for side, values in rates.items()} == {"single": 3, "batched": 3}
+    assert min(rates["single"] + rates["batched"]) > 0
+    assert result["ratio"] == sorted(rates["batched"])[1] / sorted(rates["single"])[1]
+    assert "json" not in result
