@@ -16,7 +16,9 @@ PACKAGES = ("envs", "rewards", "agents")
 # The only importers of envs.verify, direct or through others. agents.bench times the sandbox, agents.selftest
 # attacks it.
 MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.pretrain", "agents.selftest"}
-MAY_KNOW |= {f"agents.evaluation.{name}" for name in ("answers", "heldout", "measure", "report", "statistics")}
+MAY_KNOW |= {
+    f"agents.evaluation.{name}" for name in ("answers", "heldout", "measure", "report", "statistics")
+}
 MAY_KNOW |= {
     "rewards.labelled"
 }  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
@@ -97,6 +99,11 @@ def upward(graph: dict[str, set[str]]) -> list[str]:
         for other in others
         if PACKAGES.index(other.split(".")[0]) > PACKAGES.index(name.split(".")[0])
     )
+
+
+def in_cycles(graph: dict[str, set[str]]) -> set[str]:
+    """Modules that import themselves by way of others; an import in a function counts."""
+    return {name for name in graph if name in reached(graph, name)}
 
 
 def knowing(graph: dict[str, set[str]]) -> set[str]:
@@ -190,6 +197,10 @@ def test_the_graph_is_that_of_this_project(graph: dict[str, set[str]]) -> None:
 
 def test_imports_go_one_way(graph: dict[str, set[str]]) -> None:
     assert upward(graph) == []
+
+
+def test_no_module_imports_itself_by_way_of_others(graph: dict[str, set[str]]) -> None:
+    assert in_cycles(graph) == set()
 
 
 def test_only_evaluation_and_pre_training_reach_what_is_right(graph: dict[str, set[str]]) -> None:
@@ -290,6 +301,7 @@ def tree(tmp_path: Path) -> Path:
 def test_a_tree_without_fault_passes(tree: Path) -> None:
     graph = imports(tree)
     assert upward(graph) == []
+    assert in_cycles(graph) == set()
     assert knowing(graph) == MAY_KNOW & set(graph)
     assert risky_doors(tree) == {}
     assert set(using(tree, SPEC_NAMES)) == {"envs.domain", "envs.verify"}
@@ -321,6 +333,21 @@ def test_a_tree_without_fault_passes(tree: Path) -> None:
 def test_a_planted_import_against_the_way_is_found(tree: Path, file: str, text: str, wrong: str) -> None:
     (tree / file).write_text(text)
     assert wrong in upward(imports(tree))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "culprits"),
+    [
+        ("rewards/labelled.py", "import rewards.new", {"rewards.labelled", "rewards.new"}),
+        ("rewards/labelled.py", "def f():\n    from rewards import new", {"rewards.labelled", "rewards.new"}),
+        ("rewards/__init__.py", "from rewards import new", {"rewards", "rewards.new"}),
+    ],
+)
+def test_a_planted_cycle_is_found(tree: Path, file: str, text: str, culprits: set[str]) -> None:
+    (tree / "rewards/new.py").write_text("from rewards.labelled import score")
+    assert in_cycles(imports(tree)) == set()
+    (tree / file).write_text(text)
+    assert in_cycles(imports(tree)) == culprits
 
 
 @pytest.mark.parametrize(
