@@ -97,9 +97,9 @@ def save_model(folder: Path, tokenizer: Any) -> Path:
     """A one-layer Mistral with random weights so large that its probabilities depend on the context."""
     import torch
 
-    from agents.pretrain import Config, make_model
+    from agents.pretraining.model import make_model
 
-    model = make_model(Config(hidden=32, layers=1), tokenizer)
+    model = make_model(tokenizer, hidden=32, layers=1, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -167,9 +167,9 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny model with a tokenizer like the embedded one's, and tokens that hold a line feed."""
     from tokenizers import AddedToken
 
-    from agents.pretrain import make_tokenizer
+    from agents.pretraining.model import make_tokenizer
 
-    tokenizer = make_tokenizer(Corpus(), 384)  # type: ignore[arg-type]
+    tokenizer = make_tokenizer(Corpus(), 384)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in CONTENT_AND_LINE_FEED])
     return save_model(tmp_path_factory.mktemp("pocket"), tokenizer)
 

@@ -16,6 +16,7 @@ PACKAGES = ("envs", "rewards", "agents")
 # The only importers of envs.verify, direct or through others. agents.bench times the sandbox, agents.selftest
 # attacks it.
 MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.pretrain", "agents.selftest"}
+MAY_KNOW |= {"agents.pretraining.card", "agents.pretraining.corpus"}
 MAY_KNOW |= {
     f"agents.evaluation.{name}" for name in ("answers", "heldout", "measure", "report", "statistics")
 }

@@ -1,0 +1,1 @@
+"""What `agents.pretrain` is made of: its noisy text, its tokenizer and weights, its card."""
