@@ -191,9 +191,9 @@ def prefer(
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
-    from agents.policy.seeds import seed_of
     from agents.rejection_sft import examples_of
     from agents.training.update import adamw, finite, updating
+    from envs.streams import seed_of
 
     class Trainer(DPOTrainer):
         """TRL's, but for tokens: those that were generated are there already, and text need not give the same ones again."""

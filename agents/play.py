@@ -127,8 +127,8 @@ def typed(config: Config) -> Iterator[str]:
 
 def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[str, Any]:
     """The different commands for a task, best first: each with its score, how it is read back, and how often it was written."""
-    from agents.policy.seeds import seed_of
     from envs.prompts import forward_prompt
+    from envs.streams import seed_of
     from rewards.reconstruction import reconstruct
 
     prompts, tokens = [forward_prompt(task)], config.max_new_tokens

@@ -15,3 +15,8 @@ def unit(*parts: object) -> float:
 def stream(*parts: object) -> random.Random:
     """The random stream of (seed, cycle, purpose, index, ...): equal parts, equal numbers."""
     return random.Random("\x1f".join(map(str, parts)))
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed, for random generators that are not Python's: equal parts, equal seeds."""
+    return int(unit(*parts) * 2**63)

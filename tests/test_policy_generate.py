@@ -16,7 +16,8 @@ from peft import LoraConfig, get_peft_model
 
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
-from agents.policy.seeds import seed_of, seeded
+from agents.policy.seeds import seeded
+from envs.streams import seed_of
 from envs.types import LanguageModel
 
 

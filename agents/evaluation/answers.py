@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agents.policy.seeds import seed_of
 from envs.domain import domain_names, load_domain
 from envs.prompts import forward_prompt
 from envs.source import Templates
+from envs.streams import seed_of
 from envs.types import Reward, Score
 from envs.verify.truth import Case, find_case, reconstruction_match, verify
 from envs.verify.verdict import Verdict

@@ -1,4 +1,4 @@
-"""Torch's random generators from (seed, cycle, purpose, index)."""
+"""Torch's random generators, seeded like everything here from (seed, cycle, purpose, index)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from collections.abc import Iterator
 
 import torch
 
-from envs.streams import unit
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed for torch from (seed, cycle, purpose, index)."""
-    return int(unit(*parts) * 2**63)
+from envs.streams import seed_of
 
 
 @contextlib.contextmanager
 def seeded(*parts: object) -> Iterator[None]:
-    """Torch's generators as (seed, cycle, purpose, index) says; the state outside is left as it was."""
+    """Context in which torch's generators begin at these parts; the state outside is left as it was."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed_of(*parts))
         yield

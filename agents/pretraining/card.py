@@ -11,8 +11,8 @@ from agents.evaluation.answers import ask, ask_inverse, held_out_cases, not_exec
 from agents.evaluation.metrics import auc, best_of, kept, mean, pass_at_k, within_task_auc
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
-from agents.policy.seeds import seed_of
 from envs.prompts import forward_prompt
+from envs.streams import seed_of
 from envs.types import InputError, Task
 from rewards.registry import POOL, make_reward
 

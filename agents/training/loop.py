@@ -20,12 +20,12 @@ from typing import Any
 
 from agents.cli.display import Display, number, show_table
 from agents.policy.policy import EMA
-from agents.policy.seeds import seed_of
 from agents.training.config import TrainConfig
 from agents.training.monitor import Monitor, keep_score, text_metrics
 from agents.training.rollouts import Batch, collect, inverter_gap, policy_metrics, records, reward_metrics
 from agents.training.session import Session, saved
 from agents.training.tensorboard import LAYOUT, end_metrics, sample_text
+from envs.streams import seed_of
 from rewards.registry import reward_info
 
 GAP_TASKS = 15  # tasks whose candidates are scored under the base as well

@@ -20,9 +20,9 @@ import numpy as np
 
 from agents.evaluation.metrics import mean
 from agents.policy.policy import Policy
-from agents.policy.seeds import seed_of
 from agents.training.rollouts import Rollout
 from envs.prompts import forward_prompt
+from envs.streams import seed_of
 from envs.types import Reward, Task
 from rewards.wrappers import with_inverter
 

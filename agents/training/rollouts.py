@@ -11,9 +11,9 @@ from typing import Any
 
 from agents.evaluation.metrics import mean
 from agents.policy.policy import Policy
-from agents.policy.seeds import seed_of
 from envs.prompts import forward_prompt
 from envs.source import Source
+from envs.streams import seed_of
 from envs.types import Completion, Reward, Score, Task
 from rewards.wrappers import inverter_of, with_inverter
 

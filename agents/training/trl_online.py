@@ -375,9 +375,9 @@ class Online:
         **columns: Any,
     ) -> list[float | None]:
         """The reward function that TRL calls: N rows, the candidates of a task one after the other."""
-        from agents.policy.seeds import seed_of
         from agents.training.rollouts import Batch, Rollout
         from envs.prompts import forward_prompt
+        from envs.streams import seed_of
         from rewards.trl import score_rows
 
         started = time.perf_counter()
