@@ -35,7 +35,7 @@ from agents.rejection_sft import select
 from agents.studies.runs import RunRecord, read_lines, read_run
 from envs.domain import Domain, load_domain
 from envs.schema import EMBEDDED
-from envs.types import InputError
+from envs.types import InputError, Score
 
 EMBEDDED_MODEL = Path(__file__).parent / "policy" / "embedded"
 Row = Mapping[str, Any]  # a line of rollouts.jsonl
@@ -144,7 +144,7 @@ def examples_of(record: RunRecord, config: Config, messages: bool) -> list[dict[
         if margin is None:
             margin = float(record.settings.get("margin", DPOConfig.margin))
         texts = [[row["command"] for row in group] for group in groups]
-        for best, worst in pairs_of(_scores(groups), texts, margin):
+        for best, worst in pairs_of(_scores(groups), texts, margin, _acceptable(groups)):
             example = {"prompt": _prompt(record, rows[best], messages)}
             example["chosen"] = _answer(rows[best], messages)
             example["rejected"] = _answer(rows[worst], messages)
@@ -161,9 +161,9 @@ def _selected(record: RunRecord, config: Config, groups: Sequence[Sequence[Row]]
     """Positions of the candidates to take, counted task after task."""
     if config.select != "accepted":
         threshold = SFTConfig.threshold if config.threshold is None else config.threshold
-        return select(_scores(groups), config.select, threshold, 1.0)
+        return select(_acceptable(groups), config.select, threshold, 1.0)
     rows = list(itertools.chain.from_iterable(groups))
-    positions = [position for position, row in enumerate(rows) if row["accepted"]]
+    positions = [position for position, row in enumerate(rows) if row["accepted"] and not _closed(row)]
     if rows and not positions:
         fix = "give --select best or --select threshold"
         raise InputError(f"{record.folder}: nothing in it was accepted: {fix}")
@@ -176,6 +176,20 @@ def _scores(groups: Sequence[Sequence[Row]]) -> list[list[float | None]]:
     for group in groups:
         scores_P_G.append([None if row["truncated"] else row["score"] for row in group])
     return scores_P_G
+
+
+def _acceptable(groups: Sequence[Sequence[Row]]) -> list[list[float | None]]:
+    """The same, and None for a command with a closed gate: it is never a positive example."""
+    scores_P_G = _scores(groups)
+    for scores, group in zip(scores_P_G, groups, strict=True):
+        for place, row in enumerate(group):
+            if _closed(row):
+                scores[place] = None
+    return scores_P_G
+
+
+def _closed(row: Row) -> bool:
+    return Score(row["score"], row.get("parts", {})).closed
 
 
 def _prompt(record: RunRecord, row: Row, messages: bool) -> Any:

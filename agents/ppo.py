@@ -1,64 +1,63 @@
-"""PPO on a reward without labels, in one file: write, score, estimate advantages with a value head, take clipped steps, again.
+"""PPO on a reward without labels: write, score, estimate advantages, take clipped steps, repeat.
 
     python -m agents.ppo --cycles 10
     python -m agents.ppo --reward likelihood --domain shell --seed 1
 
-A completion is an episode, a token (the end of sequence included) an action. Per token t, with log-probabilities under the policy
-that wrote (old), the one that trains (new) and the base with the adapter off (ref), and with values V of the head:
+A completion is an episode, a token (the end of sequence included) an action. Per token t, with
+log-probabilities under the policy that wrote it (old), the policy that trains (new) and the base model
+with the adapter off (ref), and with values V of the head:
 
-    reward      r_t = -coefficient (log old_t - log ref_t), and at the last token the score besides
-    advantage   A_t = sum over k of lambda^k (r_{t+k} + V_{t+k+1} - V_{t+k}); there is no discount
-    policy      mean over tokens of max(-W ratio, -W clip(ratio, 1 - c, 1 + c)), with ratio = new / old, W = A whitened over the batch
-    value       half the mean of max((V - G)^2, (clip(V, old V - c, old V + c) - G)^2), with the return G = A + old V
+    reward      r_t = -coefficient (log old_t - log ref_t), plus the score at the last token
+    advantage   A_t = sum over k of lambda^k (r_{t+k} + V_{t+k+1} - V_{t+k}), without discount
+    policy      mean over tokens of max(-W ratio, -W clip(ratio, 1 - c, 1 + c))
+                with ratio = new / old, and W = A whitened over the batch
+    value       half the mean of max((V - G)^2, (clip(V, old V - c, old V + c) - G)^2)
+                with the return G = A + old V
     loss        policy + value_coef value - entropy_coef entropy
 
-Sources: Schulman et al. 2017, arXiv:1707.06347 (PPO) and 2016, arXiv:1506.02438 (GAE); Ziegler et al. 2019, arXiv:1909.08593 (KL
-penalty and its controller); Huang et al. 2024, arXiv:2403.17031 (what matters in RLHF). After these, decided here:
+Sources: Schulman et al. 2017, arXiv:1707.06347 (PPO) and 2016, arXiv:1506.02438 (GAE); Ziegler et al.
+2019, arXiv:1909.08593 (KL penalty and its controller); Huang et al. 2024, arXiv:2403.17031 (what matters
+in RLHF). After these, decided here:
 
-- Log-probabilities, old, new and ref, are those of the sampling temperature's policy: it is the one that wrote. All of them, and the
-  values, come from one function, and the old ones from the minibatches of the first epoch, so the first ratio is exactly 1.
-- Dropout is off in all forward passes. Otherwise old and new would differ before anything was learnt.
-- The end of a line counts as the end-of-sequence token, even where the model ended it by a line feed: for that last token old is not what
-  wrote. A command that was cut has no end: it gets a fixed low score, which `train/reward` counts and `reward/mean` does not.
-- The value head is one linear layer on the last hidden state, under the same LoRA backbone; unless rewards are scaled, it starts at the
-  mean of the first scores.
-- The optimizer and its moments last for the whole run; the learning rate is constant, so that a run can be extended.
+- The old log-probabilities come from the minibatches of the first epoch, so the first ratio is exactly 1.
+- The last token is the end of sequence, even if the model ended its line by a line feed. A truncated
+  command has no end. It gets a fixed low score, which `train/reward` counts and `reward/mean` does not.
+- Unless rewards are scaled, the values start at the mean of the first scores.
+- The optimizer and its moments last for the whole run, at a constant learning rate.
+
+The policy, its value head and the forward pass: agents/training/actor_critic.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
-from agents.training.config import TrainConfig
+from agents.training.config import TrainConfig, finite
+from envs.streams import stream
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from agents.policy.policy import Policy
-    from agents.training.rollouts import Rollout
-    from agents.training.session import Session
-
-VALUE_HEAD_FILE = "value_head.safetensors"  # beside the adapter in a checkpoint; PEFT does not look at it
+    from agents.training.actor_critic import ActorCritic, Episode, Old
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """PPO: the model learns from the scores of its own commands by clipped policy-gradient steps against a learnt value."""
+    """PPO: the model learns from the scores of its commands by clipped steps against a learnt value."""
 
     lr: float = 2e-4
-    """Learning rate of the adapter and the value head. The embedded model has its own default, 1e-3."""
+    """Learning rate of the adapter and the value head. Default with the embedded model: 1e-3."""
     batch_size: int = 50
     """Candidates in a minibatch, for which one step is taken."""
     micro_batch: int | None = None
-    """Candidates in one forward pass; gradients are summed up to the minibatch. By default the whole minibatch: less saves memory."""
+    """Candidates per forward pass; gradients add up to a minibatch. Default: all of it. Fewer save memory."""
     lora_dropout: float = 0.0
-    """Dropout of the LoRA adapter, for trainers that go on from this run: PPO itself trains without any."""
+    """Dropout of the LoRA adapter, for trainers that start from this run's adapter. PPO itself uses none."""
     epochs: int = 4
     """Passes over the candidates of a cycle."""
     gae_lambda: float = 0.95
@@ -70,22 +69,21 @@ class Config(TrainConfig):
     value_coef: float = 0.1
     """Weight of the value loss."""
     entropy_coef: float = 0.0
-    """Weight of a bonus for entropy."""
+    """Weight of the entropy bonus."""
     kl_coef: float = 0.05
-    """Coefficient of the KL penalty to the base, to begin with."""
+    """First coefficient of the KL penalty to the base model."""
     kl_target: float | None = 6.0
-    """KL to the base, in nats a command, that the coefficient is adapted to; None keeps the coefficient."""
+    """Target KL to the base model, in nats per command; None keeps the coefficient."""
     kl_rate: float = 0.1
-    """How fast it is adapted: in a cycle by a fifth of this at most, so that ten cycles change it by a fifth."""
+    """Adaptation rate: the coefficient changes by at most 0.2 x this per cycle."""
     stop_kl: float = 0.05
-    """Ends a cycle's steps when a minibatch's approximate KL of the new to the old policy, in nats a token, is above this."""
+    """Ends a cycle's steps when a minibatch's KL of new to old policy, in nats per token, exceeds this."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     reward_scaling: Literal["none", "scores", "whiten"] = "none"
-    """none; scores: less the mean and over the deviation of the cycle's scores; whiten: of all tokens' rewards the distance from
-    their mean, over their deviation."""
+    """none; scores: standardise the scores of a cycle; whiten: scale per-token rewards to variance 1."""
     cut_score: float | None = 0.0
-    """Score of a command that was cut before its end, or the cycle's lowest score where that is less. None leaves such commands out."""
+    """Score of a truncated command (the cycle's lowest score, if that is lower). None leaves it out."""
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
@@ -96,29 +94,18 @@ class Config(TrainConfig):
             self._require(name, 0 < getattr(self, name) < math.inf, "must be above 0")
         for name in ("value_coef", "entropy_coef", "kl_coef"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "must be 0 or more")
-        self._require(
-            "kl_target", self.kl_target is None or 0 < self.kl_target < math.inf, "must be above 0, or None"
-        )
+        positive = self.kl_target is None or 0 < self.kl_target < math.inf
+        self._require("kl_target", positive, "must be above 0, or None")
         self._require("kl_rate", 0 <= self.kl_rate < 1, "must be in [0, 1)")
-        self._require(
-            "cut_score", self.cut_score is None or math.isfinite(self.cut_score), "must be a number, or None"
-        )
+        number = self.cut_score is None or math.isfinite(self.cut_score)
+        self._require("cut_score", number, "must be a number, or None")
 
 
-@dataclass(frozen=True)
-class Episode:
-    """A candidate to learn from: token ids of its prompt and of its completion, and its score."""
-
-    prompt: Sequence[int]
-    completion: Sequence[int]
-    score: float
-
-
-# ---- the pieces; N tokens are those of a batch's completions, one after the other, T those of one completion
+# The pieces. N tokens are those of a batch's completions, one after the other; T those of one completion.
 
 
 def gae(rewards_T: Sequence[float], values_T: Sequence[float], lam: float) -> list[float]:
-    """Advantages [T] of one completion, after whose last token nothing follows, without discount (Schulman et al. 2016, equation 16)."""
+    """Advantages [T] of one completion, which ends the episode (Schulman et al. 2016, equation 16)."""
     advantages_T = [0.0] * len(rewards_T)
     following = next_value = 0.0
     for step in reversed(range(len(rewards_T))):
@@ -128,191 +115,99 @@ def gae(rewards_T: Sequence[float], values_T: Sequence[float], lam: float) -> li
 
 
 def whiten(values_N: Tensor, shift_mean: bool = True) -> Tensor:
-    """Values (N,) of variance 1, and of mean 0 unless `shift_mean` is False; all the same where they are equal."""
+    """Values (N,) scaled to variance 1, and to mean 0 if `shift_mean`; equal values stay equal."""
     mean = values_N.mean()
     whitened_N = (values_N - mean) * (values_N.var(correction=0) + 1e-8).rsqrt()
     return whitened_N if shift_mean else whitened_N + mean
 
 
 def policy_loss(new_N: Tensor, old_N: Tensor, advantages_N: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate loss of each token (N,) and whether the clipping decides it (N,), from log-probabilities (N,)."""
+    """Clipped surrogate loss (N,) from log-probabilities (N,), and where the clipping decides it (N,)."""
     ratio_N = (new_N - old_N).exp()
     free_N, clipped_N = -advantages_N * ratio_N, -advantages_N * ratio_N.clamp(1 - clip, 1 + clip)
     return free_N.maximum(clipped_N), clipped_N > free_N
 
 
 def value_loss(values_N: Tensor, old_N: Tensor, returns_N: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Clipped squared error of each value (N,), halved, and whether the clipping decides it (N,)."""
+    """Clipped squared error (N,) of each value, halved, and where the clipping decides it (N,)."""
     free_N = (values_N - returns_N).square()
     clipped_N = (values_N.clamp(old_N - clip, old_N + clip) - returns_N).square()
     return 0.5 * free_N.maximum(clipped_N), clipped_N > free_N
 
 
 def approximate_kl(new_N: Tensor, old_N: Tensor) -> Tensor:
-    """KL(old || new) of each token (N,), from log-probabilities of what old sampled: ratio - 1 - log ratio, never below 0 (Schulman)."""
+    """KL(old || new) of each token (N,), from log-probabilities: Schulman's k3, never < 0."""
     log_ratio_N = new_N - old_N
     return log_ratio_N.exp() - 1 - log_ratio_N
 
 
-def explained_variance(values_N: Tensor, returns_N: Tensor) -> float | None:
-    """1 - var(returns - values) / var(returns): 1 is a perfect value head, 0 no better than a constant; None of equal returns."""
-    variance = float(returns_N.var(correction=0))
-    return 1 - float((returns_N - values_N).var(correction=0)) / variance if variance > 0 else None
-
-
 def adapted(coefficient: float, kl: float, target: float | None, rate: float) -> float:
-    """The KL coefficient for the next cycle: times 1 + rate * clip(kl / target - 1, -0.2, 0.2) (Ziegler et al. 2019, section 2.2)."""
-    return coefficient * (1 + rate * min(max(kl / target - 1, -0.2), 0.2)) if target else coefficient
+    """The KL coefficient for the next cycle (Ziegler et al. 2019, section 2.2), without a target the same."""
+    if target is None:
+        return coefficient
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + rate * error)
 
 
-# ---- the model
+# The algorithm
 
 
-def new_value_head(policy: Policy, seed: int, restored: Path | None) -> torch.nn.Linear:
-    """A linear layer from the last hidden state to a scalar, small at first; or that of the checkpoint that a run goes on from."""
-    import torch
-    from safetensors.torch import load_file
-
-    from agents.policy.seeds import seeded
-
-    with seeded("value head", seed), torch.no_grad():
-        head = torch.nn.Linear(policy.model.get_output_embeddings().weight.shape[1], 1)
-        head.weight.normal_(std=1 / (head.in_features + 1))
-        head.bias.zero_()
-    if restored is not None:
-        head.load_state_dict(load_file(str(restored / VALUE_HEAD_FILE)))
-    return head.to(policy.device)
-
-
-def forward(
-    policy: Policy, head: torch.nn.Linear, episodes: Sequence[Episode], temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One forward pass over the N completion tokens of some episodes, in bfloat16 on CUDA or where the model is kept in it.
-
-    Returns:
-        Log-probability of each token (N,) and entropy of the distribution that it was drawn from (N,), at the sampling temperature, in
-        nats; value (N,) of what stands before the token.
-    """
-    import torch
-
-    hidden: list[Tensor] = []
-    # What goes into the output embeddings is the last hidden state, in any causal language model.
-    hook = policy.model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, inputs: hidden.append(inputs[0])
-    )
-    half = (
-        torch.cuda.is_bf16_supported()
-        if policy.device.type == "cuda"
-        else policy.model.dtype == torch.bfloat16
-    )
-    try:
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=half):
-            logits_N_V, tokens_N, mask_B_T = policy.token_logits(
-                [(episode.prompt, episode.completion) for episode in episodes]
-            )
-    finally:
-        hook.remove()
-    logprobs_N_V = (logits_N_V / temperature).log_softmax(-1)
-    entropy_N = -(logprobs_N_V.exp() * logprobs_N_V).sum(-1)
-    values_N = head(hidden[0][:, :-1][mask_B_T].float())[:, 0]
-    return logprobs_N_V.gather(1, tokens_N[:, None])[:, 0], entropy_N, values_N
-
-
-def episodes_of(policy: Policy, rollouts: Sequence[Rollout], cut_score: float | None) -> list[Episode]:
-    """The candidates to learn from: those that have a score, with an end of sequence or, where they were cut, with a low score."""
-    from envs.prompts import forward_prompt
-
-    scored = [
-        (rollout.completion, rollout.task, rollout.score.value)
-        for rollout in rollouts
-        if rollout.score.value is not None
-    ]
-    lowest = min((value for _, _, value in scored), default=0.0)
-    prompts = policy.prompt_ids([forward_prompt(task) for _, task, _ in scored])
-    episodes = []
-    for prompt, (completion, _, value) in zip(prompts, scored, strict=True):
-        if not completion.truncated:
-            episodes.append(Episode(prompt, [*completion.token_ids, policy.tokenizer.eos_token_id], value))
-        elif cut_score is not None and completion.token_ids:
-            episodes.append(Episode(prompt, completion.token_ids, min(cut_score, lowest)))
-    return episodes
-
-
-# ---- the algorithm
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What the steps of a cycle start from, for each token of each episode: lists of tensors (T,), and the mean KL of an episode."""
-
-    logprobs: list[Tensor]
-    values: list[Tensor]
-    advantages: list[Tensor]
-    returns: list[Tensor]
-    kl: float
-
-
-def estimate(
-    policy: Policy,
-    head: torch.nn.Linear,
-    episodes: Sequence[Episode],
-    batches: Sequence[list[int]],
-    config: Config,
-    coefficient: float,
-) -> Estimates:
-    """Log-probabilities and values before the first step, and from them and the scores the advantages and returns.
+def estimate(old: Old, config: Config, coefficient: float) -> tuple[Tensor, Tensor]:
+    """Whitened advantages (N,) and returns (N,), from scores, values and the KL penalty.
 
     Args:
-        batches: positions of the episodes in each forward pass, every episode once. Last bits of a result depend on them.
         coefficient: of the KL penalty.
     """
-    import torch
-
-    lengths = [len(episode.completion) for episode in episodes]
-    old: dict[int, Tensor] = {}  # episode -> (3, T): log-probabilities, values, log-probabilities of the base
-    with torch.no_grad():
-        for rows in batches:
-            batch = [episodes[row] for row in rows]
-            logprobs_N, _, values_N = forward(policy, head, batch, config.temperature)
-            with policy.adapter("off"):
-                base_N, _, _ = forward(policy, head, batch, config.temperature)
-            old |= zip(
-                rows,
-                torch.stack([logprobs_N, values_N, base_N]).split([lengths[row] for row in rows], dim=1),
-                strict=True,
-            )
-    logprobs, values, base = zip(*(old[row] for row in range(len(episodes))), strict=True)
-
-    log_ratios = [logprobs_T - base_T for logprobs_T, base_T in zip(logprobs, base, strict=True)]
-    rewards = [-coefficient * log_ratio_T for log_ratio_T in log_ratios]
-    scores = torch.tensor([episode.score for episode in episodes], device=policy.device)
-    for rewards_T, score in zip(
-        rewards, whiten(scores) if config.reward_scaling == "scores" else scores, strict=True
-    ):
-        rewards_T[-1] += score
+    rewards_N = -coefficient * (old.logprobs_N - old.base_N)
+    scores = rewards_N.new_tensor([episode.score for episode in old.episodes])
+    if config.reward_scaling == "scores":
+        scores = whiten(scores)
+    rewards_N[[end - 1 for end in old.ends]] += scores
     if config.reward_scaling == "whiten":
-        rewards = list(whiten(torch.cat(rewards), shift_mean=False).split(lengths))
-    advantages = [
-        torch.tensor(gae(rewards_T.tolist(), values_T.tolist(), config.gae_lambda), device=policy.device)
-        for rewards_T, values_T in zip(rewards, values, strict=True)
-    ]
-    return Estimates(
-        list(logprobs),
-        list(values),
-        list(whiten(torch.cat(advantages)).split(lengths)),
-        [advantages_T + values_T for advantages_T, values_T in zip(advantages, values, strict=True)],
-        math.fsum(float(log_ratio_T.sum()) for log_ratio_T in log_ratios) / len(episodes),
-    )
+        rewards_N = whiten(rewards_N, shift_mean=False)
+    advantages: list[float] = []
+    parts = zip(rewards_N.split(old.lengths), old.values_N.split(old.lengths), strict=True)
+    for rewards_T, values_T in parts:
+        advantages += gae(rewards_T.tolist(), values_T.tolist(), config.gae_lambda)
+    advantages_N = rewards_N.new_tensor(advantages)
+    return whiten(advantages_N), advantages_N + old.values_N
 
 
-def update(
-    policy: Policy,
-    head: torch.nn.Linear,
-    optimizer: torch.optim.Optimizer,
-    episodes: Sequence[Episode],
+def add_gradients(
+    model: ActorCritic,
+    minibatch: Sequence[list[int]],
+    old: Old,
+    advantages_N: Tensor,
+    returns_N: Tensor,
     config: Config,
-    coefficient: float,
-    *stream_parts: object,
+) -> dict[str, float]:
+    """The gradients of a minibatch, added up over its forward passes -> means over its tokens."""
+    model.optimizer.zero_grad(set_to_none=True)
+    tokens = sum(old.lengths[row] for rows in minibatch for row in rows)
+    means: dict[str, float] = {}
+    for rows in minibatch:
+        at = old.tokens_of(rows)
+        new_N, entropy_N, values_N = model.forward([old.episodes[row] for row in rows])
+        policy_N, clipped_N = policy_loss(new_N, old.logprobs_N[at], advantages_N[at], config.clip)
+        value_N, value_clipped_N = value_loss(values_N, old.values_N[at], returns_N[at], config.value_clip)
+        loss_N = policy_N + config.value_coef * value_N - config.entropy_coef * entropy_N
+        (loss_N.sum() / tokens).backward()
+        measured = {
+            "loss": loss_N,
+            "policy_loss": policy_N,
+            "value_loss": value_N,
+            "entropy": entropy_N,
+            "clip_fraction": clipped_N,
+            "value_clip_fraction": value_clipped_N,
+            "approx_kl": approximate_kl(new_N.detach(), old.logprobs_N[at]),
+        }
+        for name, part_N in measured.items():
+            means[name] = means.get(name, 0.0) + part_N.sum().item() / tokens
+    return means
+
+
+def train_on_episodes(
+    model: ActorCritic, episodes: Sequence[Episode], config: Config, coefficient: float, *stream_parts: object
 ) -> dict[str, float | None]:
     """One cycle's update of adapter and value head, of at least one step -> `train/*`.
 
@@ -321,95 +216,48 @@ def update(
         stream_parts: (seed, cycle, purpose), from which the order of the episodes derives.
 
     Returns:
-        Of the batch, before the first step: `reward`, the mean score that is learnt from; `kl` to the base, in nats a token, and
-        `kl_command`, in nats a command; `kl_coef`, `explained_variance`, `examples`. Of the steps: their mean `loss`, `policy_loss`,
-        `value_loss`, `entropy`, `clip_fraction`, `value_clip_fraction` and `grad_norm`; `steps`; `approx_kl` of the last minibatch that
-        was looked at, in nats a token.
+        Before the first step: `reward`, the mean score that is learnt from; `kl` to the base model, in
+        nats per token, and `kl_command`, per command; `kl_coef`, `explained_variance`, `examples`. Means
+        over the steps: what `add_gradients` gives, and `grad_norm`. Then `steps`, and `approx_kl` of the
+        last minibatch that was looked at.
 
     Raises:
         TrainingError: a loss or a gradient that is NaN or infinite, or weights that did not change.
     """
-    import torch
-
-    from agents.training.update import finite, updating
-    from envs.streams import stream
-
-    micro = config.micro_batch or config.batch_size
-    minibatches: list[
-        list[list[int]]
-    ] = []  # each of one step, as the forward passes that its gradient is summed over
-    for epoch in range(config.epochs):
-        order = list(range(len(episodes)))
-        stream("order", epoch, *stream_parts).shuffle(order)
-        minibatches += [_parts(rows, micro) for rows in _parts(order, config.batch_size)]
-    first_epoch = minibatches[: len(minibatches) // config.epochs]
-
-    with updating(policy, config.lr, *stream_parts):
-        checkpointing = policy.checkpointing
-        for (
-            module
-        ) in policy.model.modules():  # no dropout; gradient checkpointing works in training mode alone
-            if not checkpointing or isinstance(module, torch.nn.Dropout):
-                module.training = False
-        old = estimate(
-            policy,
-            head,
-            episodes,
-            [rows for minibatch in first_epoch for rows in minibatch],
-            config,
-            coefficient,
-        )
-        parameters = [*policy.trainable(), *head.parameters()]
-        steps: list[dict[str, float]] = []
-        for minibatch in minibatches:
-            optimizer.zero_grad(set_to_none=True)
-            tokens = sum(len(episodes[row].completion) for rows in minibatch for row in rows)
-            means: dict[str, float] = {}
-            for rows in minibatch:
-                old_N, old_values_N, advantages_N, returns_N = (
-                    torch.cat([values[row] for row in rows])
-                    for values in (old.logprobs, old.values, old.advantages, old.returns)
-                )
-                new_N, entropy_N, values_N = forward(
-                    policy, head, [episodes[row] for row in rows], config.temperature
-                )
-                policy_N, clipped_N = policy_loss(new_N, old_N, advantages_N, config.clip)
-                value_N, value_clipped_N = value_loss(values_N, old_values_N, returns_N, config.value_clip)
-                loss_N = policy_N + config.value_coef * value_N - config.entropy_coef * entropy_N
-                (loss_N.sum() / tokens).backward()
-                measured = {
-                    "loss": loss_N,
-                    "policy_loss": policy_N,
-                    "value_loss": value_N,
-                    "entropy": entropy_N,
-                    "clip_fraction": clipped_N,
-                    "value_clip_fraction": value_clipped_N,
-                    "approx_kl": approximate_kl(new_N.detach(), old_N),
-                }
-                means = {
-                    name: means.get(name, 0.0) + part_N.sum().item() / tokens
-                    for name, part_N in measured.items()
-                }
+    epochs = [minibatches_of(len(episodes), config, epoch, *stream_parts) for epoch in range(config.epochs)]
+    steps: list[dict[str, float]] = []
+    with model.updating(*stream_parts):
+        old = model.before(episodes, passes=list(itertools.chain(*epochs[0])))
+        advantages_N, returns_N = estimate(old, config, coefficient)
+        for minibatch in itertools.chain(*epochs):
+            means = add_gradients(model, minibatch, old, advantages_N, returns_N, config)
             finite("loss", means["loss"], len(steps) + 1)
             approx_kl = means.pop("approx_kl")
             if approx_kl > config.stop_kl:
                 break
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-            steps.append({**means, "grad_norm": finite("gradient", norm, len(steps) + 1)})
-            optimizer.step()
-
-    of_batch = {
-        "reward": math.fsum(episode.score for episode in episodes) / len(episodes),
-        "kl": old.kl * len(episodes) / sum(len(episode.completion) for episode in episodes),
+            norm = model.step(config.max_grad_norm, len(steps) + 1)
+            steps.append({**means, "grad_norm": norm})
+    metrics: dict[str, float | None] = {
+        "reward": old.mean_score,
+        "kl": old.kl * len(episodes) / sum(old.lengths),
         "kl_command": old.kl,
         "kl_coef": coefficient,
-        "explained_variance": explained_variance(torch.cat(old.values), torch.cat(old.returns)),
-        "approx_kl": approx_kl,
-        "steps": float(len(steps)),
+        "explained_variance": old.explained_variance(returns_N),
         "examples": float(len(episodes)),
+        "steps": float(len(steps)),
+        "approx_kl": approx_kl,
     }
-    of_steps = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
-    return {f"train/{name}": value for name, value in {**of_steps, **of_batch}.items()}
+    for name in steps[0]:
+        metrics[name] = math.fsum(step[name] for step in steps) / len(steps)
+    return {f"train/{name}": value for name, value in metrics.items()}
+
+
+def minibatches_of(count: int, config: Config, epoch: int, *stream_parts: object) -> list[list[list[int]]]:
+    """The minibatches of an epoch, in random order: lists of forward passes, which are lists of episodes."""
+    order = list(range(count))
+    stream("order", epoch, *stream_parts).shuffle(order)
+    micro_batch = config.micro_batch or config.batch_size
+    return [_parts(minibatch, micro_batch) for minibatch in _parts(order, config.batch_size)]
 
 
 def _parts(rows: list[int], size: int) -> list[list[int]]:
@@ -417,56 +265,34 @@ def _parts(rows: list[int], size: int) -> list[list[int]]:
 
 
 def main(config: Config) -> int:
-    """Runs PPO, or goes on with it, and prints the table of cycles and the run's folder."""
+    """Runs PPO, or resumes it, and prints the table of cycles and the run's folder."""
+    from agents.evaluation.heldout import HeldOut
+    from agents.training.actor_critic import ActorCritic, episodes_of, mean_score
+    from agents.training.loop import Loop
     from agents.training.session import open_session
     from rewards.labelled import Truth
 
-    session = open_session("ppo", config, truth=Truth)
-    try:
-        return train(config, session)
-    finally:
-        session.run.close()
-
-
-def train(config: Config, session: Session) -> int:
-    """The loop itself."""
-    import torch
-    from safetensors.torch import save_file
-
-    from agents.training.loop import Loop
-    from agents.training.update import adamw, save_optimizer
-
-    policy = session.policy
-    with Loop(config, session) as loop:
-        head = new_value_head(policy, config.seed, loop.restored)
-        optimizer = adamw([*policy.trainable(), *head.parameters()], config.lr, loop.restored)
-
-        def save(folder: Path) -> None:
-            save_file(head.state_dict(), str(folder / VALUE_HEAD_FILE))
-            save_optimizer(optimizer, folder)
-
-        loop.save = save
-        for cycle in loop.cycles():
-            batch = loop.collect("before")
-            episodes = episodes_of(policy, batch.rollouts, config.cut_score)
-            coefficient = loop.memory.get("kl_coef", config.kl_coef)
-            trained: dict[str, float | None] = {"train/examples": 0.0}
-            with loop.training():
-                if episodes:
-                    if "kl_coef" not in loop.memory and config.reward_scaling == "none":  # the first update
-                        torch.nn.init.constant_(
-                            head.bias, math.fsum(episode.score for episode in episodes) / len(episodes)
-                        )
-                    trained = update(
-                        policy, head, optimizer, episodes, config, coefficient, config.seed, cycle, "train"
-                    )
-                    loop.memory["kl_coef"] = adapted(
-                        coefficient, trained["train/kl_command"] or 0.0, config.kl_target, config.kl_rate
-                    )
-                else:
-                    loop.line("no candidate had a score, so nothing was trained")
-            loop.finish(batch, trained)
-    return loop.end()
+    with open_session("ppo", config, evaluation=HeldOut, truth=Truth) as session:
+        with Loop(config, session) as loop:
+            model = ActorCritic(session.policy, config.lr, config.temperature, config.seed, loop.restored)
+            loop.save = model.save
+            for cycle in loop.cycles():
+                batch = loop.collect("before")
+                episodes = episodes_of(session.policy, batch.rollouts, config.cut_score)
+                coefficient = loop.memory.get("kl_coef", config.kl_coef)
+                trained: dict[str, float | None] = {"train/examples": 0.0}
+                with loop.training():
+                    if episodes:
+                        if "kl_coef" not in loop.memory and config.reward_scaling == "none":
+                            model.start_values_at(mean_score(episodes))  # before the first update
+                        stream_parts = (config.seed, cycle, "train")
+                        trained = train_on_episodes(model, episodes, config, coefficient, *stream_parts)
+                        kl = trained["train/kl_command"] or 0.0
+                        loop.memory["kl_coef"] = adapted(coefficient, kl, config.kl_target, config.kl_rate)
+                    else:
+                        loop.line("no candidate had a score, so nothing was trained")
+                loop.finish(batch, trained)
+        return loop.end()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Online DPO: which pairs it makes, that TRL trains on just these tokens against just this reference and leaves nothing else behind."""
+"""Online DPO: its pairs; TRL trains on just these tokens against this reference and leaves nothing behind."""
 
 from __future__ import annotations
 
 import json
 import math
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,21 +13,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import kill_after_the_first_of_three, stir
 
 from agents import rejection_sft
 from agents.cli.command import parse, run_command
-from agents.dpo import Config, as_it_was, main, pairs_of, pairs_of_batch, prefer
+from agents.dpo import Config, main, pairs_of, pairs_of_batch
 from agents.policy.load import Lora, load_policy
 from agents.policy.policy import Policy
 from agents.training.config import TrainingError
-from agents.training.rollouts import Batch, Rollout, collect
+from agents.training.rollouts import Batch, Rollout, roll_out
 from envs.domain import load_domain
 from envs.prompts import forward_prompt
 from envs.source import Templates
 from envs.types import Completion, Score, Task
+
+pytest.importorskip("trl")
+
+from trl import DPOConfig, DPOTrainer
+
+from agents.training.trl_dpo import PairTrainer, train_on_pairs
+from agents.training.trl_policy import contained, on_one_device
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -57,6 +67,21 @@ def written(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in LOGS} | {
         "adapter": (last / "adapter_model.safetensors").read_bytes()
     }
+
+
+def prefer(
+    policy: Policy, batch: Batch, pairs: Sequence[tuple[int, int]], config: Config, stream: Any, folder: Path
+) -> dict[str, float | None]:
+    """The update of a cycle with a command's settings."""
+    names = ("lr", "beta", "sft", "reference", "batch_size", "epochs")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    return train_on_pairs(policy, batch, pairs, **settings, stream_parts=stream, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one cycle. A test that changes it takes a copy."""
+    return run(tmp_path_factory.mktemp("finished"), "a", "--cycles", "1", "--reward", "random")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -111,7 +136,7 @@ SCORES = [(1.0, 0.0, 0.5), (0.5, 0.25, 0.0), (0.0, 1.0, None)]
 
 
 def batch_of(policy: Policy) -> Batch:
-    """Three tasks with three commands each, in tokens of single characters, as no tokenizer would give them for these texts."""
+    """Three tasks with three commands each, in tokens of single characters: no tokenizer gives these."""
     groups = []
     for task, commands, scores in zip(TASKS, COMMANDS, SCORES, strict=True):
         ids = [
@@ -138,11 +163,27 @@ def test_a_command_that_was_cut_is_in_no_pair(policy: Policy) -> None:
     assert pairs_of_batch(Batch([[cut, *group[1:]], *batch.groups[1:]]), 0.1) == [(2, 1), *PAIRS[1:]]
 
 
+def test_a_command_with_a_closed_gate_may_only_be_rejected() -> None:
+    """Whatever the others score: 0.0 is more than a score below 0."""
+
+    def group(*scores: tuple[float | None, bool]) -> list[Rollout]:
+        return [
+            Rollout(TASKS[0], Completion(f"ls {place}"), Score(value, {"gate/valid": float(opened)}))
+            for place, (value, opened) in enumerate(scores)
+        ]
+
+    assert pairs_of_batch(Batch([group((0.0, False), (-0.5, True), (-0.9, True))]), 0.1) == [(1, 2)]
+    assert pairs_of_batch(Batch([group((0.0, False), (0.4, True), (0.2, True))]), 0.1) == [(1, 0)]
+    assert pairs_of_batch(
+        Batch([group((0.9, False), (0.0, False)), group((0.5, True), (0.1, True))]), 0.1
+    ) == [(2, 3)]
+
+
 # ---- what TRL makes of them ----
 
 
 def sequences(policy: Policy, batch: Batch, side: int) -> list[tuple[list[int], list[int]]]:
-    """The chosen or the rejected ones: prompt in the generation template, the tokens that were generated and the end of the sequence."""
+    """The chosen or the rejected ones: prompt in the template, generated tokens, end of sequence."""
     rollouts = [batch.rollouts[pair[side]] for pair in PAIRS]
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
     return [
@@ -210,7 +251,7 @@ def test_the_reference_is_the_start_of_the_cycle_or_the_base(
 def test_the_step_is_that_of_the_formula_on_the_tokens_that_were_generated(
     policy: Policy, tmp_path: Path, sft: float
 ) -> None:
-    """The adapter after a step, by hand: our log-probabilities of prompt, generated tokens and end of sequence, AdamW, clipping at 1."""
+    """The adapter after a step, by hand: our log-probabilities, AdamW, gradients clipped at 1."""
     batch, config = batch_of(policy), whole(reference="base", sft=sft)
     start = policy.snapshot()
     metrics = prefer(policy, batch, PAIRS, config, STREAM, tmp_path)
@@ -232,14 +273,14 @@ def test_the_step_is_that_of_the_formula_on_the_tokens_that_were_generated(
     assert metrics["train/grad_norm"] == pytest.approx(float(norm), rel=1e-3)
     assert metrics["train/loss"] == pytest.approx(loss.item(), rel=1e-4)
     wanted = policy.snapshot()
-    # AdamW's first step has the sign of the gradient and the size of lr: where a gradient is nearly 0 rounding decides.
+    # AdamW's first step has the sign of the gradient and the size of lr: near 0 rounding decides.
     moved = torch.cat([(wanted[name] - start[name]).flatten() for name in start])
     close = torch.cat([(wanted[name] - found[name]).abs().flatten() < 1e-4 for name in start])
     assert moved.abs().max() > 9e-4 and close.float().mean() > 0.999
 
 
 def attributes(policy: Policy) -> dict[str, Any]:
-    """All that could leak into generation: attributes of every module, configurations, tokenizer, adapters, trainable parameters."""
+    """All that could leak into generation: attributes, configurations, tokenizer, adapters, parameters."""
     modules = {name: sorted(vars(module)) for name, module in policy.model.named_modules()}
     training = [name for name, module in policy.model.named_modules() if module.training]
     configs = [part.to_dict() for part in (policy.model.config, policy.model.generation_config)]
@@ -268,7 +309,7 @@ def attributes(policy: Policy) -> dict[str, Any]:
 def test_nothing_of_trl_is_left_behind(
     tmp_path: Path, reference: Any, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """Generation after it is that of a policy that only loaded the weights; `plain` has no padding token and no chat template."""
+    """Generation after it is that of a policy that only loaded the weights. `plain` has no template."""
     folder = str(request.getfixturevalue(kind))
     policy = load_policy(folder)
     stir(policy)
@@ -297,8 +338,6 @@ def test_nothing_of_trl_is_left_behind(
 def test_an_error_leaves_nothing_behind_either(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trl import DPOTrainer
-
     before = attributes(policy)
     monkeypatch.setattr(DPOTrainer, "train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -307,9 +346,7 @@ def test_an_error_leaves_nothing_behind_either(
 
 
 def test_the_adapter_stays_float32(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of a model in 4 bits TRL makes bfloat16, in which a step of 1e-3 is often none; bitsandbytes need not be here to see that."""
-    from trl import DPOTrainer
-
+    """TRL makes that of a 4-bit model bfloat16, in which a step of 1e-3 often changes nothing."""
     start, honest, hashes = policy.snapshot(), DPOTrainer.__init__, []
 
     def as_in_4_bits(self: Any, model: Any, **others: Any) -> None:
@@ -339,20 +376,59 @@ def test_the_stream_decides(policy: Policy, tmp_path: Path) -> None:
 
 def test_what_is_not_finite_or_changes_nothing_is_an_error(policy: Policy, tmp_path: Path) -> None:
     batch, start = batch_of(policy), policy.snapshot()
-    with pytest.raises(TrainingError, match="training left the adapter as it was"):
+    with pytest.raises(TrainingError, match="the adapter did not change in this update"):
         prefer(policy, batch, PAIRS, whole(lr=1e-30), STREAM, tmp_path)
     policy.restore({name: tensor * float("inf") for name, tensor in start.items()})
     with pytest.raises(TrainingError, match="the loss is nan at step 1"):
         prefer(policy, batch, PAIRS, whole(), STREAM, tmp_path)
 
 
-def test_warnings_are_heard_again_afterwards(policy: Policy) -> None:
+def test_warnings_and_random_states_are_as_before(policy: Policy) -> None:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    with as_it_was(policy):
+    states = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())
+    with contained(policy):
         assert logging.get_verbosity() == logging.ERROR
+        random.random(), np.random.rand(), torch.rand(1)
     assert logging.get_verbosity() == level
+    assert states == (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())
+
+
+# ---- private names of TRL, which another version may change ----
+
+
+def test_trl_still_prepares_the_dataset_by_a_method_of_that_name(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def prepare(self: Any, dataset: Any, *_: Any) -> Any:
+        calls.append("_prepare_dataset")
+        return dataset
+
+    assert "_prepare_dataset" in vars(DPOTrainer)
+    monkeypatch.setattr(PairTrainer, "_prepare_dataset", prepare)
+    prefer(policy, batch_of(policy), PAIRS, whole(), STREAM, tmp_path)
+    assert calls
+
+
+def test_trl_still_tells_the_hub_by_a_method_of_that_name(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    assert any("_send_telemetry" in vars(each) for each in DPOTrainer.__mro__)
+    monkeypatch.setattr(PairTrainer, "_send_telemetry", lambda self: calls.append("_send_telemetry"))
+    prefer(policy, batch_of(policy), PAIRS, whole(), STREAM, tmp_path)
+    assert calls
+
+
+def test_the_number_of_gpus_is_still_kept_under_that_name(tmp_path: Path) -> None:
+    arguments = DPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    assert arguments.n_gpu >= 0 and hasattr(arguments, "_n_gpu")
+    arguments._n_gpu = 7
+    assert arguments.n_gpu == 7
+    assert on_one_device(arguments).n_gpu == 1
 
 
 # ---- it learns ----
@@ -370,7 +446,7 @@ def test_a_trivial_reward_rises(tmp_path: Path, reference: Any) -> None:
     policy, source, means = load_policy("embedded"), Templates([load_domain("shell")]), []
     config = Config(lr=3e-3, epochs=3, reference=reference)
     for cycle in range(5):
-        batch = collect(
+        batch = roll_out(
             policy,
             source,
             few_options,
@@ -429,10 +505,9 @@ def test_a_run_and_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert {row["phase"] for row in rows} == {"before"}
 
 
-def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
-    first, second = (
-        written(run(tmp_path / name, "a", "--cycles", "1", "--reward", "random")) for name in ("x", "y")
-    )
+def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Path) -> None:
+    first = written(finished)
+    second = written(run(tmp_path / "y", "a", "--cycles", "1", "--reward", "random"))
     for files in (first, second):  # hold --output
         files.pop("progress.json"), files.pop("self_improvement_results.json")
     assert first == second
@@ -511,10 +586,7 @@ def test_it_goes_on_from_another_trainer_and_another_from_it(tmp_path: Path) -> 
 
 def test_no_pair_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path, "a", "--cycles", "1", "--reward", "constant")
-    assert (
-        "cycle 1: no task has two commands far enough apart, so nothing was trained: lower --margin"
-        in capsys.readouterr().out
-    )
+    assert "cycle 1: no pair of commands, so nothing was trained: lower --margin" in capsys.readouterr().out
     line = rows_of(folder / "metrics.jsonl")[-1]
     assert (line["train/pairs"], line["select/pairs"]) == (0.0, 0.0) and "train/loss" not in line
     assert not any(row["accepted"] for row in rows_of(folder / "rollouts.jsonl"))
@@ -530,7 +602,7 @@ def test_without_trl_it_says_what_to_install(
     )
     error = capsys.readouterr().err
     assert (
-        error.startswith("error: online DPO trains with TRL")
+        error.startswith("error: online DPO needs TRL, which cannot be imported")
         and error.endswith(": pip install '.[trl]'\n")
         and error.count("\n") == 1
     )
@@ -580,8 +652,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def test_a_run_of_another_trainer_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+def test_a_run_of_another_trainer_is_not_resumed(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "a"))
     argv = ["--resume", str(folder), "--cycles", "2"]
     assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 2
     message = f"error: --resume {folder}: is a run of agents.dpo: resume it with that command\n"

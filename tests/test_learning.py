@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agents.policy.load import load_policy
-from agents.rejection_sft import examples_of, select
-from agents.training.rollouts import collect
-from agents.training.update import fine_tune
+from agents.rejection_sft import select
+from agents.training.rollouts import roll_out
+from agents.training.update import examples_of, fine_tune
 from envs.domain import load_domain
 from envs.source import Templates
 from envs.types import Score, Task
@@ -25,7 +25,7 @@ def test_rejection_sampling_raises_a_trivial_reward() -> None:
     source = Templates([load_domain("shell")])
     means = []
     for cycle in range(4):
-        batch = collect(
+        batch = roll_out(
             policy,
             source,
             few_options,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from agents.cli.command import run_command
+from agents.evaluate import subject_at
 from agents.rejection_sft import Config, main
-from agents.training.monitor import COLLAPSE, Monitor, keep_score, rose, text_metrics
+from agents.training.monitor import COLLAPSE, Monitor, Probes, probe, rose, text_metrics
 from agents.training.rollouts import Rollout
 from envs.types import Completion, Score, Task
 
@@ -124,12 +125,36 @@ def test_text_metrics() -> None:
 
 
 def test_the_best_cycle_is_the_first_of_the_highest() -> None:
-    assert Monitor().best is None
+    assert Monitor().best == 0
     assert Monitor(kept={"0": 0.1, "1": 0.5, "2": 0.5, "10": 0.4}).best == 1
+    assert Monitor(kept={"2": -0.5, "3": -0.4}).best == 3
+
+
+def test_a_cycle_without_a_score_is_never_kept() -> None:
+    """Under `entropy`, whose scores are 0 or less, such a cycle must not count as 0."""
+    monitor = Monitor()
+    assert monitor.keep(0, Probes([-0.3, -0.1], 0)) == pytest.approx(-0.2)
+    assert monitor.keep(1, Probes([], 60)) is None
+    assert (monitor.best, monitor.kept) == (0, {"0": pytest.approx(-0.2)})
+    monitor = Monitor()
+    assert monitor.keep(0, Probes([], 3)) is None
+    assert monitor.keep(1, Probes([-0.5], 0)) == -0.5
+    assert monitor.best == 1
+
+
+def test_invalid_commands_lower_the_score_to_keep_by() -> None:
+    """A closed gate has no score under an unbounded reward. Left out, it would raise the mean."""
+    monitor = Monitor()
+    assert monitor.keep(0, Probes([1.0, 2.0, 3.0], 0)) == 2.0
+    assert monitor.keep(1, Probes([3.0], 2)) == (3.0 + 1.0 + 1.0) / 3  # the lowest score of the start
+    assert monitor.keep(2, Probes([-1.0, 3.0], 1)) == pytest.approx((-1.0 + 3.0 - 1.0) / 3)
+    assert monitor.best == 0
+    resumed = Monitor(**json.loads(json.dumps(monitor.state)))
+    assert resumed == monitor and resumed.lowest == 1.0
 
 
 class Base:
-    """A reward that says which inverter it was asked with."""
+    """A reward that says which inverter it was asked with; of a date it is invalid, of lines too long."""
 
     inverter = "current"
 
@@ -137,13 +162,17 @@ class Base:
         self, tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
         assert [len(row) for row in commands_P_G] == [1] * len(tasks)
-        return [[Score(0.75 if self.inverter == "base" else 0.0)] for _ in tasks]
+        value = 0.75 if self.inverter == "base" else 0.0
+        scores = {"date": Score(0.0, {"gate/valid": 0.0}), "lines": Score(None, {"gate/length": 0.0})}
+        return [[scores.get(task.text.split()[-1], Score(value, {"gate/valid": 1.0}))] for task in tasks]
 
 
-def test_the_score_to_keep_by_is_that_of_the_base(policy: Any) -> None:
+def test_probes_are_scored_by_the_base(policy: Any) -> None:
     reward = Base()
-    tasks = [Task(str(place), "shell", text) for place, text in enumerate(("list files", "count lines"))]
-    assert keep_score(policy, reward, tasks, 8, 0) == 0.75
+    texts = ("list files", "count files", "show the date", "count lines")
+    tasks = [Task(str(place), "shell", text) for place, text in enumerate(texts)]
+    assert probe(policy, reward, tasks[:2], 8, 0) == Probes([0.75, 0.75], 0)
+    assert probe(policy, reward, tasks, 8, 0) == Probes([0.75, 0.75, 0.0], 1)
     assert reward.inverter == "current"
 
 
@@ -169,7 +198,7 @@ def test_keep_best_ends_with_the_best_cycle(
     from agents.training import loop
 
     scores = iter((0.1, 0.9, 0.5, 0.4, 0.3))
-    monkeypatch.setattr(loop, "keep_score", lambda *_: next(scores))
+    monkeypatch.setattr(loop, "probe", lambda *_: Probes([next(scores)], 0))
     flags = [*SMALL, "--reward", "random", "--keep", "best", "--output", str(tmp_path), "--name", "a"]
     assert run_command(Config, main, ["--cycles", "4", *flags], "rejection_sft") == 0
     assert "kept: cycle 1 of 4" in capsys.readouterr().out
@@ -186,17 +215,15 @@ def test_keep_best_ends_with_the_best_cycle(
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["keep/score"] for row in metrics] == [0.1, 0.9, 0.5, 0.4, 0.3]
 
-    from agents.evaluate import Config as Evaluation
-    from agents.evaluate import _subject  # what is evaluated of a run is what it kept
-
-    assert _subject(str(folder), Evaluation()).adapter == str(folder / "checkpoints" / "cycle-0001")
+    # What is evaluated of a run is what it kept.
+    assert subject_at(str(folder), False).adapter == str(folder / "checkpoints" / "cycle-0001")
 
 
 @pytest.mark.slow
 def test_a_reward_that_can_be_gamed_raises_the_alarm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The longer a command, the better: the score rises, held-out truth falls, and the run says so by itself."""
+    """The longer a command, the better: the score rises, held-out accuracy falls, and the run says so."""
     from agents.training import session
 
     class Longer:
@@ -234,7 +261,7 @@ def test_a_reward_that_can_be_gamed_raises_the_alarm(
         "a",
     ]
     assert run_command(Config, main, flags, "rejection_sft") == 0
-    assert "ALARM divergence: its own score rises while held-out truth falls" in capsys.readouterr().out
+    assert "ALARM divergence: its own score rises while held-out accuracy falls" in capsys.readouterr().out
     metrics = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert max(row.get("alarm/divergence", 0.0) for row in metrics) == 1.0
     assert metrics[-1]["reward/mean"] > metrics[1]["reward/mean"]

@@ -1,4 +1,4 @@
-"""PPO: its pieces against values by hand and a float64 reference, its update, learning, resume to the same bytes."""
+"""PPO: its pieces by hand and against a float64 reference, its update, learning, resume to the same bytes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,11 @@ from agents import ppo
 from agents.cli.command import run_command
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
-from agents.ppo import (
-    Config,
-    Episode,
-    adapted,
-    approximate_kl,
-    explained_variance,
-    gae,
-    main,
-    policy_loss,
-    value_loss,
-    whiten,
-)
+from agents.ppo import Config, adapted, approximate_kl, gae, main, policy_loss, value_loss, whiten
+from agents.training import actor_critic
+from agents.training.actor_critic import ActorCritic, Episode, Old, episodes_of, new_value_head
 from agents.training.config import TrainingError
-from agents.training.rollouts import Rollout, collect
-from agents.training.update import adamw
+from agents.training.rollouts import Rollout, roll_out
 from envs.domain import load_domain
 from envs.schema import CONFIGS
 from envs.source import Templates
@@ -129,7 +119,7 @@ def test_the_policy_loss_by_hand() -> None:
 
 
 def test_the_value_loss_by_hand() -> None:
-    """A value may move from the old one by the clip; where it went further, the larger of the two errors counts."""
+    """A value may move from the old one by the clip; beyond, the larger of the two errors counts."""
     values = torch.tensor([0.9, 0.9, 0.1, 0.55]).requires_grad_()
     loss, clipped = value_loss(values, torch.full((4,), 0.5), torch.tensor([1.0, 0.0, 1.0, 1.0]), 0.2)
     torch.testing.assert_close(loss, 0.5 * torch.tensor([0.09, 0.81, 0.81, 0.2025]))
@@ -175,6 +165,9 @@ def test_the_controller_by_hand() -> None:
 
 
 def test_the_explained_variance_by_hand() -> None:
+    def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | None:
+        return Old([], values, values, values).explained_variance(returns)
+
     returns = torch.tensor([0.0, 1.0, 2.0, 3.0])
     assert explained_variance(returns + 7.0, returns) == 1.0  # a constant error is none of the variance
     assert explained_variance(torch.full((4,), 1.5), returns) == 0.0
@@ -186,9 +179,13 @@ def test_the_explained_variance_by_hand() -> None:
 # ---- the model
 
 
+def actor_critic_of(policy: Policy, lr: float = 1e-3, temperature: float = 0.7) -> ActorCritic:
+    return ActorCritic(policy, lr, temperature, seed=0)
+
+
 @pytest.fixture
-def head(policy: Policy) -> torch.nn.Linear:
-    return ppo.new_value_head(policy, 0, None)
+def model(policy: Policy) -> ActorCritic:
+    return actor_critic_of(policy)
 
 
 def episodes(policy: Policy) -> list[Episode]:
@@ -211,22 +208,17 @@ def config(**values: Any) -> Config:
     return dataclasses.replace(Config(lr=1e-3, batch_size=3, epochs=2), **values)
 
 
-def updated(
-    policy: Policy, head: torch.nn.Linear, settings: Config, rows: Sequence[Episode] | None = None
-) -> dict[str, Any]:
-    optimizer = adamw([*policy.trainable(), *head.parameters()], settings.lr, None)
-    return ppo.update(
-        policy, head, optimizer, rows or episodes(policy), settings, settings.kl_coef, 0, 1, "train"
-    )
+def updated(model: ActorCritic, settings: Config, rows: Sequence[Episode] | None = None) -> dict[str, Any]:
+    rows = rows or episodes(model.policy)
+    return ppo.train_on_episodes(model, rows, settings, settings.kl_coef, 0, 1, "train")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_forward_pass_is_that_of_each_sequence_alone(
-    policy: Policy, head: torch.nn.Linear, temperature: float
-) -> None:
-    torch.nn.init.normal_(head.weight)
+def test_the_forward_pass_is_that_of_each_sequence_alone(policy: Policy, temperature: float) -> None:
+    model = actor_critic_of(policy, temperature=temperature)
+    torch.nn.init.normal_(model.head.weight)
     rows = episodes(policy)
-    found = ppo.forward(policy, head, rows, temperature)
+    found = model.forward(rows)
     wanted: list[list[torch.Tensor]] = [[], [], []]
     for episode in rows:
         output: Any = policy.model(
@@ -236,7 +228,7 @@ def test_the_forward_pass_is_that_of_each_sequence_alone(
         table = (output.logits[0, places] / temperature).log_softmax(-1)
         wanted[0].append(table[range(len(table)), list(episode.completion)])
         wanted[1].append(torch.distributions.Categorical(logits=table).entropy())
-        wanted[2].append(head(output.hidden_states[-1][0, places])[:, 0])
+        wanted[2].append(model.head(output.hidden_states[-1][0, places])[:, 0])
     for values, parts in zip(found, wanted, strict=True):
         torch.testing.assert_close(values, torch.cat(parts), atol=1e-4, rtol=1e-4)
         assert values.requires_grad
@@ -248,26 +240,27 @@ def test_any_causal_language_model_has_values(pocket: Path, tmp_path: Path) -> N
 
     tokenizer = AutoTokenizer.from_pretrained(pocket)
     with torch.random.fork_rng():
-        model = GPT2LMHeadModel(
+        gpt2 = GPT2LMHeadModel(
             GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=128)
         )
-    model.save_pretrained(tmp_path)
+    gpt2.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy = load_policy(str(tmp_path))
     assert policy.model.config.attn_pdrop > 0  # dropout of its own, too
-    head = ppo.new_value_head(policy, 0, None)
+    model = actor_critic_of(policy)
     episode = episodes(policy)[1]
-    _, _, values = ppo.forward(policy, head, [episode], 1.0)
+    _, _, values = model.forward([episode])
     output: Any = policy.model(
         input_ids=torch.tensor([[*episode.prompt, *episode.completion]]), output_hidden_states=True
     )
-    torch.testing.assert_close(values, head(output.hidden_states[-1][0, len(episode.prompt) - 1 : -1])[:, 0])
-    assert updated(policy, head, config(epochs=1, batch_size=8))["train/approx_kl"] == 0.0
+    hidden = output.hidden_states[-1][0, len(episode.prompt) - 1 : -1]
+    torch.testing.assert_close(values, model.head(hidden)[:, 0])
+    assert updated(model, config(epochs=1, batch_size=8))["train/approx_kl"] == 0.0
 
 
 def test_a_new_value_head_is_small_and_follows_from_the_seed(policy: Policy) -> None:
     state = torch.get_rng_state()
-    first, same, other = (ppo.new_value_head(policy, seed, None) for seed in (0, 0, 1))
+    first, same, other = (new_value_head(policy, seed) for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(first.weight, same.weight) and not torch.equal(first.weight, other.weight)
     assert 0 < float(first.weight.abs().max()) < 0.2 and first.bias.item() == 0.0
@@ -283,15 +276,15 @@ def test_what_is_learnt_from(policy: Policy) -> None:
         Rollout(task, Completion("ls ls", (5, 6, 7), truncated=True), Score(0.9)),
         Rollout(task, Completion(""), Score(0.25)),
     ]
-    found = ppo.episodes_of(policy, rollouts, 0.0)
+    found = episodes_of(policy, rollouts, 0.0)
     assert [(list(episode.completion), episode.score) for episode in found] == [
         ([5, 6, eos], 0.75),
         ([5, 6, 7], 0.0),
         ([eos], 0.25),
     ]
     assert policy.tokenizer.decode(found[0].prompt).count("list the files") == 1
-    assert [episode.score for episode in ppo.episodes_of(policy, rollouts, 0.5)] == [0.75, 0.25, 0.25]
-    assert [episode.score for episode in ppo.episodes_of(policy, rollouts, None)] == [0.75, 0.25]
+    assert [episode.score for episode in episodes_of(policy, rollouts, 0.5)] == [0.75, 0.25, 0.25]
+    assert [episode.score for episode in episodes_of(policy, rollouts, None)] == [0.75, 0.25]
 
 
 # ---- the update
@@ -323,7 +316,7 @@ def test_the_first_ratio_is_exactly_one(
         for parameter in policy.trainable():
             parameter.data = parameter.data.float()
     calls = losses(monkeypatch)
-    found = updated(policy, ppo.new_value_head(policy, 0, None), config(**settings))
+    found = updated(actor_critic_of(policy), config(**settings))
     micro = settings.get("micro_batch", 8)
     passes = -(-min(settings.get("batch_size", 3), 8) // micro)
     for new, old, *_ in calls[:passes]:
@@ -333,15 +326,16 @@ def test_the_first_ratio_is_exactly_one(
     assert {parameter.dtype for parameter in policy.trainable()} == {torch.float32}
 
 
-def test_gradients_add_up_over_micro_batches(policy: Policy, head: torch.nn.Linear) -> None:
-    before, start = policy.snapshot(), {name: tensor.clone() for name, tensor in head.state_dict().items()}
+def test_gradients_add_up_over_micro_batches(policy: Policy, model: ActorCritic) -> None:
+    before, head = policy.snapshot(), model.head
+    start = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     gradients, logged = [], []
     for micro in (None, 1, 3):
         policy.restore(before)
         head.load_state_dict(start)
-        optimizer = torch.optim.SGD([*policy.trainable(), *head.parameters()], lr=1.0)
+        model.optimizer = torch.optim.SGD(model.parameters, lr=1.0)
         settings = config(batch_size=8, micro_batch=micro, epochs=1)
-        logged.append(ppo.update(policy, head, optimizer, episodes(policy), settings, 0.05, 0))
+        logged.append(ppo.train_on_episodes(model, episodes(policy), settings, 0.05, 0))
         after = policy.snapshot()
         gradients.append(
             [before[name] - after[name] for name in before]
@@ -355,17 +349,14 @@ def test_gradients_add_up_over_micro_batches(policy: Policy, head: torch.nn.Line
 
 
 @pytest.mark.parametrize("scaling", ["none", "scores", "whiten"])
-def test_the_estimates_against_numpy(policy: Policy, head: torch.nn.Linear, scaling: str) -> None:
-    """From the log-probabilities and values of each sequence alone: the penalty a token, the score at the end, GAE, whitening."""
-    torch.nn.init.normal_(head.weight, std=0.1)
+def test_the_estimates_against_numpy(policy: Policy, model: ActorCritic, scaling: str) -> None:
+    """From each sequence alone: the penalty per token, the score at the end, GAE, whitening."""
+    torch.nn.init.normal_(model.head.weight, std=0.1)
     rows, settings = episodes(policy), config(reward_scaling=scaling, gae_lambda=0.9)
     with torch.no_grad():
-        alone = [ppo.forward(policy, head, [episode], settings.temperature) for episode in rows]
+        alone = [model.forward([episode]) for episode in rows]
         with policy.adapter("off"):
-            base = [
-                ppo.forward(policy, head, [episode], settings.temperature)[0].double().numpy()
-                for episode in rows
-            ]
+            base = [model.forward([episode])[0].double().numpy() for episode in rows]
     logprobs, values = ([values[place].double().numpy() for values in alone] for place in (0, 2))
     scores = np.array([episode.score for episode in rows])
     if scaling == "scores":
@@ -381,60 +372,60 @@ def test_the_estimates_against_numpy(policy: Policy, head: torch.nn.Linear, scal
     advantages = [np.array(gae(reward, value, 0.9)) for reward, value in zip(rewards, values, strict=True)]
     every = np.concatenate(advantages)
 
-    found = ppo.estimate(policy, head, rows, [[0, 5, 2], [7, 6], [1, 3, 4]], settings, 0.5)
-    wanted = {
-        "logprobs": logprobs,
-        "values": values,
-        "advantages": [(advantage - every.mean()) / every.std() for advantage in advantages],
-        "returns": [advantage + value for advantage, value in zip(advantages, values, strict=True)],
-    }
-    for name, tensors in wanted.items():
-        for tensor, array in zip(getattr(found, name), tensors, strict=True):
-            np.testing.assert_allclose(tensor.numpy(), array, atol=2e-4, err_msg=name)
+    found = model.before(rows, [[0, 5, 2], [7, 6], [1, 3, 4]])
+    advantages_N, returns_N = ppo.estimate(found, settings, 0.5)
+    wanted = [
+        ("logprobs", found.logprobs_N, logprobs),
+        ("values", found.values_N, values),
+        ("advantages", advantages_N, [(advantage - every.mean()) / every.std() for advantage in advantages]),
+        (
+            "returns",
+            returns_N,
+            [advantage + value for advantage, value in zip(advantages, values, strict=True)],
+        ),
+    ]
+    for name, tensor, arrays in wanted:
+        np.testing.assert_allclose(tensor.numpy(), np.concatenate(arrays), atol=2e-4, err_msg=name)
+    for row in (0, 3, 7):
+        np.testing.assert_allclose(found.logprobs_N[found.tokens_of([row])].numpy(), logprobs[row], atol=2e-4)
     assert found.kl == pytest.approx(sum(penalty.sum() for penalty in penalties) / 0.5 / 8, abs=1e-4)
     assert abs(found.kl) > 0.1
 
 
-def test_steps_end_when_the_policy_has_gone_far_enough(policy: Policy, head: torch.nn.Linear) -> None:
-    whole = updated(policy, head, config(epochs=3, stop_kl=1e6))
+def test_steps_end_when_the_policy_has_gone_far_enough(model: ActorCritic) -> None:
+    whole = updated(model, config(epochs=3, stop_kl=1e6))
     assert whole["train/steps"] == 9.0
-    early = updated(policy, head, config(epochs=3, stop_kl=1e-9))
+    early = updated(model, config(epochs=3, stop_kl=1e-9))
     assert early["train/steps"] == 1.0 and early["train/approx_kl"] > 1e-9  # the first step is always taken
 
 
-def test_a_bonus_raises_the_entropy(policy: Policy, head: torch.nn.Linear) -> None:
+def test_a_bonus_raises_the_entropy(policy: Policy) -> None:
     before, found = policy.snapshot(), []
     for coefficient in (0.0, 10.0):
         policy.restore(before)
-        updated(
-            policy,
-            ppo.new_value_head(policy, 0, None),
-            config(epochs=10, batch_size=8, entropy_coef=coefficient, stop_kl=1e6),
-        )
+        model = actor_critic_of(policy)
+        updated(model, config(epochs=10, batch_size=8, entropy_coef=coefficient, stop_kl=1e6))
         with torch.no_grad():
-            found.append(float(ppo.forward(policy, head, episodes(policy), 0.7)[1].mean()))
+            found.append(float(model.forward(episodes(policy))[1].mean()))
     assert found[1] > found[0] + 0.1
 
 
 def test_the_value_head_learns(policy: Policy) -> None:
-    """Equal scores and no penalty: whitened advantages are those of the values alone, and these come to the score."""
-    head = ppo.new_value_head(policy, 0, None)
+    """Equal scores and no penalty: advantages are those of the values alone, which come to the score."""
+    model = actor_critic_of(policy, lr=1e-2)
     rows = [dataclasses.replace(episode, score=1.0) for episode in episodes(policy)]
-    optimizer = adamw([*policy.trainable(), *head.parameters()], 1e-2, None)
     settings = config(lr=1e-2, kl_coef=0.0, gae_lambda=1.0, value_coef=1.0, stop_kl=1e6, clip=1e-6)
-    first, *_, last = (
-        ppo.update(policy, head, optimizer, rows, settings, 0.0, 0, cycle) for cycle in range(8)
-    )
+    first, *_, last = (ppo.train_on_episodes(model, rows, settings, 0.0, 0, cycle) for cycle in range(8))
     assert first["train/value_loss"] > 0.2 > 0.02 > last["train/value_loss"]  # type: ignore[operator]
 
 
-def test_what_is_not_finite_stops_at_once(policy: Policy, head: torch.nn.Linear) -> None:
+def test_what_is_not_finite_stops_at_once(policy: Policy, model: ActorCritic) -> None:
     rows = [dataclasses.replace(episode, score=float("nan")) for episode in episodes(policy)]
     name = policy.adapter_hash()
     with pytest.raises(
         TrainingError, match="the loss is nan at step 1: lower --lr; the last checkpoint is intact"
     ):
-        updated(policy, head, config(), rows)
+        updated(model, config(), rows)
     assert policy.adapter_hash() == name and not policy.model.training
 
 
@@ -452,11 +443,10 @@ def test_ppo_raises_a_trivial_reward() -> None:
     policy = load_policy("embedded")
     source = Templates([load_domain("shell")])
     settings = Config(lr=3e-3, batch_size=30, kl_coef=0.0)  # nothing pulls back
-    head = ppo.new_value_head(policy, 0, None)
-    optimizer = adamw([*policy.trainable(), *head.parameters()], settings.lr, None)
+    model = actor_critic_of(policy, lr=settings.lr)
     means = []
     for cycle in range(6):
-        batch = collect(
+        batch = roll_out(
             policy,
             source,
             few_options,
@@ -466,22 +456,28 @@ def test_ppo_raises_a_trivial_reward() -> None:
             max_new_tokens=32,
             stream=(0, cycle, "before"),
         )
-        rows = ppo.episodes_of(policy, batch.rollouts, settings.cut_score)
-        ppo.update(policy, head, optimizer, rows, settings, settings.kl_coef, 0, cycle, "train")
+        rows = episodes_of(policy, batch.rollouts, settings.cut_score)
+        ppo.train_on_episodes(model, rows, settings, settings.kl_coef, 0, cycle, "train")
         means.append(sum(rollout.score.value or 0.0 for rollout in batch.rollouts) / len(batch.rollouts))
     assert means[0] < 0.4
     assert means[-1] > 0.7
 
 
-def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
-    first, second = (written(run(tmp_path / name, "a", "--cycles", "1")) for name in ("x", "y"))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one cycle, not to be changed."""
+    return run(tmp_path_factory.mktemp("finished"), "a", "--cycles", "1")
+
+
+def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Path) -> None:
+    first, second = written(finished), written(run(tmp_path / "y", "a", "--cycles", "1"))
     assert first == second
     other = written(run(tmp_path / "z", "a", "--cycles", "1", "--seed", "1"))
     assert all(other[name] != first[name] for name in first)
 
 
 def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ended after the first cycle, and in the middle of the second, when steps have been taken: the same bytes, value head included."""
+    """Ended after the first cycle, or in the second after steps: the same bytes, value head included."""
     flags = ["--reward", "likelihood", "--kl-target", "1e-3"]
     whole = written(run(tmp_path / "whole", "a", "--cycles", "2", *flags))
 
@@ -523,15 +519,15 @@ def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(
     given: list[list[float]] = []
     hashes: list[str] = []
 
-    def spy(policy: Policy, head: Any, optimizer: Any, rows: Sequence[Episode], *rest: Any) -> Any:
+    def spy(model: ActorCritic, rows: Sequence[Episode], *rest: Any) -> Any:
         given.append([episode.score for episode in rows])
-        hashes.append(policy.adapter_hash())
-        found = real(policy, head, optimizer, rows, *rest)
-        hashes.append(policy.adapter_hash())
+        hashes.append(model.policy.adapter_hash())
+        found = real(model, rows, *rest)
+        hashes.append(model.policy.adapter_hash())
         return found
 
-    real = ppo.update
-    monkeypatch.setattr(ppo, "update", spy)
+    real = ppo.train_on_episodes
+    monkeypatch.setattr(ppo, "train_on_episodes", spy)
     folder = run(tmp_path, "a", "--cycles", "2", "--max-new-tokens", "48", "--domain", "network")
     rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
     assert not any(row["truncated"] for row in rows)
@@ -546,7 +542,7 @@ def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(
 def test_nothing_scored_trains_nothing_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(ppo, "episodes_of", lambda *_: [])
+    monkeypatch.setattr(actor_critic, "episodes_of", lambda *_: [])
     folder = run(tmp_path, "a", "--cycles", "1")
     assert "no candidate had a score, so nothing was trained" in capsys.readouterr().out
     assert metrics(folder)[0]["train/examples"] == 0
@@ -602,13 +598,13 @@ def test_a_command_that_was_cut_is_learnt_from_with_a_low_score(tmp_path: Path) 
 
 def test_the_value_head_starts_at_the_mean_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    honest = ppo.update
+    honest = ppo.train_on_episodes
 
-    def update(policy: Any, head: Any, *rest: Any) -> Any:
-        seen.append(float(head.bias.detach()))
-        return honest(policy, head, *rest)
+    def update(model: ActorCritic, *rest: Any) -> Any:
+        seen.append(float(model.head.bias.detach()))
+        return honest(model, *rest)
 
-    monkeypatch.setattr(ppo, "update", update)
+    monkeypatch.setattr(ppo, "train_on_episodes", update)
     folder = run(tmp_path, "a", "--cycles", "1")
     run(tmp_path, "b", "--cycles", "1", "--reward-scaling", "scores")
     assert seen == [pytest.approx(metrics(folder)[-1]["train/reward"]), 0.0]
@@ -655,7 +651,8 @@ def test_none_switches_off(tmp_path: Path) -> None:
 
 def test_help_needs_no_torch() -> None:
     code = "import runpy, sys\nsys.argv[1:] = ['--help']\n"
-    code += "try: runpy.run_module('agents.ppo', run_name='__main__', alter_sys=True)\nfinally: print('torch' in sys.modules)"
+    code += "try: runpy.run_module('agents.ppo', run_name='__main__', alter_sys=True)\n"
+    code += "finally: print('torch' in sys.modules)"
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=120
     )

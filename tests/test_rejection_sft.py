@@ -1,4 +1,4 @@
-"""The documented loop: selection, the protocol's numbers, resume to the same bytes, no label within reach, any model from a path."""
+"""The documented loop: selection, the protocol's numbers, resume to the same bytes, no label within reach."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import yaml
 from conftest import kill_after_the_first_of_three
 
 from agents.cli.command import parse, run_command
-from agents.rejection_sft import Config, main, select
+from agents.rejection_sft import Config, accepted_of, main, select
+from agents.training import loop as loop_module
+from agents.training import session as session_module
+from agents.training.config import TrainConfig
+from agents.training.results import cycle_facts, cycle_table
+from agents.training.rollouts import Batch, Rollout, read_accepted, records
+from agents.training.session import saved
 from envs.schema import CONFIGS
+from envs.types import Completion, Score, Task
 
 SMALL = [
     "--tasks",
@@ -45,6 +52,17 @@ def written(folder: Path) -> dict[str, bytes]:
     return {**files, **average, "adapter": (last / "adapter_model.safetensors").read_bytes()}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one cycle under the reward `random`. A test that changes it takes a copy."""
+    return run(tmp_path_factory.mktemp("finished"), "a", "--cycles", "1", "--reward", "random")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copied" / "a"))
+
+
 VALUES = [[0.9, 0.2, None], [0.4, 0.5, 0.5], [None, None, None], [0.1, 0.05, 0.0]]
 
 
@@ -56,6 +74,56 @@ def test_selection_rules() -> None:
     assert select(VALUES, "quantile", 0.5, 0.25) == [0, 4]
     assert select(VALUES, "quantile", 0.5, 1.0) == [0, 1, 3, 4, 5, 9, 10, 11]
     assert select([[None]], "best", 0.5, 1.0) == select([], "threshold", 0.5, 1.0) == []
+
+
+TASK = Task("t", "shell", "list the files", "ls")
+OPEN, CLOSED = {"gate/valid": 1.0, "gate/copied": 1.0}, {"gate/valid": 1.0, "gate/copied": 0.0}
+
+
+def gated(value: float | None, parts: dict[str, float], truncated: bool = False) -> Rollout:
+    return Rollout(TASK, Completion("ls", (5, 6), truncated=truncated), Score(value, parts))
+
+
+@pytest.mark.parametrize("rule", ["threshold", "best", "quantile"])
+def test_a_command_with_a_closed_gate_is_never_accepted(rule: str) -> None:
+    """Six of ten tasks are gated throughout: 0.0 is the best there, and among the top shares of all."""
+    rows = [[gated(0.0, CLOSED)] * 3] * 6 + [[gated(0.2, OPEN), gated(0.0, CLOSED), gated(0.0, OPEN)]] * 4
+    config = Config(select=rule, keep_share=1.0, threshold=0.0)  # type: ignore[arg-type]
+    open_ones = [18, 21, 24, 27] if rule == "best" else [18, 20, 21, 23, 24, 26, 27, 29]
+    assert accepted_of(Batch(rows), config) == open_ones
+    assert accepted_of(Batch(rows[:6]), config) == []
+    assert gated(0.2, OPEN).acceptable == 0.2
+    assert gated(0.2, OPEN, truncated=True).acceptable is None
+    assert gated(0.0, {"gate/length": 0.0}).acceptable is None
+    assert gated(0.0, {"cosine": 0.0}).acceptable == 0.0  # no gate
+
+
+def test_a_closed_gate_in_the_log_is_not_replayed(tmp_path: Path) -> None:
+    rollouts = [gated(0.2, OPEN), gated(0.0, CLOSED), gated(0.4, OPEN)]
+    rows = records(rollouts, [0, 1, 2], cycle=1, phase="before")
+    rows += records(rollouts, [2], cycle=1, phase="after") + records(rollouts, [2], cycle=2, phase="before")
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_accepted(path, "before")
+    assert [rollout.score.value for rollout in found] == [0.2, 0.4, 0.4]
+    assert found[0] == rollouts[0]
+    assert read_accepted(tmp_path / "none.jsonl", "before") == []
+
+
+def test_without_any_score_the_mean_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """0.0 would be a good score under some rewards and a bad one under others."""
+    nothing, something = Batch([[gated(None, {})] * 2]), Batch([[gated(0.25, {}), gated(None, {})]])
+    assert loop_module.summary(nothing, [0]) == {
+        "total_generated": 2,
+        "accepted": 1,
+        "acceptance_rate": 0.5,
+        "mean_score": None,
+    }
+    assert loop_module.summary(something, None) == {"total_generated": 2, "mean_score": 0.25}
+    before, after = loop_module.summary(nothing, []), loop_module.summary(something, [])
+    cycle = {"cycle": 1, "before": before, "after": after, "improvement": None, "eval": {"eval/greedy": 0.5}}
+    assert cycle_facts(cycle) == ["score – -> 0.250", "accepted 0%", "held-out greedy 0.500"]
+    assert cycle_table([cycle], 9)[1] == [["1", "–", "0.250", "–", "0/2", "0.500"]]
 
 
 def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,21 +169,20 @@ def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {"time/generate", "time/reward", "time/train", "time/evaluate", "time/rest"} <= set(timings[-1])
 
 
-def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path) -> None:
-    first, second = (
-        written(run(tmp_path / name, "a", "--cycles", "1", "--reward", "likelihood")) for name in ("x", "y")
-    )
+def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Path) -> None:
+    flags = ("--cycles", "1", "--reward", "random")
+    first, second = written(finished), written(run(tmp_path / "y", "a", *flags))
     first.pop("progress.json"), second.pop("progress.json")  # holds --output
     first.pop("self_improvement_results.json"), second.pop("self_improvement_results.json")
     assert first == second
-    other = written(run(tmp_path / "z", "a", "--cycles", "1", "--reward", "likelihood", "--seed", "1"))
+    other = written(run(tmp_path / "z", "a", *flags, "--seed", "1"))
     assert other["rollouts.jsonl"] != first["rollouts.jsonl"]
     assert other["adapter"] != first["adapter"]
 
 
 @pytest.mark.parametrize(
     ("reward", "replay", "inverter"),
-    [("similarity", "none", "current"), ("likelihood", "all", "current"), ("likelihood", "none", "ema")],
+    [("similarity", "none", "current"), ("likelihood", "all", "ema")],
 )
 def test_killed_and_resumed_equals_uninterrupted(
     tmp_path: Path, reward: str, replay: str, inverter: str
@@ -140,8 +207,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert ("ema.safetensors" in found) == (inverter == "ema")
 
 
-def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
-    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+def test_a_finished_run_can_be_extended(tmp_path: Path, copied: Path) -> None:
+    folder = copied
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 0
     straight = run(tmp_path, "b", "--cycles", "2", "--reward", "random")
     assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
@@ -178,7 +245,7 @@ def test_a_command_that_was_cut_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -> None:
-    """Label-free, shown by its effect: with other references the truth changes, and not one byte of what was trained on or learnt."""
+    """Label-free, shown by its effect: other references change verdicts, and no byte of what is learnt."""
     honest, nonsense = tmp_path / "honest" / "shell.yaml", tmp_path / "nonsense" / "shell.yaml"
     data = {**yaml.safe_load((CONFIGS / "shell.yaml").read_text()), "verify": {"kind": "exact"}}
     for path in (honest, nonsense):
@@ -212,7 +279,7 @@ def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -
 
 
 def test_an_average_of_the_adapter_reads_back(tmp_path: Path) -> None:
-    """It begins at the weights before the first update, moves by a fifth of the way, and outlasts the choice of the best cycle."""
+    """It begins at the weights before the first update, moves by a fifth, and outlasts `--keep best`."""
     from safetensors.torch import load_file
 
     flags = ["--cycles", "2", "--reward", "likelihood", "--inverter", "ema", "--keep", "best"]
@@ -279,11 +346,11 @@ def test_nothing_accepted_trains_nothing_and_says_so(
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from agents.policy.policy import Policy
 
-    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+    folder = copied
     before = (folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors").read_bytes()
     honest = Policy.token_logprobs
 
@@ -299,10 +366,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 0
 
 
-def test_killed_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_before_the_first_checkpoint(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from agents.training.run import Run
 
-    whole = run(tmp_path / "whole", "a", "--cycles", "1", "--reward", "random")
+    whole = finished
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):  # noqa: PT012
         patch.setattr(Run, "commit", lambda *_: 1 / 0)
         run(tmp_path / "killed", "a", "--cycles", "1", "--reward", "random")
@@ -354,13 +423,64 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def test_an_existing_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+def test_an_existing_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished
     before = written(folder)
-    argv = ["--model", "embedded", *SMALL, "--output", str(tmp_path), "--name", "a"]
+    argv = ["--model", "embedded", *SMALL, "--output", str(finished.parent), "--name", "a"]
     assert run_command(Config, main, argv, "rejection_sft") == 2
     assert f"--resume {folder}" in capsys.readouterr().err
     assert written(folder) == before
+
+
+@pytest.mark.parametrize("error", [AttributeError("vocab_size"), KeyboardInterrupt()])
+def test_a_start_that_fails_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Whatever ends the start: the same --name can be used again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    flags = ["--model", "embedded", *SMALL, "--reward", "random", "--output", str(tmp_path), "--name", "a"]
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "load_policy", fail)
+        config, _ = parse(Config, flags, "rejection_sft")
+        with pytest.raises(type(error)):
+            main(config)
+        assert not (tmp_path / "a").exists()
+        patch.setattr(session_module, "load_policy", interrupted)
+        with pytest.raises(ZeroDivisionError):  # not the error that the folder is not empty
+            main(config)
+
+
+def test_only_paths_are_saved_as_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder named like a keyword in the working directory must not keep a run from being resumed."""
+    monkeypatch.chdir(tmp_path)
+    names = ("templates", "model", "embedded", "mistral-7b", "all", "shell", "all-MiniLM-L6-v2", "mine")
+    for name in names:
+        (tmp_path / name).mkdir()
+    for source in ("templates", "model"):
+        for model in ("embedded", "mistral-7b"):
+            config = TrainConfig(model=model, task_source=source)
+            values = saved(config)
+            assert {name: values[name] for name in ("model", "task_source", "embedder", "domain")} == {
+                "model": model,
+                "task_source": source,
+                "embedder": "all-MiniLM-L6-v2",
+                "domain": "all",
+            }
+    (tmp_path / "tasks.jsonl").touch()
+    config = TrainConfig(
+        model="mine", adapter="mine", embedder="mine", task_source="tasks.jsonl", domain="shell,x.yaml"
+    )
+    values = saved(config)
+    assert {values[name] for name in ("model", "adapter", "embedder")} == {str(tmp_path / "mine")}
+    assert values["task_source"] == str(tmp_path / "tasks.jsonl")
+    assert values["domain"] == f"shell,{tmp_path / 'x.yaml'}"
+    assert saved(TrainConfig(model="org/name"))["model"] == "org/name"
 
 
 def test_defaults_of_the_documented_protocol() -> None:
@@ -392,7 +512,7 @@ def test_defaults_of_the_documented_protocol() -> None:
 
 
 def test_a_foreign_mistral_from_a_path(tmp_path: Path, foreign_mistral: Path) -> None:
-    """Mistral-7B-Instruct's chat format and kind of tokenizer, random weights: the same command, start to end."""
+    """Mistral-7B-Instruct's chat format and kind of tokenizer, random weights: the command, start to end."""
     folder = run(
         tmp_path,
         "a",

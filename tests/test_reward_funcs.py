@@ -230,9 +230,9 @@ def test_the_documented_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 
     from agents.cli.command import parse
-    from agents.training import trl_online as online
+    from agents.training import trl_config
 
-    monkeypatch.setattr(online, "find_spec", lambda name: name)  # as if vLLM were installed
+    monkeypatch.setattr(trl_config, "find_spec", lambda name: name)  # as if vLLM were installed
     for line in blocks("bash")[0].splitlines():
         [found] = re.findall(r"^python -m agents\.(\w+) (.*)$", line)
         argv = found[1].split()

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from agents.training import disk as disk_module
 from agents.training import run as run_module
+from agents.training.environment import ROOT
 from agents.training.run import Run, new_name
 from envs.types import InputError
 
@@ -29,7 +31,7 @@ class Killed(BaseException):
 
 
 class Disk:
-    """Counts the durable operations and dies at one. What was written and not synced is then torn, as a power cut would."""
+    """Counts the durable operations and dies at one: no later one happens. What was not synced is torn."""
 
     def __init__(self, folder: Path, die_at: int | None = None, torn: bool = True) -> None:
         self.folder, self.die_at, self.torn, self.count = folder, die_at, torn, 0
@@ -37,15 +39,15 @@ class Disk:
 
     def operation(self, name: str, path: Path) -> None:
         self.count += 1
-        if self.count == self.die_at:
-            if self.torn:
+        if self.die_at is not None and self.count >= self.die_at:
+            if self.torn and self.count == self.die_at:
                 self._tear()
             raise Killed(f"{name} {path}")
         if name == "fsync" and path.is_file():
             self.synced[path.stat().st_ino] = path.stat().st_size
 
     def remember(self) -> None:
-        """What a process finds on the disk when it starts was synced by the one before, or has been torn already."""
+        """What a process finds on the disk when it starts was synced before, or has been torn already."""
         self.synced = {
             path.stat().st_ino: path.stat().st_size for path in self.folder.rglob("*") if path.is_file()
         }
@@ -58,14 +60,14 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Puts a Disk below the run folder; syncing for real would only make the test slow, since the machine stays up."""
+    """Puts a Disk below the run folder. Nothing is synced for real, since the machine stays up."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(run_module, "_environment", lambda: {"versions": {}})
+    monkeypatch.setattr(run_module, "environment", lambda: {"versions": {}})
 
     def use(folder: Path, die_at: int | None = None, torn: bool = True) -> Disk:
         made = Disk(folder, die_at, torn)
         made.remember()
-        monkeypatch.setattr(run_module, "_operation", made.operation)
+        monkeypatch.setattr(disk_module, "operation", made.operation)
         return made
 
     yield use
@@ -76,7 +78,7 @@ def digest(*parts: object) -> str:
 
 
 def train(folder: Path) -> None:
-    """Three cycles of a toy whose policy, scores and logs follow from what came before; or the rest of them."""
+    """Three cycles of a toy whose policy, scores and logs follow from what came before; or the rest."""
     policy, first = digest("base"), 1
     if (folder / "config.yaml").exists():
         run, config = Run.open(folder, tensorboard=False)
@@ -158,15 +160,15 @@ def test_a_process_that_is_gone_leaves_a_run_that_can_go_on(tmp_path: Path) -> N
     script = f"""
 import os, sys
 from pathlib import Path
-from agents.training import run as run_module
+from agents.training import disk
 from tests.test_run import train
 def operation(name, path):
     if name == "rename" and path.name == "cycle-0002":
         os._exit(9)
-run_module._operation = operation
+disk.operation = operation
 train(Path({str(folder)!r}))
 """
-    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=run_module.ROOT).returncode == 9
+    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=ROOT).returncode == 9
     assert (folder / "checkpoints" / ".tmp-cycle-0002").exists()
     train(folder)
     train(tmp_path / "whole")
@@ -216,7 +218,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(trained: P
         and found[0]["step"] == 8
         and found[1].name == "cycle-0002"
     )
-    assert len(run.notes) == 1 and "cycle-0003" in run.notes[0] and "going on from cycle-0002" in run.notes[0]
+    assert len(run.notes) == 1 and "cycle-0003" in run.notes[0] and "resuming from cycle-0002" in run.notes[0]
     assert not (trained / "checkpoints" / "cycle-0003").exists()
     assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
     train(trained)
@@ -328,6 +330,22 @@ def test_create_writes_the_configuration_and_the_environment(tmp_path: Path) -> 
     again = reopened(tmp_path / "a" / "run")
     assert "torch 1.0 then" in again.notes[0]
     again.close()
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
+def test_a_run_that_cannot_begin_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail() -> None:
+        raise error
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "environment", fail)  # config.yaml is there already
+        with pytest.raises(type(error)):
+            Run.create(folder, CONFIG, tensorboard=False)
+    assert not folder.exists()
+    Run.create(folder, CONFIG, tensorboard=False).close()
 
 
 def test_wrong_folders_are_named_with_the_fix(tmp_path: Path) -> None:

@@ -52,12 +52,16 @@ def train(
 
 
 def test_the_loss_falls_and_the_model_learns(policy: Policy, examples: list[Example]) -> None:
-    first, _, last = (
-        train(policy, examples, lr=3e-3, batch_size=5, epochs=epochs)["train/loss"] for epochs in (1, 200, 1)
-    )
-    assert first is not None and last is not None and last < first / 4
-    written = policy.generate([prompt for prompt, _ in TEXTS], temperature=0.0, max_new_tokens=12)
-    assert [row[0].text for row in written] == [text for _, text in TEXTS]
+    prompts, texts = zip(*TEXTS, strict=True)
+    first = train(policy, examples, lr=3e-3, batch_size=5)["train/loss"]
+    for _ in range(40):  # until it writes them all; how soon depends on the last bits of the machine's sums
+        train(policy, examples, lr=3e-3, batch_size=5, epochs=25)
+        written = policy.generate(prompts, temperature=0.0, max_new_tokens=12)
+        if [row[0].text for row in written] == list(texts):
+            break
+    assert [row[0].text for row in written] == list(texts)
+    last = train(policy, examples, lr=3e-3, batch_size=5)["train/loss"]
+    assert last < first / 4
     assert not any(row[0].truncated for row in written)  # it learnt where to stop, too
 
 
@@ -81,7 +85,7 @@ def test_the_loss_is_that_of_the_completions_alone(steady: Policy, examples: lis
 
 
 def test_prompts_and_padding_have_no_loss(steady: Policy, examples: list[Example]) -> None:
-    """The gradient is that of the completion tokens, each computed by hand in a sequence of its own, and nothing more."""
+    """The gradient is that of the completion tokens alone, each computed by hand in a sequence of its own."""
     short, long = examples[0], examples[1]
     for batch in ([short], [short, long]):
         logprobs, mask = steady.token_logprobs(batch)
@@ -139,7 +143,7 @@ def test_nothing_to_learn_from_is_our_mistake(policy: Policy) -> None:
 def test_training_that_changes_nothing_is_an_error(
     policy: Policy, examples: list[Example], lr: float, epochs: int
 ) -> None:
-    with pytest.raises(TrainingError, match="left the adapter as it was"):
+    with pytest.raises(TrainingError, match="the adapter did not change in this update"):
         train(policy, examples, lr=lr, epochs=epochs)
 
 

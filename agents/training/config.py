@@ -1,7 +1,8 @@
-"""The settings that every trainer has. A trainer's own `Config` derives from `TrainConfig` and adds what its algorithm needs."""
+"""The settings that every trainer has. Its own `Config` derives from `TrainConfig` and adds more."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,37 +10,45 @@ from envs.types import InputError
 
 
 class TrainingError(RuntimeError):
-    """Training went wrong in a way that must not be saved; the last checkpoint stands. Commands print it and exit with code 1."""
+    """Training failed and must not be saved; the last checkpoint is intact. Commands exit with code 1."""
+
+
+def finite(what: str, value: float, step: int) -> float:
+    """The value; TrainingError if it is NaN or infinite."""
+    if not math.isfinite(value):
+        advice = "lower --lr; the last checkpoint is intact"
+        raise TrainingError(f"the {what} is {value} at step {step}: {advice}")
+    return value
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Improves a model on its own commands: it writes, reads back, scores and learns, cycle after cycle."""
+    """Improves a model on its own commands: it writes, reconstructs, scores and learns, cycle after cycle."""
 
     cycles: int = 10
-    """How many cycles of scoring and training."""
+    """Cycles of writing, scoring and training."""
     tasks: int = 50
-    """Tasks in a cycle."""
+    """Tasks per cycle."""
     candidates: int = 3
     """Commands written for each task."""
     temperature: float = 0.7
     """Sampling temperature of the commands."""
     model: str | None = None
-    """embedded, mistral-7b, or a Hugging Face name or folder. By default mistral-7b on a CUDA device of 16 GB, else embedded."""
+    """embedded, mistral-7b, or a Hugging Face name or folder. Default: embedded."""
     adapter: str | None = None
     """Start from the PEFT adapter in this folder."""
     load_in_4bit: bool = False
     """Load the base model in 4 bits (CUDA only)."""
     output: str | None = None
-    """Folder that holds the runs. By default runs/<agent>."""
+    """Folder for runs. Default: runs/<agent>."""
     name: str | None = None
-    """Name of the run's folder. By default <domain>-<reward>-s<seed>-<id>."""
+    """Name of the run's folder. Default: <domain>-<reward>-s<seed>-<id>."""
     lr: float = 2e-4
-    """Learning rate. The embedded model has its own default, 1e-3."""
+    """Learning rate. Default with the embedded model: 1e-3."""
     batch_size: int = 4
-    """Examples in a training step."""
+    """Examples per training step."""
     epochs: int = 1
-    """Passes over a cycle's examples."""
+    """Passes over the examples of a cycle."""
     lora_r: int = 16
     """Rank of the LoRA adapter."""
     lora_alpha: int = 32
@@ -47,89 +56,71 @@ class TrainConfig:
     lora_dropout: float = 0.05
     """Dropout of the LoRA adapter; in [0, 1)."""
     max_new_tokens: int = 64
-    """Longest command, in tokens. The embedded model has its own default, 48."""
+    """Longest command, in tokens. Default with the embedded model: 48."""
     domain: str = "all"
-    """An embedded domain (network, shell, sql), all of them, or paths of YAML files; several with commas between."""
+    """network, shell, sql, all of them (all), or paths of YAML files; separate several by commas."""
     reward: str = "similarity"
-    """How a command is scored, a name or a blend's FILE.yaml: docs/REWARDS.md. Only truth uses labels."""
+    """Name, FILE.yaml of a blend, or package.module:factory (docs/REWARDS.md). Only truth uses labels."""
     gates: bool = True
-    """Score nothing for commands that are none, or that smuggle their task past the reading back."""
+    """Score 0 for output that is not a valid command or that copies the task text into the command."""
     inverter: Literal["current", "base", "ema"] = "current"
-    """Who reads commands back: the model as it trains, its base with the adapter off, or the average of its adapter over the cycles."""
+    """Weights that reconstruct the task: current policy, base model (adapter off), or EMA of the adapter."""
     inverse_temperature: float = 0.3
-    """Sampling temperature of the reading back; 0 is greedy, and the default of the embedded model."""
+    """Sampling temperature for reconstruction; 0 = greedy (the embedded model's default)."""
     embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-embedding model that compares a task with what was read back."""
+    """Sentence-embedding model that compares the task with its reconstruction."""
     task_source: str = "templates"
-    """Where training tasks come from: templates, model, a FILE.jsonl with a task key, or hf:DATASET:COLUMN[:SPLIT]."""
+    """Source of tasks: templates, model, a FILE.jsonl with a task key, or hf:DATASET:COLUMN[:SPLIT]."""
     keep: Literal["last", "best"] = "last"
-    """What the run ends with: its last cycle, or the best one by a score that needs no label (docs/TRUTH.md)."""
+    """Adapter to end with: of the last cycle, or of the best by a score without labels (docs/TRUTH.md)."""
     eval_tasks: int = 300
-    """Held-out tasks in the evaluation before the first cycle and after the last."""
+    """Held-out tasks evaluated before the first cycle and after the last."""
     eval_subset: int = 60
-    """How many of them are evaluated after each cycle, greedily; a quarter of these is sampled and scored as well."""
+    """How many of them are evaluated after each cycle, greedily; a quarter is sampled and scored as well."""
     eval_samples: int = 4
     """Commands sampled for each held-out task: the K of pass@K."""
     seed: int = 0
-    """Tasks, samples and training derive from it; the held-out tasks are the same for every seed."""
+    """Seed of tasks, samples and training. The held-out tasks are the same for every seed."""
     resume: str | None = None
-    """Go on with the run in this folder. Alone: the run of --output and --name, else the newest run."""
+    """Resume the run in this folder. Without a value: the run of --output and --name, else the newest one."""
     config: str | None = None
-    """YAML file of settings, in the names of these flags with underscores. Flags win over it."""
+    """YAML file of settings, named like these flags with underscores. Flags override it."""
 
     def check(self) -> None:
-        """Raises InputError, one line that names the flag and the fix: a value out of range, an unknown reward, a faulty domain."""
+        """Raises InputError with flag and fix: a value out of range, an unknown reward, a faulty domain."""
         from envs.domain import domain_names, load_domain
         from rewards.registry import reward_info
 
-        for name in (
-            "cycles",
-            "tasks",
-            "candidates",
-            "batch_size",
-            "epochs",
-            "lora_r",
-            "lora_alpha",
-            "max_new_tokens",
-        ):
-            self._require(name, getattr(self, name) >= 1, "must be 1 or more")
-        for name in ("eval_tasks", "eval_subset", "eval_samples"):
-            self._require(name, getattr(self, name) >= 1, "must be 1 or more")
+        self._require_counts("cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha")
+        self._require_counts("max_new_tokens", "eval_tasks", "eval_subset", "eval_samples")
         for name in ("temperature", "lr"):
-            self._require(name, 0 < getattr(self, name) < float("inf"), "must be above 0")
+            self._require(name, 0 < getattr(self, name) < math.inf, "must be above 0")
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1): 0.05 is the default")
-        self._require(
-            "inverse_temperature", 0 <= self.inverse_temperature < float("inf"), "must be 0 (greedy) or more"
-        )
+        greedy = 0 <= self.inverse_temperature < math.inf
+        self._require("inverse_temperature", greedy, "must be 0 (greedy) or more")
         self._require("seed", self.seed >= 0, "must be 0 or more")
         for name in ("model", "adapter", "output", "domain", "reward", "embedder", "task_source"):
-            self._require(
-                name, getattr(self, name) != "", "must not be empty: leave the flag out for its default"
-            )
+            filled = getattr(self, name) != ""
+            self._require(name, filled, "must not be empty: leave the flag out for its default")
         plain = self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name)
-        self._require("name", plain, "must be the plain name of a folder: its place is set by --output")
+        self._require("name", plain, "must be the name of a folder, without its path: use --output for that")
 
         if reward_info(self.reward).needs_group:
-            self._require(
-                "candidates",
-                self.candidates > 1,
-                f"must be 2 or more, since the reward {self.reward} compares candidates",
-            )
-            self._require(
-                "eval_samples",
-                self.eval_samples > 1,
-                f"must be 2 or more, since the reward {self.reward} compares candidates",
-            )
-            self._require(
-                "keep",
-                self.keep == "last",
-                f"must be last, since the reward {self.reward} cannot score a single command",
-            )
+            compares = f"since the reward {self.reward} compares candidates"
+            self._require("candidates", self.candidates > 1, f"must be 2 or more, {compares}")
+            self._require("eval_samples", self.eval_samples > 1, f"must be 2 or more, {compares}")
+            single = f"must be last, since the reward {self.reward} cannot score a single command"
+            self._require("keep", self.keep == "last", single)
         for name in domain_names(self.domain):
             load_domain(name)
 
+    def _require_counts(self, *names: str) -> None:
+        for name in names:
+            self._require(name, getattr(self, name) >= 1, "must be 1 or more")
+
     def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            value: Any = getattr(self, name)
-            shown = "''" if value == "" else value
-            raise InputError(f"--{name.replace('_', '-')} {shown}: {rule}")
+        if holds:
+            return
+        value: Any = getattr(self, name)
+        shown = "''" if value == "" else value
+        raise InputError(f"--{name.replace('_', '-')} {shown}: {rule}")

@@ -1,4 +1,4 @@
-"""The cycles of a run, the same for every trainer: collect, evaluate, watch, log, save, show. What is left to a trainer is to learn.
+"""The cycles of a run, the same for every trainer: roll out, evaluate, watch, log, save. It adds the update.
 
 with Loop(config, session) as loop:
     for cycle in loop.cycles():
@@ -18,17 +18,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.cli.display import Display, number, show_table
+from agents.cli.display import Display
+from agents.evaluation.metrics import mean
 from agents.policy.policy import EMA
 from agents.training.config import TrainConfig
-from agents.training.monitor import Monitor, keep_score, text_metrics
-from agents.training.rollouts import Batch, collect, inverter_gap, policy_metrics, records, reward_metrics
+from agents.training.monitor import Monitor, probe, text_metrics
+from agents.training.results import cycle_facts, held_out_facts, show_results
+from agents.training.rollouts import Batch, inverter_gap, policy_metrics, records, reward_metrics, roll_out
 from agents.training.session import Session, saved
 from agents.training.tensorboard import LAYOUT, end_metrics, sample_text
 from envs.streams import seed_of
 from rewards.registry import reward_info
 
-GAP_TASKS = 15  # tasks whose candidates are scored under the base as well
+GAP_TASKS = 15  # tasks whose candidates are scored with the base model as inverter as well
 Values = dict[str, float | None]
 
 
@@ -36,18 +38,17 @@ class Loop:
     """A run from its first or next cycle to its last; use it as a context manager.
 
     Attributes:
-        cycle: the one under way.
-        memory: plain JSON values of the trainer's own that a checkpoint keeps; what the last one kept.
-        save: writes more files of the trainer's own into the checkpoint's folder, beside the adapter.
-        restored: the folder of the checkpoint that the run goes on from; None at its start.
+        cycle: the current cycle.
+        memory: plain JSON values of the trainer that a checkpoint keeps; what the last one kept.
+        save: writes more files of the trainer into the checkpoint's folder, next to the adapter.
+        restored: the folder of the checkpoint that the run resumes from; None at its start.
     """
 
     def __init__(self, config: TrainConfig, session: Session) -> None:
         self.config, self.session = config, session
         state = session.state
-        labelled = reward_info(
-            config.reward
-        ).labelled  # of a blend whose file may be gone when the run is read
+        # Recorded, because the file of a blend may be gone when the run is read.
+        labelled = reward_info(config.reward).labelled
         self.results: dict[str, Any] = {
             "cycles": [],
             **state.get("results", {}),
@@ -55,13 +56,13 @@ class Loop:
             "config": saved(config),
         }
         self.memory: dict[str, Any] = dict(state.get("memory", {}))
-        self.save: Callable[[Path], None] = lambda folder: None
+        self.save: Callable[[Path], None] | None = None
         self.restored = session.checkpoint
         self.cycle, self.step = int(state.get("cycle", 0)), int(state.get("step", 0))
         self._monitor = Monitor(**state.get("monitor", {}))
         self._display = Display(config.cycles, self.cycle)
         self._seconds: dict[str, float] = {}
-        self._clock = self._saved_in = 0.0
+        self._began = self._saved_in = 0.0
 
     def __enter__(self) -> Loop:
         self._display.__enter__()
@@ -70,18 +71,20 @@ class Loop:
     def __exit__(self, *error: Any) -> None:
         self._display.__exit__(*error)
 
+    # What a trainer calls, in this order
+
     def cycles(self) -> Iterator[int]:
-        """The cycles that are still to do; before the first of a new run, what the policy can do untrained."""
+        """The cycles that are left. A new run is evaluated first, before any training."""
         if not self.session.state:
             self._start()
         for cycle in range(self.cycle + 1, self.config.cycles + 1):
-            self.cycle, self._clock, self._seconds = cycle, time.perf_counter(), {}
+            self.cycle, self._began, self._seconds = cycle, time.perf_counter(), {}
             yield cycle
 
     def collect(self, phase: str) -> Batch:
         """tasks x candidates of this cycle, written and scored."""
         self._display.phase(self.cycle, phase)
-        batch = collect(
+        batch = roll_out(
             self.session.policy,
             self.session.source,
             self.session.reward,
@@ -103,12 +106,12 @@ class Loop:
                 self.session.policy.update_ema(EMA)
 
     def spent(self, seconds: Mapping[str, float]) -> None:
-        """Counts seconds of this cycle as `time/<name>`."""
+        """Counts seconds of this cycle as `time/<name>`. Inside `training` they do not count as training."""
         for name, value in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + value
 
     def line(self, text: str) -> None:
-        """A line for the user about this cycle."""
+        """Prints a line about this cycle."""
         self._display.line(f"cycle {self.cycle}: {text}")
 
     def finish(
@@ -122,232 +125,204 @@ class Loop:
 
         Args:
             batch: the candidates that were learnt from.
-            trained: what the update logs, `train/*` and the like.
-            accepted: positions in it of those that were taken as examples, where the trainer chooses.
-            after: as many candidates of fresh tasks that only measure, with the positions of those that would be accepted.
+            trained: what the update logs: `train/*` and the like.
+            accepted: positions in it of the positive examples, for a trainer that chooses some.
+            after: as many candidates of fresh tasks, which only measure, and positions of those it would
+                accept.
         """
-        config, session, cycle = self.config, self.session, self.cycle
+        session = self.session
         with self._timed("evaluate"):
-            truth = session.evaluate(session.policy, session.reward, cycle)
+            held_out = session.evaluate(session.policy, session.reward, self.cycle)
         with self._timed("watch"):
             watched = after[0] if after else batch
-            if after and not self._monitor.scores:
-                self._monitor.scored(batch.groups)
-            self._monitor.scored(watched.groups)
-            health = {
-                **policy_metrics(session.policy, watched.groups),
-                **text_metrics(watched.rollouts),
-                **self._keep(),
-            }
-            seed = seed_of(config.seed, cycle, "gap")
-            health["reward/current_minus_base"] = inverter_gap(
-                session.reward, watched.groups[:GAP_TASKS], seed
-            )
-            alarms, alarm_lines = self._monitor.observe({**health, **truth})
+            health = self._health(batch, watched)
+            alarms, alarm_lines = self._monitor.observe({**health, **held_out})
         with self._timed("evaluate_whole"):
             self._evaluate_whole()
 
         self.step += len(batch.rollouts)
-        entry: dict[str, Any] = {"cycle": cycle, "before": summary(batch, accepted)}
-        if after:
-            entry["after"] = summary(*after)
-            entry["improvement"] = entry["after"]["mean_score"] - entry["before"]["mean_score"]
-        entry["eval"] = truth
+        entry = self._entry(batch, accepted, after, held_out)
         self.results["cycles"].append(entry)
-        session.run.append("rollouts", records(batch.rollouts, accepted or (), cycle=cycle, phase="before"))
-        selection = {"select/acceptance": entry["before"].get("acceptance_rate")}
-        if after:
-            session.run.append("rollouts", records(after[0].rollouts, after[1], cycle=cycle, phase="after"))
-            selection |= {
-                "reward/after": entry["after"]["mean_score"],
-                "select/acceptance_after": entry["after"]["acceptance_rate"],
-            }
+        self._log_rollouts(batch, accepted, after)
         dropped = {f"source/{reason}": float(count) for reason, count in batch.dropped.items()}
-        session.run.scalars(
-            self.step,
-            cycle,
-            {
-                **reward_metrics(batch.rollouts),
-                **selection,
-                **dropped,
-                **trained,
-                **health,
-                **alarms,
-                **truth,
-            },
-        )
-        session.run.text(self.step, "samples", sample_text(watched.rollouts))
-        for text in alarm_lines:
-            self.line(text)
-            session.run.text(self.step, "alarms", f"cycle {cycle}: {text}")
-        if cycle == config.cycles:
-            session.run.hparams(self.results["config"], end_metrics(self.results))
-        rest = (
-            time.perf_counter() - self._clock - math.fsum(self._seconds.values()) + self._saved_in
-        )  # saving is counted a cycle later
-        session.run.scalars(
-            self.step,
-            cycle,
-            {f"time/{name}": value for name, value in {**self._seconds, "rest": rest}.items()},
-        )
-        saving = time.perf_counter()
+        metrics = {**reward_metrics(batch.rollouts), **_selection(entry), **dropped, **trained}
+        session.run.scalars(self.step, self.cycle, {**metrics, **health, **alarms, **held_out})
+        self._show(watched, alarm_lines)
+        self._log_times()
         self._checkpoint()
-        self._saved_in = time.perf_counter() - saving
-        self._display.finished(cycle, facts(entry))
+        self._display.finished(self.cycle, cycle_facts(entry))
 
     def end(self) -> int:
         """Writes the results and shows them; 0, as an exit status."""
-        self.session.run.write_json("self_improvement_results.json", self.results)
-        show_results(self.config, self.results, self.session.run.folder, self.session.evaluate.note)
+        run = self.session.run
+        run.write_json("self_improvement_results.json", self.results)
+        show_results(self.config, self.results, run, self.session.evaluate.note)
         return 0
+
+    # The steps of a cycle
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        """Shows what is being done and counts its time as `time/<name>`."""
+        """Shows what is done and counts its time as `time/<name>`, minus what other names count."""
         self._display.phase(self.cycle, name)
-        started = time.perf_counter()
+        started, counted = time.perf_counter(), math.fsum(self._seconds.values())
         yield
-        self.spent({name: time.perf_counter() - started})
+        others = math.fsum(self._seconds.values()) - counted
+        self.spent({name: time.perf_counter() - started - others})
 
     def _start(self) -> None:
+        """The evaluation before any training, and its checkpoint."""
         session = self.session
         session.run.layout(LAYOUT)
         self._display.phase(0, "evaluate")
         first = session.evaluate(session.policy, session.reward, 0)
         self.results["eval"] = {"start": session.evaluate.whole(session.policy, session.reward, 0)}
         session.run.scalars(0, 0, {**first, **self._keep()})
-        self._display.line("start        " + eval_facts(first))
+        self._display.line("start        " + held_out_facts(first))
         if session.evaluate.note:
             self._display.line(session.evaluate.note)
         self._checkpoint()
 
+    def _health(self, batch: Batch, watched: Batch) -> Values:
+        """Measures of the policy after this cycle; the monitor notes the scores of the newest candidates."""
+        if watched is not batch and not self._monitor.scores:
+            self._monitor.scored(batch.groups)  # those of the untrained policy
+        self._monitor.scored(watched.groups)
+        policy, reward = self.session.policy, self.session.reward
+        seed = seed_of(self.config.seed, self.cycle, "gap")
+        return {
+            **policy_metrics(policy, watched.groups),
+            **text_metrics(watched.rollouts),
+            **self._keep(),
+            "reward/current_minus_base": inverter_gap(reward, watched.groups[:GAP_TASKS], seed),
+        }
+
     def _keep(self) -> Values:
-        """The score by which `--keep best` chooses."""
-        if self.config.keep == "last":
+        """The score that `--keep best` compares; protects the best cycle's checkpoint."""
+        config, session = self.config, self.session
+        if config.keep == "last":
             return {}
-        score = keep_score(
-            self.session.policy,
-            self.session.reward,
-            self.session.probes,
-            self.config.max_new_tokens,
-            self.config.seed,
-        )
-        self._monitor.kept[str(self.cycle)] = score
-        self.session.run.protected = {self._monitor.best or 0}
+        probes = probe(session.policy, session.reward, session.probes, config.max_new_tokens, config.seed)
+        score = self._monitor.keep(self.cycle, probes)
+        session.run.protected = {self._monitor.best}
         return {"keep/score": score}
 
     def _evaluate_whole(self) -> None:
-        """After the last cycle all held-out tasks, for the adapter of the kept cycle; the policy is left as it is."""
-        self.results["eval"].pop("end", None)
+        """After the last cycle evaluates the kept adapter on all held-out tasks; the policy is left alone."""
+        self.results["eval"].pop("end", None)  # of a run that was extended
         self.results.pop("kept", None)
         if self.cycle < self.config.cycles:
             return
-        policy, kept = (
-            self.session.policy,
-            (self._monitor.best or 0) if self.config.keep == "best" else self.cycle,
-        )
-        now, average = policy.snapshot(), policy.ema
+        policy, reward, run = self.session.policy, self.session.reward, self.session.run
+        kept = self._monitor.best if self.config.keep == "best" else self.cycle
+        weights, average = policy.snapshot(), policy.ema
         if kept != self.cycle:
-            policy.load(self.session.run.folder / "checkpoints" / f"cycle-{kept:04d}")
+            policy.load(run.checkpoint(kept))
         try:
             self.results["kept"] = kept
-            self.results["eval"]["end"] = self.session.evaluate.whole(policy, self.session.reward, kept)
+            self.results["eval"]["end"] = self.session.evaluate.whole(policy, reward, kept)
         finally:
-            policy.restore(now)
+            policy.restore(weights)
             policy.ema = average
 
+    def _entry(
+        self,
+        batch: Batch,
+        accepted: Sequence[int] | None,
+        after: tuple[Batch, Sequence[int]] | None,
+        held_out: Values,
+    ) -> dict[str, Any]:
+        """This cycle in the results."""
+        entry: dict[str, Any] = {"cycle": self.cycle, "before": summary(batch, accepted)}
+        if after:
+            entry["after"] = summary(*after)
+            entry["improvement"] = _rise(entry["before"], entry["after"])
+        entry["eval"] = held_out
+        return entry
+
+    def _log_rollouts(
+        self,
+        batch: Batch,
+        accepted: Sequence[int] | None,
+        after: tuple[Batch, Sequence[int]] | None,
+    ) -> None:
+        rows = records(batch.rollouts, accepted or (), cycle=self.cycle, phase="before")
+        self.session.run.append("rollouts", rows)
+        if after:
+            rows = records(after[0].rollouts, after[1], cycle=self.cycle, phase="after")
+            self.session.run.append("rollouts", rows)
+
+    def _show(self, watched: Batch, alarms: Sequence[str]) -> None:
+        """What is to be read rather than plotted: samples, alarms, and at the end the settings."""
+        run = self.session.run
+        run.text(self.step, "samples", sample_text(watched.rollouts))
+        for text in alarms:
+            self.line(text)
+            run.text(self.step, "alarms", f"cycle {self.cycle}: {text}")
+        if self.cycle == self.config.cycles:
+            run.hparams(self.results["config"], end_metrics(self.results))
+
+    def _log_times(self) -> None:
+        """Logs the time of each part. `rest` includes saving, which is counted a cycle later."""
+        whole = time.perf_counter() - self._began
+        times = {f"time/{name}": value for name, value in self._seconds.items()}
+        times["time/rest"] = whole - math.fsum(self._seconds.values()) + self._saved_in
+        self.session.run.scalars(self.step, self.cycle, times)
+
     def _checkpoint(self) -> None:
-        results, phases = (
-            self.results,
-            [c[name] for c in self.results["cycles"] for name in ("before", "after") if name in c],
-        )
-        results["total_generated"] = sum(phase["total_generated"] for phase in phases)
-        if all("accepted" in phase for phase in phases):
-            results["total_accepted"] = sum(phase["accepted"] for phase in phases)
-        if phases:
-            results["improvement"] = phases[-1]["mean_score"] - phases[0]["mean_score"]
-        self.session.run.write_json("progress.json", results)
+        """Writes progress.json and the checkpoint."""
+        started = time.perf_counter()
+        _add_totals(self.results)
+        self.session.run.write_json("progress.json", self.results)
+        state = {"results": self.results, "monitor": self._monitor.state}
+        if self.memory:
+            state["memory"] = self.memory
+        self.session.run.commit(self.cycle, state, self._save)
+        self._saved_in = time.perf_counter() - started
 
-        def save(folder: Path) -> None:
-            self.session.policy.save(folder)
+    def _save(self, folder: Path) -> None:
+        self.session.policy.save(folder)
+        if self.save is not None:
             self.save(folder)
-
-        state = {"results": results, "monitor": self._monitor.state}
-        self.session.run.commit(self.cycle, {**state, "memory": self.memory} if self.memory else state, save)
 
 
 def summary(batch: Batch, accepted: Sequence[int] | None) -> dict[str, Any]:
-    """The original's four numbers of a phase; without those of acceptance where nothing is chosen."""
-    values = [r.score.value for r in batch.rollouts if r.score.value is not None]
-    chosen = (
-        {}
-        if accepted is None
-        else {"accepted": len(accepted), "acceptance_rate": len(accepted) / len(batch.rollouts)}
-    )
-    return {
-        "total_generated": len(batch.rollouts),
-        **chosen,
-        "mean_score": math.fsum(values) / len(values) if values else 0.0,
-    }
+    """The numbers of a phase; without those of acceptance for a trainer that chooses none.
+
+    `mean_score` is None where the reward abstained on all candidates.
+    """
+    numbers: dict[str, Any] = {"total_generated": len(batch.rollouts)}
+    if accepted is not None:
+        numbers["accepted"] = len(accepted)
+        numbers["acceptance_rate"] = len(accepted) / len(batch.rollouts)
+    values = [rollout.score.value for rollout in batch.rollouts if rollout.score.value is not None]
+    numbers["mean_score"] = mean(values)
+    return numbers
 
 
-def facts(entry: Mapping[str, Any]) -> list[str]:
-    """A cycle in a line: score, acceptance, truth."""
-    before = entry["before"]
-    score = f"score {number(before['mean_score'])}" + (
-        f" -> {number(entry['after']['mean_score'])}" if "after" in entry else ""
-    )
-    accepted = [f"accepted {before['acceptance_rate']:.0%}"] if "accepted" in before else []
-    return [score, *accepted, eval_facts(entry["eval"])]
+def _rise(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
+    """By how much the mean score has risen; None where one of them is missing."""
+    if before["mean_score"] is None or after["mean_score"] is None:
+        return None
+    return float(after["mean_score"] - before["mean_score"])
 
 
-def eval_facts(truth: Mapping[str, float | None]) -> str:
-    """The held-out numbers of one evaluation, in short."""
-    shown = {
-        name.removeprefix("eval/"): value
-        for name, value in truth.items()
-        if name.startswith(("eval/greedy", "eval/pass"))
-    }
-    return "held-out " + " ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+def _selection(entry: Mapping[str, Any]) -> Values:
+    """What is logged of acceptance."""
+    metrics: Values = {"select/acceptance": entry["before"].get("acceptance_rate")}
+    if "after" in entry:
+        metrics["reward/after"] = entry["after"]["mean_score"]
+        metrics["select/acceptance_after"] = entry["after"]["acceptance_rate"]
+    return metrics
 
 
-def show_results(config: TrainConfig, results: Mapping[str, Any], folder: Path, note: str) -> None:
-    """Prints the table of cycles, the truth before and after, what could not be verified, and last the run's folder."""
-    from rewards.registry import shown
-
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "cycle": lambda c: str(c["cycle"]),
-        "before": lambda c: number(c["before"]["mean_score"]),
-        "after": lambda c: number(c["after"]["mean_score"]),
-        "change": lambda c: f"{c['improvement']:+.3f}",
-        "accepted": lambda c: f"{c['before']['accepted']}/{c['before']['total_generated']}",
-        f"greedy truth ({min(config.eval_subset, config.eval_tasks)} tasks)": lambda c: number(
-            c["eval"]["eval/greedy"]
-        ),
-    }
-    first = results["cycles"][0]
-    missing = {"after", "change"} if "after" not in first else set()
-    missing |= {"accepted"} if "accepted" not in first["before"] else set()
-    kept = {
-        ("score" if missing and name == "before" else name): show
-        for name, show in columns.items()
-        if name not in missing
-    }
-    rows = [[show(c) for show in kept.values()] for c in results["cycles"]]
-    selection = f", {config.select}" if hasattr(config, "select") else ""
-    show_table(f"{config.domain}, {shown(config.reward)}{selection}", tuple(kept), rows)
-    start, end = results["eval"]["start"], results["eval"]["end"]
-    accepted = f", {results['total_accepted']} accepted" if "total_accepted" in results else ""
-    print(f"{results['total_generated']} candidates{accepted}; its own score {results['improvement']:+.3f}")
-    print(
-        f"held-out truth, {config.eval_tasks} tasks: greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}, "
-        f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
-    )
-    if note:
-        print(note)
-    if config.keep == "best":
-        print(f"kept: cycle {results['kept']} of {config.cycles}, by the score that needs no label")
-    print(
-        f"curves: tensorboard --logdir {folder.parent}; adapter: {folder}/checkpoints/cycle-{results['kept']:04d}"
-    )
-    print(folder)
+def _add_totals(results: dict[str, Any]) -> None:
+    """Adds the totals over all cycles so far."""
+    phases = []
+    for cycle in results["cycles"]:
+        phases += [cycle[name] for name in ("before", "after") if name in cycle]
+    results["total_generated"] = sum(phase["total_generated"] for phase in phases)
+    if all("accepted" in phase for phase in phases):
+        results["total_accepted"] = sum(phase["accepted"] for phase in phases)
+    if phases:
+        results["improvement"] = _rise(phases[0], phases[-1])

@@ -1,4 +1,4 @@
-"""One batch of experience: draw tasks, let the policy write candidates, score them. Every trainer uses this and nothing else for it."""
+"""Rollouts: draw tasks, let the policy write candidates, score them; and what is logged of them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,31 @@ from rewards.wrappers import inverter_of, with_inverter
 
 @dataclass(frozen=True)
 class Rollout:
-    """One candidate: what was asked, what was written, how it scored."""
+    """One candidate: the task, the command written for it, its score."""
 
     task: Task
     completion: Completion
     score: Score
 
+    @property
+    def complete_score(self) -> float | None:
+        """The score of a command that was not truncated; a truncated one has no end to learn."""
+        return None if self.completion.truncated else self.score.value
+
+    @property
+    def acceptable(self) -> float | None:
+        """The score of a command that may become a positive example: not truncated, and no gate is closed."""
+        return None if self.score.closed else self.complete_score
+
 
 @dataclass(frozen=True)
 class Batch:
-    """The candidates of one phase, grouped by task: `groups[p][g]`. `seconds`: how long each part took."""
+    """The candidates of one phase, grouped by task: `groups[p][g]`.
+
+    Attributes:
+        dropped: how many proposed tasks the source left out, by reason.
+        seconds: wall-clock time of each part.
+    """
 
     groups: list[list[Rollout]]
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -40,8 +55,13 @@ class Batch:
         """All candidates, task after task."""
         return [rollout for group in self.groups for rollout in group]
 
+    @property
+    def acceptable(self) -> list[list[float | None]]:
+        """`Rollout.acceptable` of each candidate [P][G]."""
+        return [[rollout.acceptable for rollout in group] for group in self.groups]
 
-def collect(
+
+def roll_out(
     policy: Policy,
     source: Source,
     reward: Reward,
@@ -52,7 +72,11 @@ def collect(
     max_new_tokens: int,
     stream: tuple[object, ...],
 ) -> Batch:
-    """Draws tasks and scores `candidates` commands for each, all from the random stream (seed, cycle, phase)."""
+    """Draws tasks, writes and scores `candidates` commands for each.
+
+    Args:
+        stream: (seed, cycle, phase), from which all random numbers derive.
+    """
     started = time.perf_counter()
     tasks_P = source.tasks(tasks, *stream)
     written_P_G = policy.generate(
@@ -63,71 +87,72 @@ def collect(
         seed=seed_of(*stream, "generate"),
     )
     generated = time.perf_counter()
-    scores_P_G = reward(
-        tasks_P,
-        [[completion.text for completion in row] for row in written_P_G],
-        seed=seed_of(*stream, "reward"),
-    )
-    groups = [
-        [Rollout(task, completion, score) for completion, score in zip(completions, scores, strict=True)]
-        for task, completions, scores in zip(tasks_P, written_P_G, scores_P_G, strict=True)
-    ]
-    return Batch(
-        groups, source.dropped(), {"generate": generated - started, "reward": time.perf_counter() - generated}
-    )
+    commands_P_G = [[completion.text for completion in row] for row in written_P_G]
+    scores_P_G = reward(tasks_P, commands_P_G, seed=seed_of(*stream, "reward"))
+    scored = time.perf_counter()
+
+    groups = []
+    for task, completions, scores in zip(tasks_P, written_P_G, scores_P_G, strict=True):
+        pairs = zip(completions, scores, strict=True)
+        groups.append([Rollout(task, completion, score) for completion, score in pairs])
+    seconds = {"generate": generated - started, "reward": scored - generated}
+    return Batch(groups, source.dropped(), seconds)
 
 
 def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """`reward/mean`, each `reward/<part>`, and the share `reward/abstained`."""
-    values = [rollout.score.value for rollout in rollouts if rollout.score.value is not None]
-    parts = sorted({part for rollout in rollouts for part in rollout.score.parts})
-    return {
-        "reward/mean": mean(values),
-        **{
-            f"reward/{part}": mean([r.score.parts[part] for r in rollouts if part in r.score.parts])
-            for part in parts
-        },
-        "reward/abstained": 1 - len(values) / len(rollouts),
-    }
+    """`reward/mean`, the mean of each part as `reward/<part>`, and `reward/abstained`, a share."""
+    values: list[float] = []
+    parts: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        if rollout.score.value is not None:
+            values.append(rollout.score.value)
+        for part, value in rollout.score.parts.items():
+            parts.setdefault(part, []).append(value)
+    metrics = {"reward/mean": mean(values)}
+    for part in sorted(parts):
+        metrics[f"reward/{part}"] = mean(parts[part])
+    metrics["reward/abstained"] = 1 - len(values) / len(rollouts)
+    return metrics
 
 
 def policy_metrics(policy: Policy, groups: Sequence[Sequence[Rollout]]) -> dict[str, float | None]:
-    """`policy/entropy`, `policy/kl` to the base, `policy/length`, `policy/truncated`.
+    """`policy/entropy`, `policy/kl` to the base model, `policy/length`, `policy/truncated`.
 
-    Entropy and KL are those of the whole next-token distribution at temperature 1, in nats, averaged over the tokens of the
-    first candidate of each task; these were drawn at the sampling temperature. The rest is over all candidates.
+    Entropy and KL are those of the whole next-token distribution at temperature 1, in nats. They are
+    averaged over the tokens of each task's first candidate, which was drawn at the sampling temperature.
+    Length, in tokens, and the truncated share are over all candidates.
     """
-    rollouts = [rollout for group in groups for rollout in group]
-    prompts = policy.prompt_ids([forward_prompt(group[0].task) for group in groups])
-    entropy, divergence = policy.entropy_and_kl(
-        [(p, group[0].completion.token_ids) for p, group in zip(prompts, groups, strict=True)]
-    )
+    first = [group[0] for group in groups]
+    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in first])
+    pairs = [(prompt, rollout.completion.token_ids) for prompt, rollout in zip(prompts, first, strict=True)]
+    entropy, divergence = policy.entropy_and_kl(pairs)
+    completions = [rollout.completion for group in groups for rollout in group]
     return {
         "policy/entropy": entropy,
         "policy/kl": divergence,
-        "policy/length": mean([float(len(rollout.completion.token_ids)) for rollout in rollouts]),
-        "policy/truncated": mean([float(rollout.completion.truncated) for rollout in rollouts]),
+        "policy/length": mean([float(len(completion.token_ids)) for completion in completions]),
+        "policy/truncated": mean([float(completion.truncated) for completion in completions]),
     }
 
 
 def inverter_gap(reward: Reward, groups: Sequence[Sequence[Rollout]], seed: int) -> float | None:
-    """Mean score under the model as it trains less that under its base, on the same candidates; None for a reward without inverter.
+    """Mean score with the current policy as inverter minus that with the base model, on the same candidates.
 
-    When it grows, forward and inverse are agreeing on a code of their own rather than on the language.
+    When it grows, the policy is making a private code: it reconstructs tasks from commands that nobody
+    else understands. None for a reward that reconstructs nothing.
     """
     if inverter_of(reward) is None:
         return None
-    tasks, commands = (
-        [group[0].task for group in groups],
-        [[rollout.completion.text for rollout in group] for group in groups],
-    )
-    values: list[list[float | None]] = []
-    for which in ("current", "base"):
-        twin = with_inverter(reward, which)
-        values.append([score.value for row in twin(tasks, commands, seed=seed) for score in row])
-    return mean(
-        [mine - base for mine, base in zip(*values, strict=True) if mine is not None and base is not None]
-    )
+    tasks = [group[0].task for group in groups]
+    commands = [[rollout.completion.text for rollout in group] for group in groups]
+    current_P_G = with_inverter(reward, "current")(tasks, commands, seed=seed)
+    base_P_G = with_inverter(reward, "base")(tasks, commands, seed=seed)
+    differences = []
+    for current_G, base_G in zip(current_P_G, base_P_G, strict=True):
+        for current, base in zip(current_G, base_G, strict=True):
+            if current.value is not None and base.value is not None:
+                differences.append(current.value - base.value)
+    return mean(differences)
 
 
 def records(rollouts: Sequence[Rollout], accepted: Iterable[int], **where: Any) -> list[dict[str, Any]]:
@@ -148,23 +173,28 @@ def records(rollouts: Sequence[Rollout], accepted: Iterable[int], **where: Any) 
             "parts": dict(r.score.parts),
             "reconstruction": r.score.reconstruction,
             "reason": r.score.reason,
-            "accepted": row in chosen,
+            "accepted": position in chosen,
         }
-        for row, r in enumerate(rollouts)
+        for position, r in enumerate(rollouts)
     ]
 
 
 def read_accepted(path: Path, phase: str) -> list[Rollout]:
-    """The accepted candidates of a phase from rollouts.jsonl, oldest first, as far as training needs them; none without the file."""
+    """The accepted candidates of a phase from rollouts.jsonl, oldest first, as far as training needs them.
+
+    A missing file has none. A candidate with a closed gate is not a positive example, whatever the log says.
+    """
     if not path.is_file():
         return []
+    found = []
     with path.open(encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["accepted"] and row["phase"] == phase]
-    return [
-        Rollout(
-            Task(row["task_id"], row["domain"], row["task"], row["tool"]),
-            Completion(row["command"], tuple(row["token_ids"]), truncated=row["truncated"]),
-            Score(row["score"], row["parts"], row["reconstruction"]),
-        )
-        for row in rows
-    ]
+        for line in lines:
+            row = json.loads(line)
+            if not row["accepted"] or row["phase"] != phase:
+                continue
+            task = Task(row["task_id"], row["domain"], row["task"], row["tool"])
+            completion = Completion(row["command"], tuple(row["token_ids"]), truncated=row["truncated"])
+            rollout = Rollout(task, completion, Score(row["score"], row["parts"], row["reconstruction"]))
+            if rollout.acceptable is not None:
+                found.append(rollout)
+    return found

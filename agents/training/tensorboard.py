@@ -1,17 +1,19 @@
-"""What TensorBoard shows beside the curves: a layout, sample texts, and the numbers of the HPARAMS page."""
+"""What TensorBoard shows of a run: curves, their layout, sample texts, and the HPARAMS page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from agents.training.rollouts import Rollout
+if TYPE_CHECKING:
+    from agents.training.rollouts import Rollout
 
 LAYOUT: dict[str, dict[str, list[Any]]] = {
-    "is it real?": {
-        "reward against truth": ["Multiline", ["reward/mean", "eval/greedy", "eval/pass@1"]],
-        "does the reward find the right ones?": ["Multiline", ["eval/auc", "eval/auc_within"]],
-        "the reward less the truth": ["Multiline", ["eval/reward_minus_truth"]],
+    "is the gain real?": {
+        "score and held-out accuracy": ["Multiline", ["reward/mean", "eval/greedy", "eval/pass@1"]],
+        "does the score find correct commands? (AUC)": ["Multiline", ["eval/auc", "eval/auc_within"]],
+        "score minus held-out accuracy": ["Multiline", ["eval/reward_minus_truth"]],
     },
     "training": {
         "score before and after": ["Multiline", ["reward/mean", "reward/after"]],
@@ -23,13 +25,13 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "diversity": ["Multiline", ["policy/distinct", "policy/distinct_2", "policy/copied"]],
         "drift": ["Multiline", ["policy/kl", "policy/entropy"]],
         "length": ["Multiline", ["policy/length"]],
-        "a private code? score under the model less under its base": [
+        "private code? score with the current policy as inverter minus the base model": [
             "Multiline",
             ["reward/current_minus_base"],
         ],
     },
     "time": {
-        "seconds a cycle": [
+        "seconds per cycle": [
             "Multiline",
             ["time/generate", "time/reward", "time/train", "time/evaluate", "time/watch", "time/rest"],
         ]
@@ -37,15 +39,82 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 }
 
 
+class Events:
+    """The event files of one run. The writer is made on first use, because that imports torch.
+
+    Args:
+        folder: where they are.
+
+    Attributes:
+        purge_step: TensorBoard drops older events from this step on: a resumed run writes them again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.purge_step: int | None = None
+        self._open: Any = None
+
+    @property
+    def _writer(self) -> Any:
+        if self._open is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._open = SummaryWriter(str(self.folder), purge_step=self.purge_step)
+        return self._open
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """A point on the curve of each metric."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, global_step=step)
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """A text, in Markdown."""
+        self._writer.add_text(tag, text, global_step=step)
+
+    def hparams(self, settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """The settings on the HPARAMS page, next to the last values of the named metrics.
+
+        `SummaryWriter.add_hparams` is not used: it opens a second writer, and even with `run_name="."` it
+        adds a point at step 0 to the curve of each metric. The summaries that it makes belong in the
+        run's own events.
+        """
+        from torch.utils.tensorboard.summary import hparams as summaries
+
+        plain: dict[str, Any] = {}
+        for name, value in settings.items():
+            plain[name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+        shown: Any = dict.fromkeys(metrics, 0.0)
+        for summary in summaries(plain, shown):  # type: ignore[no-untyped-call, unused-ignore]
+            self._writer.file_writer.add_summary(summary)
+
+    def layout(self, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        """The CUSTOM SCALARS page: {category: {chart: ["Multiline", [tag, ...]]}}."""
+        self._writer.add_custom_scalars(dict(layout))
+
+    def flush(self) -> list[Path]:
+        """Writes what is buffered -> the files, if anything was written."""
+        if self._open is None:
+            return []
+        self._open.flush()
+        return sorted(self.folder.iterdir())
+
+    def close(self) -> None:
+        """Closes the file. Safe to call twice."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
 def sample_text(rollouts: Sequence[Rollout], count: int = 8) -> str:
     """A Markdown table of the first candidates of a few tasks."""
     step = max(1, len(rollouts) // count)
-    rows = [
-        f"| {_cell(r.task.text)} | `{_cell(r.completion.text)}` | {_cell(r.score.reconstruction or '')} | "
-        f"{'abstained' if r.score.value is None else format(r.score.value, '.3f')} |"
-        for r in rollouts[::step][:count]
-    ]
-    return "\n".join(["| task | command | read back as | score |", "|---|---|---|---|", *rows])
+    rows = ["| task | command | reconstruction | score |", "|---|---|---|---|"]
+    for rollout in rollouts[::step][:count]:
+        value = rollout.score.value
+        score = "abstained" if value is None else f"{value:.3f}"
+        task, command = _cell(rollout.task.text), _cell(rollout.completion.text)
+        rows.append(f"| {task} | `{command}` | {_cell(rollout.score.reconstruction or '')} | {score} |")
+    return "\n".join(rows)
 
 
 def _cell(text: str) -> str:
@@ -53,12 +122,6 @@ def _cell(text: str) -> str:
 
 
 def end_metrics(results: Mapping[str, Any]) -> list[str]:
-    """The metrics that the HPARAMS page shows beside the settings."""
-    return [
-        "reward/mean",
-        *(
-            name
-            for name in ("eval/greedy", "eval/pass@1", "eval/auc")
-            if name in results["cycles"][-1]["eval"]
-        ),
-    ]
+    """The metrics that the HPARAMS page shows next to the settings."""
+    measured = results["cycles"][-1]["eval"]
+    return ["reward/mean", *(name for name in ("eval/greedy", "eval/pass@1", "eval/auc") if name in measured)]

@@ -1,4 +1,4 @@
-"""What updates share: supervised fine-tuning on completions, an optimizer that is resumed, and a guard against learning nothing."""
+"""What updates share: examples, training mode, the optimizer, checks; and supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ import torch
 
 from agents.policy.policy import Policy
 from agents.policy.seeds import seeded
-from agents.training.config import TrainingError
+from agents.training.config import TrainingError, finite
+from agents.training.rollouts import Rollout
+from envs.prompts import forward_prompt
 from envs.streams import stream
 
 OPTIMIZER_FILE = "optimizer.pt"  # beside the adapter in a checkpoint
-Example = tuple[
-    Sequence[int], Sequence[int]
-]  # prompt token ids, completion token ids with the end-of-sequence token
+Example = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids with the end-of-sequence token
+
+
+def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
+    """What to learn from rollouts: the tokens that were generated, then the end-of-sequence token."""
+    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
+    end = policy.tokenizer.eos_token_id
+    examples: list[Example] = []
+    for prompt, rollout in zip(prompts, rollouts, strict=True):
+        examples.append((prompt, [*rollout.completion.token_ids, end]))
+    return examples
 
 
 @contextmanager
-def updating(policy: Policy, lr: float, *stream_parts: object) -> Iterator[None]:
-    """Around an update phase: the model in training mode, torch's randomness from (seed, cycle, purpose).
-
-    Raises:
-        TrainingError: the phase left the adapter as it was, byte for byte.
-    """
-    before = policy.adapter_hash()
+def training_mode(policy: Policy, *stream_parts: object) -> Iterator[None]:
+    """The model in training mode, and torch's random numbers from (seed, cycle, purpose)."""
     policy.model.train()
     try:
         with seeded("dropout", *stream_parts):
@@ -35,32 +40,44 @@ def updating(policy: Policy, lr: float, *stream_parts: object) -> Iterator[None]
     finally:
         policy.model.zero_grad(set_to_none=True)
         policy.model.eval()
+
+
+@contextmanager
+def updating(policy: Policy, lr: float, *stream_parts: object) -> Iterator[None]:
+    """An update: `training_mode`, and TrainingError where the adapter has not changed by a single bit."""
+    before = policy.adapter_hash()
+    with training_mode(policy, *stream_parts):
+        yield
+    must_have_changed(policy, before, lr)
+
+
+def must_have_changed(policy: Policy, before: str, lr: float) -> None:
+    """Raises TrainingError if the adapter's hash is still what it was before the update."""
     if policy.adapter_hash() == before:
-        raise TrainingError(f"training left the adapter as it was: nothing was learnt (--lr {lr:g}?)")
-
-
-def finite(what: str, value: float, step: int) -> float:
-    """The value; TrainingError where it is NaN or infinite."""
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the {what} is {value} at step {step}: lower --lr; the last checkpoint is intact"
-        )
-    return value
+        raise TrainingError(f"the adapter did not change in this update: raise --lr ({lr:g} now)")
 
 
 def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, restored: Path | None) -> torch.optim.AdamW:
-    """AdamW without weight decay; with the moments of the checkpoint that a run goes on from."""
+    """AdamW without weight decay, with the moments that lie in the checkpoint `restored`, if any."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     if restored is not None and (restored / OPTIMIZER_FILE).is_file():
-        optimizer.load_state_dict(
-            torch.load(restored / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        )
+        moments = torch.load(restored / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(moments)
     return optimizer
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Writes the moments into a checkpoint's folder."""
     torch.save(optimizer.state_dict(), folder / OPTIMIZER_FILE)
+
+
+def clipped_step(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], max_norm: float, step: int
+) -> float:
+    """Clips the gradients to a norm and takes a step -> their norm before; TrainingError if not finite."""
+    norm = finite("gradient", float(torch.nn.utils.clip_grad_norm_(parameters, max_norm)), step)
+    optimizer.step()
+    return norm
 
 
 def fine_tune(
@@ -72,16 +89,16 @@ def fine_tune(
     epochs: int,
     stream_parts: tuple[object, ...],
 ) -> dict[str, float | None]:
-    """Trains the adapter with AdamW on the mean negative log-likelihood of completion tokens; prompts and padding have no loss.
+    """Supervised fine-tuning of the adapter: AdamW on the mean negative log-likelihood of completion tokens.
 
-    The optimizer is new each time, as in the documented protocol, so a checkpoint needs the adapter alone.
+    Prompts and padding have no loss. The optimizer is new each time, so a checkpoint needs the adapter alone.
 
     Args:
         examples: (prompt ids, completion ids), in the template that generation uses.
         stream_parts: (seed, cycle, purpose): order of the examples and dropout derive from it.
 
     Returns:
-        `train/loss` (nats per token, over the whole phase), `train/grad_norm`, `train/steps`, `train/examples`.
+        `train/loss` (nats per token of the whole update), `train/grad_norm`, `train/steps`, `train/examples`.
 
     Raises:
         ValueError: no examples.
@@ -89,8 +106,9 @@ def fine_tune(
     """
     if not examples:
         raise ValueError("no examples to train on")
-    optimizer = adamw(policy.trainable(), lr, None)
-    losses: list[float] = []  # summed over the tokens of a step
+    parameters = policy.trainable()
+    optimizer = adamw(parameters, lr, None)
+    losses: list[float] = []  # of each step, summed over its tokens
     norms: list[float] = []
     tokens = 0
     with updating(policy, lr, *stream_parts):
@@ -98,23 +116,16 @@ def fine_tune(
             order = list(range(len(examples)))
             stream("order", epoch, *stream_parts).shuffle(order)
             for start in range(0, len(order), batch_size):
-                logprobs_B_T, mask_B_T = policy.token_logprobs(
-                    [examples[row] for row in order[start : start + batch_size]]
-                )
-                values = logprobs_B_T[mask_B_T]
-                loss = -values.mean()
+                batch = [examples[row] for row in order[start : start + batch_size]]
+                logprobs_B_T, mask_B_T = policy.token_logprobs(batch)
+                logprobs_N = logprobs_B_T[mask_B_T]
+                loss = -logprobs_N.mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                tokens += len(values)
-                losses.append(finite("loss", loss.item() * len(values), len(losses) + 1))
-                norms.append(
-                    finite(
-                        "gradient",
-                        float(torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)),
-                        len(losses),
-                    )
-                )
-                optimizer.step()
+                step = len(losses) + 1
+                losses.append(finite("loss", loss.item() * len(logprobs_N), step))
+                norms.append(clipped_step(optimizer, parameters, 1.0, step))
+                tokens += len(logprobs_N)
     return {
         "train/loss": math.fsum(losses) / tokens,
         "train/grad_norm": math.fsum(norms) / len(norms),

@@ -1,0 +1,79 @@
+"""Durable changes to a run's folder. Each begins with `operation`, where a test can cut the power."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def operation(name: str, path: Path) -> None:
+    """Does nothing; a test puts something here that ends the run."""
+
+
+def write(path: Path, data: bytes, append: bool = False) -> None:
+    """Writes a file, or adds to its end. Durable after `sync`."""
+    operation("write", path)
+    with path.open("ab" if append else "wb") as file:
+        file.write(data)
+
+
+def sync(path: Path) -> None:
+    """Makes the content of a file, or the names in a folder, safe from a power cut."""
+    operation("fsync", path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Gives a file or folder its final name in one step, in place of a file of that name."""
+    operation("rename", target)
+    os.replace(source, target)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader finds the old content or the new, never a part."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    write(temporary, data)
+    sync(temporary)
+    rename(temporary, path)
+    sync(path.parent)
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cuts a file to `size` bytes."""
+    operation("truncate", path)
+    os.truncate(path, size)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it exists."""
+    if not path.exists():
+        return
+    operation("remove", path)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder is half written: `replace` or a checkpoint has not yet given it its name."""
+    return path.name.startswith(".tmp-")
+
+
+def sha256(path: Path) -> str:
+    """The sha256 sum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_json(value: Any) -> bytes:
+    """A value as an indented JSON file; ValueError if it holds a NaN or an infinity."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
