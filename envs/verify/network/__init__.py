@@ -1,1 +1,0 @@
-"""Do two network commands mean the same? They are parsed and compared, never run; see `compare`."""
