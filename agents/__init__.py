@@ -1,1 +1,1 @@
-"""Who acts and learns. Every file directly in this folder is a command, `python -m agents.NAME`; every folder is shared machinery."""
+"""Who acts and learns. A file here is a command, `python -m agents.NAME`; a folder is shared machinery."""

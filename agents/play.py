@@ -1,10 +1,10 @@
-"""Best of N by hand: type a task, see candidates, how each is read back, how each scores, and which one to take. Nothing is trained.
+"""Best of N by hand: type a task, see the candidates, their reconstructions and scores, and the choice.
 
     python -m agents.play --domain shell
     python -m agents.play --domain sql --task "how many employees in sales are older than 30" --json
     python -m agents.play --adapter runs/rejection_sft/NAME/checkpoints/cycle-0010 --candidates 16
 
-The policy writes a greedy command and sampled ones; the reward, which needs no label, ranks them. Where the best score is below
+The policy writes a greedy command and sampled ones, and the reward ranks them. Where the best score is below
 `--trust` it says so. No command is run.
 """
 
@@ -25,8 +25,8 @@ from envs.types import InputError, Reward, Task
 if TYPE_CHECKING:
     from agents.policy.policy import Policy
 
-# From this score of the best of 8 on, 5 % of the choices were wrong on 900 held-out tasks of the pocket model. For another model, reward or
-# kind of task measure it: the report of python -m agents.evaluate --best-of 8 has the risk-coverage curve.
+# From this score on 5 % of the best of 8 were wrong (900 held-out tasks, embedded model). For other models,
+# rewards or tasks measure it: python -m agents.evaluate --best-of 8 reports the risk-coverage curve.
 TRUST = {"likelihood": 0.53}
 
 
@@ -61,7 +61,7 @@ class Config:
     max_new_tokens: int = 64
     """Longest command, in tokens."""
     trust: float | None = None
-    """Warn where the best score is below this. By default as measured, which is for the embedded model, untrained, and likelihood alone."""
+    """Warn where the best score is below this. Default: as measured for the embedded model and likelihood."""
     seed: int = 0
     """Of the samples."""
     json: bool = False
@@ -126,7 +126,7 @@ def typed(config: Config) -> Iterator[str]:
 
 
 def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[str, Any]:
-    """The different commands for a task, best first: each with its score, how it is read back, and how often it was written."""
+    """The different commands for a task, best first, each with its score and reconstruction."""
     from envs.prompts import forward_prompt
     from envs.streams import seed_of
     from rewards.reconstruction import reconstruct
@@ -175,7 +175,7 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
 
 
 def known_trust(config: Config) -> float | None:
-    """From which score on to trust a choice, where that was measured: with these settings, but for the number of candidates."""
+    """The score from which on a choice can be trusted, where that was measured with these settings."""
     as_measured = (
         config.model in (None, "embedded")
         and config.adapter is None
@@ -209,7 +209,8 @@ def show(answer: dict[str, Any]) -> None:
     print(f"choice: {visible(answer['choice'])}")
     if answer["trusted"] is None:
         print(
-            "how far to trust this score is not known: measure it with python -m agents.evaluate and give --trust"
+            "how far to trust this score is not known: "
+            "measure it with python -m agents.evaluate and give --trust"
         )
     elif not answer["trusted"]:
         print(f"WARNING: do not trust it: its score {number(answer['score'])} is below {answer['trust']:g}")

@@ -1,6 +1,6 @@
-"""A YAML file -> Domain: tasks in words, prompts, and splits that never mix. The schema is described in docs/DOMAINS.md.
+"""A YAML file -> Domain: tasks in words, prompts, and splits that never mix. docs/DOMAINS.md has the schema.
 
-The reference commands of the file are checked when it is read and then dropped: a `Domain` cannot tell what is right.
+The reference commands are checked when the file is read, then dropped: a `Domain` cannot tell what is right.
 Only `envs.verify` reads them again, from the same file.
 """
 
@@ -21,7 +21,7 @@ SPLITS = ("pretrain", "train", "heldout")
 
 @dataclass(frozen=True)
 class Intent:
-    """What training may know of an intent: how it is asked for. `slots` are names, in the order in which they are drawn."""
+    """What training may know of an intent: how it is asked for. `slots`: names, in the order of drawing."""
 
     name: str
     tool: str
@@ -31,7 +31,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class Draw:
-    """One task with everything that made it, for `envs.verify` and pre-training. `values`: slot -> (said, written)."""
+    """A task with all that made it, for `envs.verify` and pre-training. `values`: slot -> (said, written)."""
 
     task: Task
     intent: str
@@ -73,7 +73,7 @@ class Domain:
         return self.draw(split, intent, index).task
 
     def tasks(self, split: str, count: int, *stream_parts: object) -> list[Task]:
-        """`count` different tasks of a split, intents in turn from a random order; `stream_parts` as in `stream`.
+        """`count` different tasks of a split, intents in turn in random order; `stream_parts` as in `stream`.
 
         Repeats a sentence only where an intent has few: when 20 draws of it bring none that is new.
         """
@@ -103,7 +103,8 @@ class Domain:
                 break
         else:
             raise InputError(
-                f"{self.where}: intent {intent!r} has no {split} task in 1000 draws: give it more wordings or more values"
+                f"{self.where}: intent {intent!r} has no {split} task in 1000 draws: "
+                "give it more wordings or more values"
             )
         task = Task(f"{split}/{intent}/{index}", self.where, text, about.tool)
         return Draw(task, intent, paraphrase, values)
@@ -144,11 +145,12 @@ class Domain:
                 return values
         side = f" where {' and '.join(sorted(unseen))} must be held-out ones" if unseen else ""
         raise InputError(
-            f"{self.where}: the slots of intent {about.name!r} do not have enough different values{side}: give them more"
+            f"{self.where}: the slots of intent {about.name!r} do not have enough different values{side}: "
+            "give them more"
         )
 
     def try_out(self, intent: str) -> None:
-        """Draws from every split and for every slot that can be held out, so that a lack of values shows when the file is read.
+        """Draws from every split and every slot that can be held out, so that too few values show at once.
 
         Raises:
             InputError: something cannot be drawn.
@@ -176,7 +178,7 @@ class Domain:
 
 
 def domain_names(where: str) -> list[str]:
-    """`all` -> the embedded domains; `shell,my.yaml` -> both, each once; each is an argument for `load_domain`.
+    """`all` -> the embedded domains; `shell,my.yaml` -> both, each once. Each is for `load_domain`.
 
     Raises:
         InputError: there is no name in it.
@@ -184,7 +186,8 @@ def domain_names(where: str) -> list[str]:
     parts = [part.strip() for part in where.split(",") if part.strip()]
     if not parts:
         raise InputError(
-            f"--domain {where!r}: name at least one domain: all, {', '.join(EMBEDDED)}, or the path of a YAML file"
+            f"--domain {where!r}: name at least one domain: "
+            f"all, {', '.join(EMBEDDED)}, or the path of a YAML file"
         )
     return list(dict.fromkeys(name for part in parts for name in (EMBEDDED if part == "all" else (part,))))
 
@@ -194,7 +197,7 @@ def load_domain(where: str) -> Domain:
     """Reads and checks a domain.
 
     Raises:
-        InputError: the file is missing or has a mistake; one line with the file, the line, the key and the fix.
+        InputError: the file is missing or has a mistake: one line with file, line, key and fix.
     """
     spec = load_spec(where)
     domain = Domain(where, spec)

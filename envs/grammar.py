@@ -1,4 +1,7 @@
-"""What a domain's YAML file says, as records: slots and how they draw, paraphrases and their wordings, the specification of the file."""
+"""What a domain's YAML file says, as records: slots, paraphrases, prompts, verification.
+
+The messages of the checks here are shown to whoever wrote the file, behind its name, line and key.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,15 @@ import random
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from envs.messages import did_you_mean, short
 from envs.streams import unit
@@ -18,9 +29,50 @@ SLOT_NAME = "[a-z][a-z0-9_]*"
 PLACEHOLDER = re.compile(rf"\{{({SLOT_NAME})\}}")
 CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 UNCLOSED = re.compile(r"\([^()]*\||\|[^()]*\)")
-Text = Annotated[str, Field(pattern=r"\S")]
 HELD_OUT_SHARE = 0.2
 MOST_WORDINGS = 4096  # of one paraphrase: all are looked at when the file is read
+# Kind of prompt -> (the fields that it must have, those that it may have).
+PROMPT_FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "forward": (frozenset({"task"}), frozenset({"tool"})),
+    "inverse": (frozenset({"command"}), frozenset()),
+    "propose": (frozenset(), frozenset({"tool"})),
+    "judge": (frozenset({"task", "command"}), frozenset()),
+    "rate": (frozenset({"task", "reconstruction"}), frozenset()),
+    "revise": (frozenset({"task", "command"}), frozenset({"principle"})),
+}
+
+
+def _named(pattern: str, letters: str) -> AfterValidator:
+    """A check that a text matches a pattern; `letters` says in words what that allows."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{short(text)} may have only {letters}: rename it")
+        return text
+
+    return AfterValidator(check)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty: fill it in or remove it")
+    return text
+
+
+def _prompt_kind(kind: str) -> str:
+    if kind not in PROMPT_FIELDS:
+        raise ValueError(f"unknown prompt {kind!r}: {did_you_mean(kind, PROMPT_FIELDS)}")
+    return kind
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+PromptKind = Annotated[str, AfterValidator(_prompt_kind)]
+DomainName = Annotated[str, _named("[A-Za-z0-9][A-Za-z0-9-]*", "letters, digits and dashes")]
+IntentName = Annotated[str, _named("[a-z0-9][a-z0-9-]*", "small letters, digits and dashes")]
+SlotName = Annotated[str, _named(SLOT_NAME, "small letters, digits and underscores")]
+SqlName = Annotated[
+    str, _named("[A-Za-z_][A-Za-z0-9_]*", "letters, digits and underscores, and no digit first")
+]
 
 
 class _Strict(BaseModel):
@@ -28,10 +80,11 @@ class _Strict(BaseModel):
 
 
 class _Slot(_Strict):
-    """What fills a placeholder. `draw` gives (what the task says, what the command writes)."""
+    """What fills a placeholder."""
 
     def candidate(self, rng: random.Random) -> tuple[str, str]:
-        raise TypeError("a slot kind must say how it draws")
+        """Any value: (what the task says, what the command writes)."""
+        raise NotImplementedError
 
     def held_out_value(self, said: str) -> bool:
         return unit("held-out value", said) < HELD_OUT_SHARE
@@ -40,15 +93,15 @@ class _Slot(_Strict):
         return True
 
     def draw(self, rng: random.Random, held_out: bool) -> tuple[str, str]:
-        """Draws a value whose hash puts it on the wanted side. Slots without held-out values ignore `held_out`."""
+        """A value that is held out, or one that is not. Slots without held-out values ignore `held_out`."""
+        wanted = held_out and self.has_held_out()
         for _ in range(1000):
             said, written = self.candidate(rng)
-            if self.held_out_value(said) == (held_out and self.has_held_out()):
+            if self.held_out_value(said) == wanted:
                 return said, written
         side = "held-out" if held_out else "training"
-        raise InputError(
-            f"a slot of kind {type(self).__name__.lower()} has no {side} value in 1000 draws: give it more values"
-        )
+        kind = type(self).__name__.lower()
+        raise InputError(f"a slot of kind {kind} has no {side} value in 1000 draws: give it more values")
 
 
 class Choice(_Slot):
@@ -62,38 +115,44 @@ class Choice(_Slot):
     @classmethod
     def _check_values(cls, values: Any) -> Any:
         if not isinstance(values, (list, dict)):
-            raise ValueError(
-                "must be a list, or a mapping from what the task says to what the command writes: write [a, b] or {a: b}"
-            )
-        said = [str(value) for value in values]
+            forms = "write [a, b], or {what the task says: what the command writes}"
+            raise ValueError(f"must be a list, or a mapping: {forms}")
         written = list(values.values()) if isinstance(values, dict) else []
-        if odd := [value for value in [*values, *written] if not isinstance(value, (str, int))]:
-            raise ValueError(
-                f"{short(odd[0])} is neither a text nor a whole number: write one value, in quotes if need be"
-            )
-        if "" in map(str.strip, said):
-            raise ValueError("an entry is empty, so that the task would not say it: fill it in or drop it")
-        if repeated := [value for place, value in enumerate(said) if value in said[:place]]:
-            raise ValueError(f"{repeated[0]!r} is there twice: drop one")
+        for value in [*values, *written]:
+            if not isinstance(value, (str, int)):
+                wanted = "write one value, in quotes if need be"
+                raise ValueError(f"{short(value)} is neither a text nor a whole number: {wanted}")
+        seen: set[str] = set()
+        for value in map(str, values):
+            if not value.strip():
+                raise ValueError("an entry is empty, so the task could not say it: fill it in or remove it")
+            if value in seen:
+                raise ValueError(f"{value!r} is there twice: remove one")
+            seen.add(value)
         return values
 
     @field_validator("held_out")
     @classmethod
     def _check_held_out(cls, held_out: list[str | int], info: ValidationInfo) -> list[str | int]:
-        said = {str(value) for value in info.data.get("values", held_out)}
-        if unknown := [str(value) for value in held_out if str(value) not in said]:
-            fix = did_you_mean(unknown[0], sorted(said), "add it there or remove it here")
-            raise ValueError(f"{unknown[0]!r} is not one of values: {fix}")
-        if "values" in info.data and {str(value) for value in held_out} == said:
+        if "values" not in info.data:  # they are wrong, which is reported
+            return held_out
+        said = set(map(str, info.data["values"]))
+        unseen = set(map(str, held_out))
+        for value in sorted(unseen - said):
+            fix = did_you_mean(value, sorted(said), "add it there or remove it here")
+            raise ValueError(f"{value!r} is not one of values: {fix}")
+        if unseen == said:
             raise ValueError("this leaves nothing to train on: hold out fewer of the values")
         return held_out
 
     def candidate(self, rng: random.Random) -> tuple[str, str]:
         said = rng.choice(list(self.values))
-        return str(said), str(self.values[said] if isinstance(self.values, dict) else said)
+        if isinstance(self.values, dict):
+            return str(said), str(self.values[said])
+        return str(said), str(said)
 
     def held_out_value(self, said: str) -> bool:
-        return said in {str(value) for value in self.held_out}
+        return said in map(str, self.held_out)
 
     def has_held_out(self) -> bool:
         return bool(self.held_out)
@@ -112,15 +171,13 @@ class Integer(_Slot):
         if self.low > self.high:
             raise ValueError(f"low ({self.low}) is above high ({self.high}): swap them")
         if len(range(self.low, self.high + 1, self.step)) < 5:
-            raise ValueError(
-                "the range has fewer than 5 values, too few to hold a fifth out: widen it, or use a choice"
-            )
+            few = "the range has fewer than 5 values, too few to hold a fifth out"
+            raise ValueError(f"{few}: widen it, or use a choice")
         return self
 
     def held_out_value(self, said: str) -> bool:
-        block, place = divmod(
-            (int(said) - self.low) // self.step, 5
-        )  # one of every five in a row, so that no range is without
+        # One of every five in a row, so that no range is without.
+        block, place = divmod((int(said) - self.low) // self.step, 5)
         return place == int(unit("held-out integer", self.low, block) * 5)
 
     def candidate(self, rng: random.Random) -> tuple[str, str]:
@@ -168,8 +225,10 @@ class Subnet(_Slot):
     prefix: Literal[16, 24] = 24
 
     def candidate(self, rng: random.Random) -> tuple[str, str]:
-        a, b, *rest = _private_address(rng).split(".")
-        value = f"{a}.{b}.{rest[0] if self.prefix == 24 else 0}.0/{self.prefix}"
+        a, b, c, _ = _private_address(rng).split(".")
+        if self.prefix == 16:
+            c = "0"
+        value = f"{a}.{b}.{c}.0/{self.prefix}"
         return value, value
 
 
@@ -196,10 +255,9 @@ class Unique(_Strict):
 
     def texts(self) -> list[str]:
         """All that can be drawn."""
-        return [
-            *dict.fromkeys(self.words),
-            *(f"{a} {b}" for a, b in itertools.permutations(dict.fromkeys(self.words), 2)),
-        ]
+        words = list(dict.fromkeys(self.words))
+        pairs = itertools.permutations(words, 2)
+        return words + [f"{first} {second}" for first, second in pairs]
 
 
 class Among(_Strict):
@@ -212,9 +270,8 @@ class Among(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Among:
         if bool(self.values) == bool(self.slot):
-            raise ValueError(
-                "needs either values or slot: write values: [a, b], or the name of a choice slot"
-            )
+            forms = "write values: [a, b], or slot: and the name of a choice slot"
+            raise ValueError(f"needs either values or slot: {forms}")
         return self
 
 
@@ -241,7 +298,6 @@ class Refers(_Strict):
 
 
 Column = Annotated[Key | Unique | Among | Whole | Refers, Field(discriminator="fill")]
-SqlName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Table(_Strict):
@@ -265,7 +321,7 @@ class ByMeaning(_Strict):
 
 
 class ByText(_Strict):
-    """A command is right when it equals the reference but for white space."""
+    """A command is right when it equals the reference, apart from white space."""
 
     kind: Literal["exact"]
 
@@ -274,12 +330,12 @@ Verify = Annotated[ByExecution | ByQuery | ByMeaning | ByText, Field(discriminat
 
 
 class IntentSpec(_Strict):
-    """An intent as the file has it, reference command included: for `envs.verify` and for checking the file, not for training.
+    """An intent with its reference command: for `envs.verify` and for checking the file, not for training.
 
-    `order`: whether the task asks for one, so that the order of output lines (of result rows) counts.
+    `order`: `matters` where the task asks for one; then the order of output lines, or of result rows, counts.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: IntentName
     tool: Text
     command: Text
     order: Literal["free", "matters"] = "free"
@@ -289,19 +345,19 @@ class IntentSpec(_Strict):
     @classmethod
     def _check(cls, command: str) -> str:
         if "\n" in command.strip():
-            raise ValueError("must be one line, as a model writes one: join the lines with ; or &&")
+            raise ValueError("must be one line, since a model writes one: join the lines with ; or &&")
         return command.strip()
 
 
 class DomainSpec(_Strict):
     """The whole file, checked."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")
+    name: DomainName
     description: str
     tools: list[Text] = Field(min_length=1)
-    prompts: dict[Literal["forward", "inverse", "propose", "judge", "rate", "revise"], Text]
+    prompts: dict[PromptKind, Text]
     principles: list[Text] = Field(min_length=1)
-    slots: dict[Annotated[str, Field(pattern=rf"^{SLOT_NAME}$")], Slot]
+    slots: dict[SlotName, Slot]
     verify: Verify = ByText(kind="exact")
     intents: list[IntentSpec] = Field(min_length=1)
 
@@ -313,7 +369,12 @@ def fill(template: str, values: dict[str, str]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def wordings(paraphrase: str) -> tuple[str, ...]:
-    """What a paraphrase can read, placeholders still in it: every combination of its alternatives, none of them twice."""
-    parts = CHOICE.split(paraphrase)  # a literal, alternatives, a literal, ...
-    options = [part.split("|") if place % 2 else [part] for place, part in enumerate(parts)]
-    return tuple(dict.fromkeys(" ".join("".join(chosen).split()) for chosen in itertools.product(*options)))
+    """Every combination of a paraphrase's alternatives, each once, with the placeholders still in it."""
+    options = []
+    for place, part in enumerate(CHOICE.split(paraphrase)):  # a literal, alternatives, a literal, ...
+        is_literal = place % 2 == 0
+        options.append([part] if is_literal else part.split("|"))
+    found: dict[str, None] = {}
+    for chosen in itertools.product(*options):
+        found[" ".join("".join(chosen).split())] = None
+    return tuple(found)

@@ -1,4 +1,4 @@
-"""Pieces of error messages: a value cut short, the known word that was probably meant, an exception on one line."""
+"""Pieces of error messages: a value cut short, the word that was probably meant, an exception on one line."""
 
 from __future__ import annotations
 

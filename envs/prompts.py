@@ -12,7 +12,7 @@ def forward_prompt(task: Task) -> str:
 
 
 def inverse_prompt(task: Task, command: str) -> str:
-    """Asks what task the command does. Of the task it takes the domain alone, so the answer is not given away."""
+    """Asks what task the command does. It uses only the task's domain, so the answer is not given away."""
     return load_domain(task.domain).prompt("inverse", command=command)
 
 

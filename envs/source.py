@@ -1,23 +1,25 @@
-"""Where tasks come from: the domain's templates, the model itself, a JSONL file, or a Hugging Face dataset."""
+"""Where tasks come from: the domain's templates, the model, a JSONL file, or a Hugging Face dataset."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from envs.domain import Domain, domain_names, load_domain
+from envs.jsonl import read_jsonl
 from envs.messages import did_you_mean
 from envs.streams import stream
 from envs.types import InputError, LanguageModel, Task
 
+TASK = 'write {"task": "..."} on one line'
+
 
 class Source(Protocol):
-    """`tasks(count, *stream)` draws from the random stream named by (seed, cycle, purpose, ...): equal names, equal tasks."""
+    """`tasks(count, *stream)` draws from the stream of (seed, cycle, purpose, ...)."""
 
     def tasks(self, count: int, *stream_parts: object) -> list[Task]:
         """`count` tasks, fewer only where the source says so."""
@@ -88,13 +90,13 @@ class FromTexts:
 
 
 class Proposed:
-    """Tasks that the model proposes itself, one prompt a tool. Malformed, duplicate and near-duplicate ones are dropped and counted.
+    """Tasks that the model proposes, one prompt per tool. Malformed ones and duplicates are dropped.
 
     Args:
         model: writes the proposals at temperature 1.
         domains: whose tools and `propose` prompts are used.
         exclude: texts that must not be trained on, such as those of the evaluation.
-        near: two texts with the same numbers and names are near-duplicates when they are at least this alike by difflib's ratio.
+        near: texts with the same numbers and names are near-duplicates from this difflib ratio on.
     """
 
     def __init__(
@@ -148,7 +150,8 @@ class Proposed:
                     )
         if count and not tasks:
             raise InputError(
-                f"--task-source model: no usable proposal in 10 rounds ({dict(self._dropped)}): use --task-source templates"
+                f"--task-source model: no usable proposal in 10 rounds ({dict(self._dropped)}): "
+                "use --task-source templates"
             )
         self._dropped["missing"] = count - len(tasks)
         return tasks
@@ -170,17 +173,17 @@ class Proposed:
         return ""
 
     def dropped(self) -> dict[str, int]:
-        """Counts of the last call: malformed, held_out, duplicate, near_duplicate, and missing where fewer came than were asked for."""
+        """Counts of the last call: malformed, held_out, duplicate, near_duplicate, missing."""
         return dict(self._dropped)
 
 
 def _plain(text: str) -> str:
-    """What is compared to tell whether two texts are the same: not letter case, white space, a full stop, or how Unicode is composed."""
+    """A text as it is compared: without letter case, white space, full stop, or Unicode composition."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".!? ")
 
 
 def _values(text: str) -> list[str]:
-    """The words that carry a value: a number, an address, a file name. Tasks that differ in one are different tasks."""
+    """The words that carry a value: a number, an address, a file name. Tasks differ if one of them does."""
     words = (word.rstrip(",;:.!?") for word in text.casefold().split())
     return sorted(word for word in words if word and not word.isalpha())
 
@@ -191,7 +194,8 @@ def make_source(
     """Builds a source.
 
     Args:
-        spec: `templates`, `model`, a `.jsonl` file with a `task` key (and, if need be, `domain`), or `hf:DATASET:COLUMN[:SPLIT]`.
+        spec: `templates`, `model`, a `.jsonl` file with the key `task` (and `domain`, if needed), or
+            `hf:DATASET:COLUMN[:SPLIT]`.
         domain: `all`, a name, or paths: whose templates, tools and prompts are used.
         model: proposes tasks, for `model`.
         exclude: texts that no task may have.
@@ -227,56 +231,33 @@ def _only(domains: Sequence[Domain], spec: str) -> Domain:
 
 
 def _file_tasks(path: Path, domains: Sequence[Domain]) -> list[Task]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"--task-source {path}: {error.strerror}: give the path of a .jsonl file") from None
-    by_name = {domain.name: domain.where for domain in domains} | {
-        domain.where: domain.where for domain in domains
-    }
     tasks = []
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            problem = getattr(error, "msg", str(error))
-            raise InputError(
-                f"{path}:{number}: not JSON: {problem}: one JSON object a line, please"
-            ) from None
-        text = row.get("task") if isinstance(row, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f'{path}:{number}: task: no such key or not a text: write {{"task": "..."}}')
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(
-                f"{path}:{number}: task: has half of a surrogate pair: write the whole character"
-            )
-        name = row.get("domain")
-        if name is None:
-            where = _where(domains, path, number)
-        elif isinstance(name, str) and name in by_name:
-            where = by_name[name]
-        else:
-            raise InputError(
-                f"{path}:{number}: domain: {name!r} is not one of --domain: use one of {', '.join(by_name)}"
-            )
-        tasks.append(Task(f"{path.name}/{number}", where, " ".join(text.split())))
+    try:
+        for number, row in read_jsonl(path, "--task-source", TASK):
+            tasks.append(_file_task(path, number, row, domains))
+    except FileNotFoundError:
+        raise InputError(f"--task-source {path}: no such file: give the path of a .jsonl file") from None
     if not tasks:
-        raise InputError(f"{path}:1: the file has no tasks: write one JSON object a line")
+        raise InputError(f"{path}:1: the file has no tasks: {TASK}")
     return tasks
 
 
-def _where(domains: Sequence[Domain], path: Path, number: int) -> str:
-    if len(domains) != 1:
-        raise InputError(
-            f'{path}:{number}: domain: no such key: add "domain": "{domains[0].name}" or another, or name the one --domain of all tasks'
-        )
-    return domains[0].where
+def _file_task(path: Path, number: int, row: Mapping[str, Any], domains: Sequence[Domain]) -> Task:
+    place = f"{path}:{number}"
+    text = row.get("task")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{place}: task: is missing or not a text: {TASK}")
+    name = row.get("domain")
+    if name is None:
+        if len(domains) > 1:
+            fix = f'add "domain": "{domains[0].name}" or another, or give one --domain for all tasks'
+            raise InputError(f"{place}: domain: is missing: {fix}")
+        name = domains[0].name
+    for domain in domains:
+        if name in (domain.name, domain.where):
+            return Task(f"{path.name}/{number}", domain.where, " ".join(text.split()))
+    names = [domain.name for domain in domains]
+    raise InputError(f"{place}: domain: {name!r} is not one of --domain: {did_you_mean(name, names)}")
 
 
 def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
@@ -289,10 +270,11 @@ def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
         raise InputError(f"--task-source {spec}: needs the datasets library: pip install datasets") from None
     try:
         rows = load_dataset(parts[1], split=parts[3] if len(parts) == 4 else "train")
-    except Exception as error:  # whatever the library and those below it raise for a name, a network or a file that is not good
+    except Exception as error:  # whatever the library raises for a bad name, network or file
         problem = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"--task-source {spec}: cannot be loaded: {problem}: check the name and the network, or give a folder"
+            f"--task-source {spec}: cannot be loaded: {problem}: "
+            "check the name and the network, or give a folder"
         ) from None
     if parts[2] not in rows.column_names:
         raise InputError(
@@ -305,6 +287,7 @@ def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
     ]
     if not texts:
         raise InputError(
-            f"--task-source {spec}: column {parts[2]!r} has no text: use one of {', '.join(rows.column_names)}"
+            f"--task-source {spec}: column {parts[2]!r} has no text: "
+            f"use one of {', '.join(rows.column_names)}"
         )
     return [Task(f"{parts[1]}/{row}", domain.where, text) for row, text in texts]

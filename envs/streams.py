@@ -1,4 +1,4 @@
-"""Random streams. Every draw of this project comes from (seed, cycle, purpose, index), so that equal settings give equal bytes."""
+"""Random streams. Every draw comes from (seed, cycle, purpose, index): equal settings give equal bytes."""
 
 from __future__ import annotations
 

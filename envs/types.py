@@ -1,4 +1,4 @@
-"""The records that cross module boundaries. Frozen, typed, and free of labels: nothing here can hold a reference command."""
+"""The records that cross module boundaries: frozen, typed, and free of labels and reference commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 
 class InputError(Exception):
-    """The user's input is wrong: one line that names the file, the key and the fix. Commands print it and exit with code 2."""
+    """The input is wrong: one line that names file, key and fix. Commands print it and exit with code 2."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Score:
-    """A reward for one command. `value` is None where the reward abstains: such a candidate is left out and counted.
+    """A reward for one command. `value` is None where the reward abstains: it is left out and counted.
 
     Attributes:
         value: in [0, 1] for rewards with a bounded scale, or None.
@@ -64,11 +64,8 @@ class Score:
 
     @property
     def closed(self) -> bool:
-        """Whether a gate is closed: the command is invalid or copies its task, so it is never a positive example."""
-        for name, passed in self.parts.items():
-            if name.startswith("gate/") and not passed:
-                return True
-        return False
+        """Whether a gate is closed: the command is no positive example."""
+        return any(name.startswith("gate/") and not passed for name, passed in self.parts.items())
 
 
 @runtime_checkable
@@ -94,13 +91,13 @@ class LanguageModel(Protocol):
     def entropies(
         self, prompts: Sequence[str], continuations: Sequence[str]
     ) -> list[tuple[float, float] | None]:
-        """Mean entropy and self-certainty of the next-token distributions along each continuation, nats -> [P]; None of no tokens."""
+        """Mean entropy and self-certainty along each continuation, nats -> [P]; None for an empty one."""
         ...
 
     def inverter(self, which: str) -> AbstractContextManager[Any]:
-        """Context in which the model is the inverter: `current` (as it trains), `base` (adapter off) or `ema` (adapter averaged)."""
+        """Context in which the model is `current`, `base` (adapter off) or `ema` (adapter averaged)."""
         ...
 
 
-# One reward serves the environment, every trainer and TRL: scores_P_G = reward(tasks_P, commands_P_G, seed=...).
+# One reward serves the environment, trainers and TRL: scores_P_G = reward(tasks_P, commands_P_G, seed=...).
 Reward = Callable[..., list[list[Score]]]

@@ -12,12 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from envs.messages import did_you_mean, short
 from envs.types import InputError, Reward, Score, Task
+from envs.yamlfile import as_number, read_yaml
 from rewards.wrappers import inverter_of, with_inverter
 
 SELECTIONS = ("threshold", "best", "quantile")
@@ -46,66 +44,37 @@ def read_blend(name: str, known: Sequence[str]) -> BlendFile:
         InputError: one line, `FILE:LINE: key: what is wrong: the fix`.
     """
     try:
-        root = yaml.compose(Path(name).read_text(encoding="utf-8"), yaml.SafeLoader)
-    except OSError as error:
-        raise InputError(
-            f"--reward {name}: cannot be read ({error.strerror}): give a YAML file, or the name of a reward"
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"--reward {name}: not UTF-8: save the file as UTF-8") from None
-    except yaml.YAMLError as error:
-        mark, problem = (
-            getattr(error, "problem_mark", None),
-            getattr(error, "problem", None) or "cannot be read",
-        )
-        raise InputError(f"{name}:{mark.line + 1 if mark else 1}: not YAML: {problem}: correct it") from None
-    keys = _entries(name, root, "the file", "weights: {likelihood: 0.7, slots: 0.3}")
-    for key, (line, _) in keys.items():
+        file = read_yaml(Path(name), flag="--reward")
+    except FileNotFoundError:
+        advice = "give the path of a YAML file, or the name of a reward"
+        raise InputError(f"--reward {name}: no such file: {advice}") from None
+    blend = file.data
+    if not isinstance(blend, dict):
+        raise file.error((), "must be a mapping: write weights: {likelihood: 0.7, slots: 0.3}")
+    for key in blend:
         if key not in ("weights", "select"):
-            raise InputError(f"{name}:{line}: {key}: unknown key: {did_you_mean(key, ('weights', 'select'))}")
-    if "weights" not in keys:
-        raise InputError(f"{name}:1: weights: is missing: write weights: {{likelihood: 0.7, slots: 0.3}}")
-    line, node = keys["weights"]
+            raise file.error((key,), f"unknown key: {did_you_mean(key, ('weights', 'select'))}")
+    if "weights" not in blend:
+        raise file.error(("weights",), "is missing: write weights: {likelihood: 0.7, slots: 0.3}")
+    if not isinstance(blend["weights"], dict):
+        raise file.error(("weights",), "must be a mapping: write likelihood: 0.7")
     weights = {}
-    for key, (place, value) in _entries(name, node, "weights", "likelihood: 0.7").items():
-        if key not in known:
-            raise InputError(f"{name}:{place}: weights.{key}: no such reward: {did_you_mean(key, known)}")
-        weights[key] = _weight(f"{name}:{place}: weights.{key}", value)
+    for reward, value in blend["weights"].items():
+        if reward not in known:
+            raise file.error(("weights", reward), f"no such reward: {did_you_mean(reward, known)}")
+        weight = as_number(value)
+        if weight is None or weight < 0:
+            found = f"(found {short(value)})"
+            raise file.error(("weights", reward), f"must be a number, 0 or more {found}: write 0.5")
+        weights[reward] = weight
     if not any(weights.values()):
-        raise InputError(f"{name}:{line}: weights: none is above 0: give one reward a weight")
-    select = "best"
-    if "select" in keys:
-        place, node = keys["select"]
-        select = str(node.value)
-        if select not in SELECTIONS:
-            raise InputError(
-                f"{name}:{place}: select: must be one of {', '.join(SELECTIONS)} (found {short(select)}): correct it"
-            )
+        raise file.error(("weights",), "none is above 0: give one reward a weight")
+    select = blend.get("select", "best")
+    if select not in SELECTIONS:
+        allowed = ", ".join(SELECTIONS)
+        fix = did_you_mean(select, SELECTIONS, "correct it")
+        raise file.error(("select",), f"must be one of {allowed} (found {short(select)}): {fix}")
     return BlendFile(weights, select)
-
-
-def _entries(name: str, node: Any, place: str, example: str) -> dict[str, tuple[int, Any]]:
-    """Key -> (its line, the node of its value)."""
-    if not isinstance(node, yaml.MappingNode):
-        line = node.start_mark.line + 1 if node is not None else 1
-        raise InputError(f"{name}:{line}: {place}: must be a mapping: write {example}")
-    found: dict[str, tuple[int, Any]] = {}
-    for key, value in node.value:
-        if str(key.value) in found:
-            raise InputError(f"{name}:{key.start_mark.line + 1}: {key.value}: is there twice: drop one")
-        found[str(key.value)] = (key.start_mark.line + 1, value)
-    return found
-
-
-def _weight(place: str, node: Any) -> float:
-    wrong = InputError(f"{place}: must be a number, 0 or more (found {short(node.value)}): write 0.5, say")
-    try:
-        weight = float(node.value)
-    except (TypeError, ValueError):
-        raise wrong from None
-    if not math.isfinite(weight) or weight < 0:
-        raise wrong
-    return weight
 
 
 class Blend:

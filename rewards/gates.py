@@ -1,59 +1,75 @@
-"""Gates before a reward: a command that smuggles its task past the inverter, or that is none, scores nothing. No label is used.
+"""Gates before a reward: they zero the score of commands that are invalid or carry the text of their task.
 
-A reward that reads commands back can be fed the answer: `echo "<the task>"` reads back perfectly. So comments and quoted prose are
-taken out before anything reads the command, and every candidate gets factors of 1 or 0, logged as `gate/<name>`, whose product
-multiplies its score:
+A reward that reconstructs the task from a command can be fed the answer: `echo "<the task>"` is reconstructed
+perfectly. So comments and quoted prose are taken out before anything reads the command. Every candidate gets
+factors of 1 or 0, logged as `gate/<name>`, and their product multiplies its score. No label is used.
 
-    gate/valid       it parses as one SQL statement, or as words of a shell, each stage with a tool of the domain or a common filter
-    gate/copied      it repeats no more of the task's plain words than right commands do (values such as hosts and numbers are free)
-    gate/characters  printable ASCII alone, but for characters that the task itself has: no look-alikes, no control characters
+    gate/valid       it parses: as one SQL statement, or as shell that runs tools of the domain or common ones
+    gate/comment     it has no comment: the command is scored without it, and would be trained with it
+    gate/copied      it repeats few of the task's plain words; values, names and tools are free
+    gate/characters  printable ASCII, and characters of the task: no look-alikes, no control characters
     gate/template    no control tokens of chat templates, which the inverse prompt would take for its own
 
-A command of more than 512 characters abstains; one that the token limit cut cannot be told from its text, and trainers leave it out.
+A command longer than 512 characters is not scored: the reward abstains. Truncated completions are dropped by
+the trainers, not here.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import shlex
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from typing import Literal
 
 from envs.domain import load_domain
+from envs.shellgrammar import parse
+from envs.shellwords import (
+    ASSIGNMENT,
+    FILTERS,
+    Command,
+    ShellSyntaxError,
+    Token,
+    names,
+    split,
+    tokens,
+    tool_of,
+)
 from envs.types import Reward, Score, Task
 from rewards.text import plain_words
 from rewards.wrappers import Wrapper
 
 LONGEST = 512  # characters
-# The largest share of the task's plain words that may come again. Of 1,800 right commands of the three domains no shell command repeats
-# three words of its task, and no query more than 0.73 of them: SQL is made of such words ("orders", "where", "total").
+# The largest share of the task's plain words that a command may repeat. Of 1,800 right commands no shell
+# command repeats three words of its task, and no query more than 0.73 of them: SQL is made of such words.
 CAPS = {"shell": 0.4, "sql": 0.8}
 FEW = 3  # fewer words than that may always be repeated: a short task has few in all
 SQL_TOOLS = {"sqlite", "sql"}  # `sqlite3` is a program of the shell
 PRINTABLE = frozenset(map(chr, range(32, 127)))
-FILTERS = frozenset(
-    "head tail sort uniq wc grep egrep fgrep cut awk sed cat xargs tee tr nl rev tac column paste comm join".split()  # noqa: SIM905
-)
+COMMON = FILTERS | {"grep", "xargs", "comm", "join", "ls", "stat", "rm", "perl", "read"}  # in any domain
+STEERING = {"for", "[", "[[", "test", "true", "break", "continue"}  # what loops need beside the tools
+PRINTERS = {"echo", "printf"}
+VARIABLE = re.compile(r"\$\w+|\$\{\w+\}|\$\(\(.*?\)\)")
 TEMPLATE = re.compile(
-    r"\[/?\s*(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\s*\]|</?s>|<<?/?SYS>>?|<\|[^|<>\n]*\|>|<\uff5c[^>\n]*\uff5c>"
-    r"|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>",
+    r"\[/?\s*(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\s*\]|</?s>|<<?/?SYS>>?"
+    r"|<\|[^|<>\n]*\|>|<\uff5c[^>\n]*\uff5c>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>",
     re.IGNORECASE,
-)
-SHELL_PARTS = re.compile(
-    r"""(?P<quoted>'[^']*'|"(?:\\.|[^"\\])*")|(?P<escaped>\\.)|(?P<comment>(?<![^\s;&|()])\#[^\n]*)""",
-    re.DOTALL,
 )
 SQL_PARTS = re.compile(
     r"""(?P<quoted>'(?:''|[^'])*'|"(?:""|[^"])*"|`[^`]*`)|(?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))""", re.DOTALL
 )
-HERE_DOCUMENT = re.compile(
-    r"(?<!<)(<<-?\s*(['\"]?)(\w+)\2(?!<)[^\n]*)\n.*?(?:\n\s*\3[ \t]*(?=\n|\Z)|\Z)", re.DOTALL
+# A word after one of these nouns is a name (`folder alpha`), and so is one joined to it (`alpha to beta`).
+NAMED = re.compile(
+    r"\b(?:file|folder|directory|dir|named|called) (?!named|called)([a-z]+)\b"
+    r"(?: (?:to|into|as) (?!file|folder|directory|dir)([a-z]+)\b)?"
+)
+NOT_NAMES = names(
+    "all and are but does for from has have into named not that the then was where which whose will with"
 )
 REASONS = {
     "valid": "not a command of this domain",
+    "comment": "carries a comment",
     "copied": "repeats the words of its task",
     "characters": "characters that its task does not have",
     "template": "control tokens of a chat template",
@@ -62,11 +78,25 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Gate:
-    """What a command has to pass. `command`: without comments and prose. `reason`: of the first closed gate; empty where it passes."""
+    """What the gates say of a command.
+
+    Attributes:
+        command: without comments and prose.
+        reason: of the first closed gate; empty where the command passes.
+    """
 
     command: str
     factors: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a command that may hold prose, from `start` up to `end`."""
+
+    kind: Literal["quoted", "comment", "here-document"]
+    start: int
+    end: int
 
 
 def gate(task: Task, command: str) -> Gate:
@@ -77,16 +107,20 @@ def gate(task: Task, command: str) -> Gate:
         return Gate("", {"gate/length": 0.0}, f"more than {LONGEST} characters")
     syntax = syntax_of(task)
     cleaned = stripped(task, command, syntax)
+    if syntax == "sql":
+        valid = _parses_as_sql(cleaned)
+    else:
+        valid = _runs_tools(command, load_domain(task.domain).tools)
     passes = {
-        "valid": _parses_as_sql(cleaned)
-        if syntax == "sql"
-        else _parses_as_shell(cleaned, load_domain(task.domain).tools),
+        "valid": valid,
+        "comment": all(part.kind != "comment" for part in _parts(command, syntax)),
         "copied": copied_share(task, command) <= CAPS[syntax],
         "characters": set(command) <= PRINTABLE | set(task.text),
         "template": TEMPLATE.search(command) is None,
     }
-    reason = next((REASONS[name] for name, passed in passes.items() if not passed), "")
-    return Gate(cleaned, {f"gate/{name}": float(passed) for name, passed in passes.items()}, reason)
+    factors = {f"gate/{name}": float(passed) for name, passed in passes.items()}
+    closed = [name for name, passed in passes.items() if not passed]
+    return Gate(cleaned, factors, REASONS[closed[0]] if closed else "")
 
 
 def syntax_of(task: Task) -> str:
@@ -96,61 +130,121 @@ def syntax_of(task: Task) -> str:
 
 
 def stripped(task: Task, command: str, syntax: str) -> str:
-    """The command without comments, here-documents' bodies, and what is in quotes with several plain words of the task."""
+    """The command without comments, here-documents' bodies, and quotes with several plain words of the task.
+
+    What cannot be read as shell is returned as it stands: its gate is closed.
+    """
     words = plain_words(task.text)
+    kept: list[str] = []
+    end = 0
+    for part in _parts(command, syntax):
+        text = command[part.start : part.end]
+        if part.start < end:  # inside one that is out already
+            continue
+        if part.kind == "quoted" and len(words & _words_in(text)) < FEW:
+            continue
+        kept.append(command[end : part.start])
+        if part.kind == "quoted":
+            kept.append(text[0] + text[-1])
+        elif text.startswith("/*"):
+            kept.append(" ")
+        end = part.end
+    return "".join([*kept, command[end:]]).strip() if kept else command
 
-    def replaced(match: re.Match[str]) -> str:
-        part = match[0]
-        if match.lastgroup == "comment":
-            return " " if part.startswith("/*") else ""
-        prose = match.lastgroup == "quoted" and len(words & set(re.findall("[a-z]{3,}", part.lower()))) >= FEW
-        return part[0] + part[-1] if prose else part
 
-    parts = SQL_PARTS if syntax == "sql" else SHELL_PARTS
-    body = command if syntax == "sql" else HERE_DOCUMENT.sub(r"\1", command)
-    cleaned = parts.sub(replaced, body)
-    return command if cleaned == command else cleaned.strip()
+def _words_in(text: str) -> set[str]:
+    return set(re.findall("[a-z]{3,}", text.lower()))
+
+
+def _parts(command: str, syntax: str) -> list[Part]:
+    """The comments, quotes and here-documents of a command, in order; nothing of one that is not shell."""
+    parts: list[Part] = []
+    if syntax == "sql":
+        for match in SQL_PARTS.finditer(command):
+            parts.append(Part("comment" if match["comment"] else "quoted", *match.span()))
+        return parts
+    try:
+        found = tokens(command)
+    except ShellSyntaxError:
+        return []
+    for token in _with_inner(found):
+        if token.kind in ("comment", "here-document"):
+            parts.append(Part(token.kind, token.start, token.end))
+        for start, end in token.quoted:
+            parts.append(Part("quoted", start, end))
+    return sorted(parts, key=lambda part: part.start)
+
+
+def _with_inner(found: Sequence[Token]) -> Iterator[Token]:
+    for token in found:
+        yield token
+        for inner in token.inner:
+            yield from _with_inner(inner)
 
 
 def copied_share(task: Task, command: str) -> float:
-    """Share of the task's plain words that the command, comments and all, has in it: as words, or from four letters on anywhere.
+    """Share of the task's plain words that the command, comments and all, has in it.
 
-    0 where there are no more than a few such words. The tools' names do not count, since a command must name its tool.
+    A word counts where the command has it as a word or, from four letters on, anywhere among its letters.
+    Tools are free, since a command must name its tool, and so are names of the task as whole arguments. The
+    share is 0 where no more than a few words are repeated.
     """
-    words = plain_words(task.text) - {task.tool, *load_domain(task.domain).tools}
-    found, letters = set(re.findall("[a-z]{3,}", command.lower())), re.sub("[^a-z]", "", command.lower())
+    free = {task.tool, *load_domain(task.domain).tools}
+    if syntax_of(task) == "shell":
+        free |= named_in(task.text) & _arguments(command)
+    words = plain_words(task.text) - free
+    found, letters = _words_in(command), re.sub("[^a-z]", "", command.lower())
     copied = [word for word in words if word in found or (len(word) > 3 and word in letters)]
     return len(copied) / len(words) if len(copied) >= FEW else 0.0
 
 
-def _parses_as_shell(command: str, tools: Sequence[str]) -> bool:
+def named_in(text: str) -> set[str]:
+    """The plain words of a task that are names: alpha and beta in `rename folder alpha to beta`."""
+    found: set[str] = set()
+    for match in NAMED.finditer(" ".join(text.lower().split())):
+        found.update(filter(None, match.groups()))
+    return found - NOT_NAMES
+
+
+def _arguments(command: str) -> set[str]:
+    """The arguments without quotes of every command in a line."""
     try:
-        stages = list(_stages(command))
-    except ValueError:  # a quote that is not closed
+        commands = split(command)
+    except ShellSyntaxError:
+        return set()
+    arguments: set[str] = set()
+    for simple in commands:
+        arguments.update(word.text.rstrip("/") for word in simple.words[1:])
+    return arguments
+
+
+def _runs_tools(line: str, tools: Sequence[str]) -> bool:
+    """Whether a line is shell that runs at least one tool, and nothing but tools and what loops need."""
+    try:
+        commands = parse(line)
+    except ShellSyntaxError:
         return False
-    allowed = FILTERS | set(tools)
-    return bool(stages) and all(stage and PurePosixPath(stage).name in allowed for stage in stages)
+    allowed = COMMON | {tool_of(tool)[0] for tool in tools}
+    others = [command for command in commands if tool_of(command.name)[0] not in allowed]
+    return len(others) < len(commands) and all(map(_says_nothing, others))
 
 
-def _stages(command: str) -> Iterator[str]:
-    """The first word of every stage of a command line, empty where a stage is missing."""
-    plain = SHELL_PARTS.sub("Q", command)  # so that what is left of `|`, `;` and the like ends a stage
-    lexer = shlex.shlex(plain, posix=True, punctuation_chars="|&;<>()")
-    lexer.whitespace_split, lexer.commenters = True, ""
-    first, last, redirected = "", "", False
-    for token in lexer:
-        if set(token) <= set("|&;()"):
-            if first or not (token.startswith("(") or last.endswith(")")):
-                yield first
-            first, last = "", token
-        elif set(token) <= set("<>&|"):
-            redirected = True
-        elif redirected:
-            redirected = False  # the file
-        elif not first and not last.endswith(")"):  # what follows `$(...)` belongs to the stage around it
-            first = token
-    if first or not last.endswith((";", "&", ")")):
-        yield first
+def _says_nothing(command: Command) -> bool:
+    """Whether a command only steers others, or prints or keeps values of variables and commands alone."""
+    if command.name in STEERING:
+        return True
+    if command.name in PRINTERS:
+        texts = [word.value for word in command.words[1:]]
+    elif command.words or not command.assignments:
+        return False
+    else:
+        texts = [ASSIGNMENT.sub("", word.value, count=1) for word in command.assignments]
+    return not any(_words_in(VARIABLE.sub("", text)) for text in texts)
+
+
+def _deny(*_: object) -> int:
+    """An authorizer of SQLite, which asks it after parsing: a statement gets no further than that."""
+    return sqlite3.SQLITE_DENY
 
 
 @functools.lru_cache(maxsize=4096)
@@ -159,9 +253,7 @@ def _parses_as_sql(command: str) -> bool:
     if ";" in SQL_PARTS.sub("Q", command).strip().rstrip(";"):
         return False
     connection = sqlite3.connect(":memory:")
-    connection.set_authorizer(
-        lambda *_: sqlite3.SQLITE_DENY
-    )  # asked after parsing: a statement gets no further than that
+    connection.set_authorizer(_deny)
     try:
         connection.execute(f"EXPLAIN {command}")
     except sqlite3.OperationalError as error:
@@ -178,7 +270,9 @@ def _parses_as_sql(command: str) -> bool:
 
 
 class Gated(Wrapper):
-    """A reward behind the gates. A candidate that does not pass has the value 0; under an unbounded reward, where 0 may be good, None.
+    """A reward behind the gates. A candidate that does not pass scores 0.
+
+    Under an unbounded reward, where 0 may be good, it scores None.
 
     Args:
         reward: gets every command without comments and prose.

@@ -260,3 +260,18 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(head, "forward", forward)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short runs of rejection-sampling SFT, `network` and `sql`, each on the domain of its name."""
+    from agents import rejection_sft
+    from agents.cli.command import run_command
+
+    folder = tmp_path_factory.mktemp("runs")
+    budget = "--model embedded --cycles 1 --tasks 4 --eval-tasks 4 --eval-subset 2 --eval-samples 1"
+    settings = f"--reward random --temperature 0.9 --seed 3 --output {folder}"
+    for name in ("network", "sql"):
+        argv = f"{budget} {settings} --domain {name} --name {name}".split()
+        assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
+    return folder

@@ -1,6 +1,6 @@
-"""Prints how dense the code is: `python tests/density.py [FOLDER ...]`. No gate: a figure to look at before and after a change.
+"""Prints how dense the code is: `python tests/density.py [FOLDER ...]`. A figure, not a gate.
 
-Blank lines and comments do not count, docstrings do. Folded: comprehensions, conditional expressions and lambdas, which a reader has to unfold.
+Blank lines and comments do not count, docstrings do. Folded: comprehensions, ternaries, lambdas.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def code_lines(text: str) -> int:
 
 
 def main() -> None:
-    """A row a folder: files, lines, the longest file, folded expressions per 100 code lines, syntax nodes a code line, long lines."""
+    """One row per folder."""
     print(f"{'folder':<12} files  lines  longest  folded/100  nodes/line  over {LONG}")
     total = [0, 0, 0, 0, 0, 0, 0]
     for folder in sys.argv[1:] or ["envs", "rewards", "agents"]:

@@ -1,4 +1,4 @@
-"""Run folders with made-up numbers, as a trainer would have written them: reports can be tested on them without training anything."""
+"""Run folders with made-up numbers, as a trainer writes them, so that reports are tested without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons: numbers against hand-made runs, what is refused and why, runs at work, one page, one TensorBoard folder."""
+"""Comparisons: numbers against made-up runs, what is refused and why, runs at work, the page, TensorBoard."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ def test_other_rewards_are_compared_by_truth_and_their_scores_are_kept_apart(
     capsys.readouterr()
     assert compare(*words, "--strict") == 2
     assert capsys.readouterr().err == (
-        "error: first and other cannot be compared: their rewards are on different scales, reward likelihood and similarity: "
-        "leave one out, or leave out --strict\n"
+        "error: first and other cannot be compared: their rewards are on different scales, "
+        "reward likelihood and similarity: leave one out, or leave out --strict\n"
     )
 
 
@@ -215,7 +215,7 @@ def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path) 
     _, found = page_and_numbers(tmp_path / "out")
     run = found["runs"][1]
     assert (run["state"], run["greedy"], run["candidates"]) == ("cycle 2 of 4", [0.5, None], 600)
-    # Its subset of 8 tasks after cycle 2, 6 right, against the same 8 tasks of the first at its end, all right.
+    # Its subset of 8 tasks after cycle 2, 6 right, against the same 8 of the first at its end, all right.
     assert (found["comparisons"][0]["greedy"]["tasks"], found["comparisons"][0]["greedy"]["lost"]) == (8, 2)
 
 
@@ -229,7 +229,8 @@ def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path) 
         (lambda run: (run / "config.yaml").write_text("- a"), "cannot be read (it holds no settings)"),
         (
             lambda run: (run / "config.yaml").write_text("model: embedded\n"),
-            "cannot be read (it has no key `agent`, the trainer of the run): restore it, or leave the run out",
+            "cannot be read (it has no key `agent`, the trainer of the run): restore it, "
+            "or leave the run out",
         ),
         (
             lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 1}\n'),

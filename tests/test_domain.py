@@ -17,12 +17,13 @@ from typing import Any
 import pydantic
 import pytest
 import yaml
+from references import exact_match, reference
 
 from envs.domain import SPLITS, Domain, Draw, Intent, domain_names, load_domain
 from envs.grammar import fill, wordings
 from envs.schema import EMBEDDED, domain_path, load_spec
 from envs.types import InputError, Task
-from envs.verify.truth import command_of, exact_match, find_draw, reconstruction_match, reference
+from envs.verify.truth import command_of, find_draw, reconstruction_match
 
 DRAWS = 60  # of each intent in each split
 # Of the first tasks of every intent and split. It changes with the grammars and with how they are drawn from: then the embedded model
@@ -514,8 +515,8 @@ MISTAKES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "unknown key of an intent": ("    command: cp", "    comand: cp", SAME, ("intents[1].comand", "did you mean command?")),
     "unknown key of a slot": ("step: 1", "stepp: 1", SAME, ("slots.n.stepp", "did you mean step?")),
     "key of another slot kind": ("words: [backup, draft]", "words: [backup, draft], low: 3", SAME, ("slots.other.low", "unknown key")),
-    "same key twice": ("tools: [head, cp]\n", "tools: [head, cp]\nname: other\n", "name: tiny", ("name: this key is", "twice", "line 4")),
-    "same slot twice": ("  net: {", "  n: {kind: address}\n  net: {", "  n: {kind: integer", ("slots.n: this key is there twice",)),
+    "same key twice": ("tools: [head, cp]\n", "tools: [head, cp]\nname: other\n", "name: other", ("name: this key is", "twice", "first in line 1")),
+    "same slot twice": ("  net: {", "  n: {kind: address}\n  net: {", SAME, ("slots.n: this key is there twice",)),
     "same key twice in braces": ("low: 2, high", "low: 2, low: 3, high", SAME, ("slots.n.low", "twice")),
     "text for a list": ("tools: [head, cp]", "tools: head", SAME, ("tools: must be a list", "'head'")),
     "list for a text": ("a tiny domain", "[a, tiny, domain]", SAME, ("description: must be a text",)),
@@ -607,11 +608,11 @@ MISTAKES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         "- name: copy", ("intents[1]", "city2 and other must be held-out ones", "give them more"),
     ),
     "no held-out name": ("words: [backup, draft]", "words: [ant, hen]", SAME, ("slots.other", "has no held-out value", "more values")),
-    "not closed": ("tools: [head, cp]", "tools: [head, cp", "prompts:", ("not valid YAML", "mend or quote this line")),
+    "not closed": ("tools: [head, cp]", "tools: [head, cp", "prompts:", ("not valid YAML", "fix or quote this line")),
     "no quotes around a colon": ("a tiny domain", "a: tiny: domain", SAME, ("not valid YAML", "mapping values")),
     "bare brace at the start": ("- copy {file} to {other}", "- {file} to {other}", SAME, ("not valid YAML",)),
     "tab": ("  propose:", "\tpropose:", SAME, ("not valid YAML", "tab", "spaces")),
-    "tag": ("a tiny domain", "!python/object tiny", SAME, ("not valid YAML",)),
+    "tag": ("a tiny domain", "!python/object tiny", SAME, ("description", "'tiny' has the YAML tag !python/object", "remove it")),
     "merged with nothing": ("tools: [head, cp]", "tools: *nothing", SAME, ("not valid YAML", "nothing")),
     "two documents": ("tools: [head, cp]\n", "---\ntools: [head, cp]\n", "---", ("not valid YAML: found another document",)),
     "control character": ("a tiny domain", "a \x07 domain", SAME, ("not valid YAML", "U+0007")),
@@ -631,7 +632,7 @@ MISTAKES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "filling missing": ("{fill: key}", "{}", SAME, ("columns.id", "'fill' is missing", "key, unique")),
     "key of another filling": ("fill: key", "fill: key, slot: city", SAME, ("columns.id.slot", "unknown key 'slot'")),
     "key of a filling misspelt": ("slot: city", "slott: city", SAME, ("columns.town.slott", "did you mean slot?")),
-    "two keys": ("job: {fill: among, values: [cook, clerk]}", "job: {fill: key}", SAME, ("columns.job", "second key beside 'id'")),
+    "two keys": ("job: {fill: among, values: [cook, clerk]}", "job: {fill: key}", SAME, ("columns.job", "second key besides 'id'")),
     "values and slot": ("slot: city", "slot: city, values: [a, b]", SAME, ("columns.town", "needs either values or slot")),
     "neither values nor slot": (", slot: city", "", "town:", ("columns.town", "needs either values or slot")),
     "one value": ("values: [cook, clerk]", "values: [cook]", SAME, ("columns.job.values: needs at least 2",)),
@@ -716,7 +717,7 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, content: bytes) -> None:
         (GOOD.encode("utf-16"), 1, "UTF-8"),
         (b"[" * 3000, 1, "nested"),
         (b"\x00\x01\x02", 1, "U+0000"),
-        (b"a: &a [*a]\n", 1, "unknown key 'a'"),
+        (b"a: &a [*a]\n", 1, "no alias inside its own value"),
     ],
 )
 def test_files_that_are_hardly_text(tmp_path: Path, content: bytes, line: int, wanted: str) -> None:

@@ -1,4 +1,4 @@
-"""The evaluation command: one model, runs against their start and each other, one's own tasks, no sandbox, and wrong input."""
+"""The evaluation command: one model, runs against their start and each other, own tasks, wrong input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from agents import rejection_sft
 from agents.cli.command import run_command
 from agents.evaluate import Config, main, resolved, subjects_of
 from agents.evaluation import statistics
@@ -72,43 +71,6 @@ def refused(
         return said.removeprefix("error: ").rstrip("\n")
 
     return error
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short runs, `network` and `sql`, each on the domain of its name."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name in ("network", "sql"):
-        argv = [
-            "--model",
-            "embedded",
-            "--cycles",
-            "1",
-            "--tasks",
-            "4",
-            "--eval-tasks",
-            "4",
-            "--eval-subset",
-            "2",
-            "--eval-samples",
-            "1",
-        ]
-        argv += [
-            "--domain",
-            name,
-            "--reward",
-            "random",
-            "--name",
-            name,
-            "--output",
-            str(folder),
-            "--temperature",
-            "0.9",
-            "--seed",
-            "3",
-        ]
-        assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
-    return folder
 
 
 # ---- a model ----
@@ -273,7 +235,7 @@ def test_two_runs_and_a_checkpoint(command: Evaluate, runs: Path) -> None:
 
 
 def test_an_untrained_adapter_changes_nothing(command: Evaluate, runs: Path) -> None:
-    """A model, and the checkpoint before the first cycle of a run that started from it, give the same answers."""
+    """A model and the checkpoint before the first cycle of a run that started from it answer alike."""
     report = command("embedded", str(runs / "sql" / "checkpoints" / "cycle-0000"))
     assert {row["value"] for row in report["comparisons"][0]["all"].values()} == {0.0}
     assert report["comparisons"][0]["all"]["greedy"]["p"] == 1.0
@@ -329,7 +291,9 @@ def test_own_tasks(command: Evaluate, tmp_path: Path) -> None:
     assert report["tasks"] == 2 and report["settings"]["tasks_file"] == str(path)
     (subject,) = report["subjects"]
     assert subject["unseen"] == subject["intents"] == {}
-    assert subject["all"]["inverse"]["value"] is None  # no grammar tells whether such a task was reconstructed
+    assert (
+        subject["all"]["inverse"]["value"] is None
+    )  # no grammar tells whether such a task was reconstructed
     assert subject["not_executed"] == 3 and subject["all"]["greedy"]["tasks"] == 1
     assert [row["status"] for row in subject["reasons"] if "reference" in row["reason"]] == ["not_executed"]
 

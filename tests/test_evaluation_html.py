@@ -1,4 +1,4 @@
-"""The report's page: what it says, that it needs nothing else, and what it makes of empty, huge and hostile reports."""
+"""The page of an evaluation: what it says, that it is self-contained, and empty, huge and hostile reports."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _few_resamples() -> Any:
         patch.setattr(
             statistics,
             "resamples",
-            lambda tasks, rounds, seed=0, draw=statistics.resamples: draw(tasks, min(rounds, 200), seed),
+            lambda tasks, rounds, seed=0, draw=statistics.resamples: draw(tasks, min(rounds, 20), seed),
         )
         yield
 
@@ -156,7 +156,8 @@ def test_a_comparison_begins_with_its_verdict(two: dict[str, Any], tmp_path: Pat
     row = two["comparisons"][0]["all"]["greedy"]
     assert row["verdict"] == "better" and (row["gained"], row["lost"]) == (13, 1)
     words = words_of(page_of(two, tmp_path))
-    said = f"end is better than start . Greedy accuracy 0.300 → 0.900: difference +0.600 [{signed(row['low'])}, {signed(row['high'])}]"
+    ends = f"[{signed(row['low'])}, {signed(row['high'])}]"
+    said = f"end is better than start . Greedy accuracy 0.300 → 0.900: difference +0.600 {ends}"
     assert said in words
     assert words.index("is better than") < words.index("Metrics Each number")
     assert f"McNemar {p_value(row['p'])}; 13 of 20 tasks gained, 1 lost." in words

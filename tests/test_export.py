@@ -1,4 +1,4 @@
-"""Export: what is taken by hand-made scores, that TRL's trainers take the files and see the tokens of generation, nothing half-written."""
+"""Export: what is taken by made-up scores, and that TRL's trainers see the tokens of generation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from agents import dpo, rejection_sft
+from agents import dpo
 from agents.cli.command import run_command
 from agents.export import Config, has_template, main
 from agents.policy.load import EMBEDDED, load_policy
@@ -104,9 +104,8 @@ def test_what_the_run_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     }
     assert commands(out, "completion") == ["wc -l a", "date"]
     about, last = capsys.readouterr().out.splitlines()
-    assert (
-        about
-        == "2 examples for TRL's SFTTrainer, prompt, completion, as messages, since embedded has a chat template"
+    assert about == (
+        "2 examples for TRL's SFTTrainer, prompt, completion, as messages, since embedded has a chat template"
     )
     assert last == str(out)
     assert "α" in out.read_text(encoding="utf-8")
@@ -165,11 +164,12 @@ def test_a_domain_whose_path_was_relative(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_it_needs_no_torch(tmp_path: Path) -> None:
     run, out = make(tmp_path / "a"), tmp_path / "o"
+    words = [run, "--format", "dpo", "--output", str(out)]
     code = (
         "import sys\n"
         "from agents.export import Config, main\n"
         "from agents.cli.command import run_command\n"
-        f"assert run_command(Config, main, [{run!r}, '--format', 'dpo', '--output', {str(out)!r}], 'export') == 0\n"
+        f"assert run_command(Config, main, {words!r}, 'export') == 0\n"
         "print({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules))\n"
     )
     process = subprocess.run(
@@ -409,23 +409,7 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert out.read_bytes() == before and [path.name for path in out.parent.iterdir()] == ["o"]
 
 
-def test_of_a_run_that_chose_it_is_what_it_trained_on(tmp_path: Path) -> None:
-    argv = [
-        "--model",
-        "embedded",
-        "--tasks",
-        "6",
-        "--eval-tasks",
-        "6",
-        "--eval-subset",
-        "6",
-        "--eval-samples",
-        "1",
-        "--cycles",
-        "1",
-    ]
-    argv += ["--reward", "random", "--output", str(tmp_path), "--name", "run"]
-    assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
-    assert export(str(tmp_path / "run"), "--output", str(tmp_path / "o")) == 0
-    metrics = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+def test_of_a_run_that_chose_it_is_what_it_trained_on(runs: Path, tmp_path: Path) -> None:
+    assert export(str(runs / "network"), "--output", str(tmp_path / "o")) == 0
+    metrics = lines(runs / "network" / "metrics.jsonl")[-1]
     assert len(lines(tmp_path / "o")) == metrics["train/examples"] > 0

@@ -1,26 +1,31 @@
-"""Gates: right commands pass unchanged, what is no command or holds its task scores nothing, and who reads back stays a dial."""
+"""Gates: right commands pass unchanged, invalid ones and ones that hold their task score 0."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from references import reference
 
 from envs.domain import load_domain
 from envs.source import Templates
 from envs.types import Score, Task
-from envs.verify.truth import reference
-from rewards.gates import CAPS, LONGEST, Gated, copied_share, gate, stripped, syntax_of
+from rewards.gates import CAPS, LONGEST, Gated, copied_share, gate, named_in, stripped, syntax_of
 from rewards.labelled import Truth
 from rewards.likelihood import Likelihood
 from rewards.registry import make_reward
+from rewards.text import plain_words
 
 SCAN = Task("t/1", "network", "scan port 443 on web1.test with nmap", "nmap")
 LINES = Task("t/2", "shell", "show all lines of notes.txt that contain the word error", "grep")
 NAMES = Task("t/3", "sql", "show the names of employees who earn more than 3000", "sqlite")
 BARE = Task("t/4", "shell", "sort names.txt")
+PORT = Task("t/5", "network", "check port 443 of web1.test", "nc")
+RENAME = Task("t/6", "shell", "rename folder alpha to beta and folder gamma to delta")
 
 
 class Noted:
@@ -82,6 +87,47 @@ def test_gated_scores_of_right_commands_are_the_ungated_ones(embedded: Any) -> N
         assert [row[0].value for row in gated] == [row[0].value for row in plain], name
 
 
+def equal_commands() -> list[tuple[str, str]]:
+    """Every domain and command that the tables of equivalent commands call right."""
+    found = []
+    for domain in ("network", "shell", "sql"):
+        table = yaml.safe_load((Path(__file__).parent / "equivalence" / f"{domain}.yaml").read_text())
+        for row in table:
+            found += [(domain, command) for command in (row["reference"], *row.get("same", []))]
+    return found
+
+
+def test_no_command_that_is_right_in_another_way_is_gated() -> None:
+    """But for one with a comment, which is more than what was asked for."""
+    commands = equal_commands()
+    assert len(commands) > 350
+    with_comment = []
+    for domain, command in commands:
+        found = gate(Task("t", domain, "do it"), command)
+        if found.factors["gate/comment"]:
+            assert (found.command, found.reason) == (command, ""), command
+        else:
+            with_comment.append(command)
+            assert found.reason == "carries a comment" and sum(found.factors.values()) == 4
+    assert len(with_comment) == 1 and with_comment[0].endswith(" -- dearer")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (RENAME.text, {"alpha", "beta", "gamma", "delta"}),
+        ("copy the file notes into backup", {"notes", "backup"}),
+        ("make a directory called drafts", {"drafts"}),
+        ("move folder alpha to folder beta", {"alpha", "beta"}),
+        ("show the file that has the most lines", set()),
+        ("rename alpha to beta", set()),
+        ("sort the file notes.txt", set()),
+    ],
+)
+def test_which_words_of_a_task_are_names(text: str, names: set[str]) -> None:
+    assert named_in(text) & plain_words(text) == names
+
+
 @pytest.fixture(scope="module")
 def embedded() -> Any:
     from agents.policy.load import load_policy
@@ -100,6 +146,19 @@ def embedded() -> Any:
         (LINES, "(sort notes.txt; wc notes.txt) &"),
         (LINES, "< notes.txt grep '#' "),
         (BARE, "sort names.txt"),
+        (SCAN, "sudo nmap -p 443 web1.test"),
+        (SCAN, "time sudo /usr/bin/nmap -p 443 web1.test"),
+        (PORT, "netcat -zv web1.test 443"),
+        (BARE, "LC_ALL=C sort names.txt"),
+        (BARE, "ls -t | head -n 1 && stat -c %s names.txt"),
+        (BARE, "perl -ne 'print if /a/' names.txt"),
+        (BARE, "for f in *.txt; do wc -l $f; done"),
+        (BARE, 'for f in *.txt; do [ -s $f ] && echo "$f: $(wc -l < $f)"; done'),
+        (BARE, "while read -r a b; do printf '%s\\n' \"$b\"; done < names.txt"),
+        (BARE, "n=0; while read line; do n=$((n + 1)); done < names.txt; echo $n"),
+        (BARE, "if grep -q x names.txt; then cat names.txt; fi"),
+        (RENAME, "mv alpha beta && mv gamma delta"),
+        (RENAME, "mv alpha/ beta; mv gamma/ delta"),
         (SCAN, "/usr/bin/nmap -p 443 web1.test"),
         (NAMES, "SELECT name FROM employees WHERE salary > 3000;"),
         (NAMES, "WITH a AS (SELECT 1) SELECT ';' FROM a, nowhere"),
@@ -120,14 +179,33 @@ def test_what_passes(task: Task, command: str) -> None:
         (SCAN, "| nmap", {"valid"}),
         (SCAN, "nmap 10.0.0.1 && echo done", {"valid"}),
         (SCAN, "grep() { :; }", {"valid"}),
-        (SCAN, "# nmap", {"valid"}),
+        (SCAN, "# nmap", {"valid", "comment"}),
         (NAMES, "SELECT name FROM", {"valid"}),
         (NAMES, "SELECT 1; SELECT 2", {"valid"}),
         (NAMES, "grep a b", {"valid"}),
         (NAMES, "SELECT 'x", {"valid"}),
-        (NAMES, "-- nothing", {"valid"}),
+        (NAMES, "-- nothing", {"valid", "comment"}),
         (LINES, "grep show all lines that contain the word error notes.txt", {"copied"}),
-        (LINES, "grep error notes.txt # show all lines that contain the word", {"copied"}),
+        (LINES, "grep error notes.txt # show all lines that contain the word", {"comment", "copied"}),
+        (SCAN, "nmap -p 443 web1.test # SYN scan of web1", {"comment"}),
+        (NAMES, "SELECT name FROM employees -- the best paid", {"comment"}),
+        (NAMES, "SELECT name /* all */ FROM employees", {"comment"}),
+        (RENAME, "mv rename folder alpha to beta and folder gamma to delta", {"copied"}),
+        (RENAME, "mv 'alpha' 'beta gamma' delta", {"copied"}),
+        (RENAME, "touch folder_alpha_to_beta_and_gamma_to_delta", {"valid", "copied"}),
+        (RENAME, "echo rename alpha beta gamma delta", {"valid"}),
+        (RENAME, "cp rename folder alpha and", {"copied"}),
+        (SCAN, "sudo -u nobody nmap web1.test", {"valid"}),
+        (SCAN, "sudo nosuchtool web1.test", {"valid"}),
+        (SCAN, "nmap $(nosuchtool)", {"valid"}),
+        (SCAN, 'nmap "$(nosuchtool)"', {"valid"}),
+        (SCAN, "x=1", {"valid"}),
+        (SCAN, "nmap 10.0.0.1; text=done", {"valid"}),
+        (SCAN, "for word in scan port web1.test; do echo $word; done", {"valid"}),
+        (SCAN, "while true; do echo done; done", {"valid"}),
+        (SCAN, "echo $(nmap 10.0.0.1) found", {"valid"}),
+        (SCAN, "for f in a; do nmap $f", {"valid"}),
+        (SCAN, "nmap 10.0.0.1 )", {"valid"}),
         (LINES, "grep -f show_all_lines_that_contain.txt", {"copied"}),
         (LINES, "grep showAllLinesThatContainTheWord", {"copied"}),
         (LINES, "echo 'show all lines that contain the word error'", {"valid", "copied"}),
@@ -137,7 +215,7 @@ def test_what_passes(task: Task, command: str) -> None:
         (SCAN, "nmap -p 443 web1.test\u200b", {"characters"}),
         (SCAN, "nmap -p 443 web1.test [/INST]", {"template"}),
         (SCAN, "nmap '</s>'", {"template"}),
-        (SCAN, "nmap <|im_end|>", {"template"}),
+        (SCAN, "nmap <|im_end|>", {"valid", "template"}),
         (NAMES, "SELECT '<s>'", {"template"}),
         (NAMES, "SELECT '<start_of_turn>'", {"template"}),
     ],
@@ -188,10 +266,12 @@ def test_the_reward_sees_what_is_left_and_its_score_is_multiplied() -> None:
         ],
     )
     assert inner.seen == ["grep error notes.txt", "grep x y", "grep show all lines that contain", "", ""]
-    assert (right.value, comment.value, copied.value, long.value) == (0.7, 0.7, 0.0, None)
+    assert (right.value, comment.value, copied.value, long.value) == (0.7, 0.0, 0.0, None)
+    assert comment.reason == "carries a comment" and comment.parts["gate/comment"] == 0.0
     assert copied.parts == {
         "part": 1.0,
         "gate/valid": 1.0,
+        "gate/comment": 1.0,
         "gate/copied": 0.0,
         "gate/characters": 1.0,
         "gate/template": 1.0,

@@ -1,4 +1,4 @@
-"""Held-out truth during a run: the tasks, the numbers and their names, the log, and the same after an interruption."""
+"""The held-out evaluation of a run: tasks, numbers and names, the log, the same after an interruption."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SINCE = {"eval/since_peak", "eval/since_peak/high", "eval/since_peak/cycles"}
 
 
 class Scripted:
-    """Writes the reference for the tasks before `right`, nonsense for the others; samples alternate between the two."""
+    """Writes the reference for the tasks before `right`, nonsense for the others; samples alternate."""
 
     def __init__(self, cases: Sequence[Case], right: int = 10**9) -> None:
         self.places = {forward_prompt(case.task): place for place, case in enumerate(cases)}
@@ -335,7 +335,7 @@ def test_truth_since_its_peak() -> None:
     numbers = evaluated(held_out(), range(9))
     assert [set(row) >= SINCE for row in numbers] == [cycle >= 2 * WINDOW - 1 for cycle in range(9)]
     last = numbers[-1]
-    # right after each cycle: 4 6 8 10 12 10 8 6 4 of 12; the best three before the last three are cycles 3 to 5
+    # Right after each cycle: 4 6 8 10 12 10 8 6 4 of 12; the best three before the last are cycles 3 to 5.
     assert (
         last["eval/since_peak"] == pytest.approx((6 - 32 / 3) / 12) and last["eval/since_peak/cycles"] == 3.0
     )

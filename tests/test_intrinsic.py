@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from references import reference
 from scripted import DOMAIN, FOREIGN, OTHER, READ, RIGHT, SWAPPED, TASK, Scripted, build, value
 
 from envs.types import Score
-from envs.verify.truth import reference
 from rewards.controls import Random, Shuffled
 from rewards.intrinsic import SelfJudge
 from rewards.labelled import Truth

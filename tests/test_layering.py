@@ -1,4 +1,4 @@
-"""Imports go one way, envs <- rewards <- agents, and what is right is known to evaluation and pre-training alone."""
+"""Imports go one way, envs <- rewards <- agents, in no circle, and training cannot reach what is right."""
 
 from __future__ import annotations
 
@@ -13,23 +13,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("envs", "rewards", "agents")
-# The only importers of envs.verify, direct or through others. agents.bench times the sandbox, agents.selftest
-# attacks it.
-MAY_KNOW = {"agents.bench", "agents.evaluate", "agents.pretrain", "agents.selftest"}
-MAY_KNOW |= {"agents.pretraining.card", "agents.pretraining.corpus"}
-MAY_KNOW |= {
-    f"agents.evaluation.{name}" for name in ("answers", "heldout", "measure", "report", "statistics")
-}
-MAY_KNOW |= {
-    "rewards.labelled"
-}  # the upper bound `truth`: a reward with labels, named as such wherever it is shown
-# What hands that reward in: training and the rewards themselves cannot reach it.
-MAY_KNOW |= {f"agents.{name}" for name in ("rejection_sft", "ppo", "dpo", "grpo", "rloo", "export", "study")}
-SPEC_NAMES = {"load_spec", "IntentSpec", "DomainSpec"}  # what holds the reference commands of a domain's file
-# Modules that are named in strings, which the import graph cannot see, and that lie higher up or know what is right.
-DOORS = {
-    "envs": {"agents.policy.gym_factory"},  # resolved by Gymnasium when an environment is made
-}
+# Folders whose modules may never reach envs.verify, directly or through others.
+BLIND = ("envs", "rewards", "agents.cli", "agents.policy", "agents.studies", "agents.training")
+# The only modules in them that may: the verification itself, and the reward that is labelled by definition.
+SEEING = ("envs.verify", "rewards.labelled")
+# Trainers are files in agents/. They hand these two on and import nothing else that knows what is right.
+TRAINERS = ("dpo", "grpo", "ppo", "rejection_sft", "rloo")
+HANDED_ON = {"agents.evaluation.heldout.HeldOut", "rewards.labelled.Truth"}
+# What holds the reference commands of a domain's file.
+SPEC_NAMES = {"load_spec", "IntentSpec", "DomainSpec"}
+# Gymnasium resolves these strings when an environment is made. No other string names a module of ours.
+DOORS = {"envs": {"agents.policy.gym_factory"}}
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -42,31 +36,49 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
-def imports(root: Path) -> dict[str, set[str]]:
-    """Module -> our own modules that importing it, or calling its functions, may import: those of whole packages on the way included."""
-    known = modules(root)
-    return {
-        name: {
-            known_name
-            for wanted in _wanted(
-                ast.parse(path.read_text(encoding="utf-8")), name, path.name == "__init__.py"
-            )
-            for known_name in _with_parents(wanted)
-            if known_name in known and known_name != name
-        }
-        for name, path in known.items()
-    }
-
-
-def _wanted(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:
-    for node in ast.walk(tree):
+def imported_names(path: Path, module: str) -> set[str]:
+    """Every dotted name that a file imports, at the top or inside functions; relative ones made whole."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = name.split(".")[: len(name.split(".")) - node.level + is_package] if node.level else []
-            source = ".".join([*base, *([node.module] if node.module else [])])
-            yield source
-            yield from (f"{source}.{alias.name}" for alias in node.names)
+            source = _absolute(node, module, path.name == "__init__.py")
+            found.update(f"{source}.{alias.name}" for alias in node.names)
+    return found
+
+
+def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    parents = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parents, node.module] if node.module else parents)
+
+
+def imports(root: Path) -> dict[str, set[str]]:
+    """Module -> our own modules that it may load: those that it names, and the packages above them."""
+    known = modules(root)
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        loaded: set[str] = set()
+        for name in imported_names(path, module):
+            loaded.update(_with_parents(name))
+        graph[module] = (loaded & set(known)) - {module}
+    return graph
+
+
+def named(root: Path) -> dict[str, set[str]]:
+    """Module -> our own modules that it names in its imports, without the packages above them."""
+    known = modules(root)
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        graph[module] = set()
+        for name in imported_names(path, module):
+            target = name if name in known else name.rpartition(".")[0]
+            if target in known and target != module:
+                graph[module].add(target)
+    return graph
 
 
 def _with_parents(name: str) -> Iterator[str]:
@@ -91,78 +103,91 @@ def under(name: str, package: str) -> bool:
 
 def upward(graph: dict[str, set[str]]) -> list[str]:
     """Imports against the one way."""
-    return sorted(
-        f"{name} imports {other}"
-        for name, others in graph.items()
-        for other in others
-        if PACKAGES.index(other.split(".")[0]) > PACKAGES.index(name.split(".")[0])
-    )
+    wrong = []
+    for name, others in graph.items():
+        for other in others:
+            if PACKAGES.index(other.split(".")[0]) > PACKAGES.index(name.split(".")[0]):
+                wrong.append(f"{name} imports {other}")
+    return sorted(wrong)
 
 
-def in_cycles(graph: dict[str, set[str]]) -> set[str]:
-    """Modules that import themselves by way of others; an import in a function counts."""
-    return {name for name in graph if name in reached(graph, name)}
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Pairs of modules that reach each other."""
+    reach = {name: reached(graph, name) for name in graph}
+    return sorted(f"{a} <-> {b}" for a in graph for b in reach[a] if a < b and a in reach[b])
 
 
-def knowing(graph: dict[str, set[str]]) -> set[str]:
+def seeing(graph: dict[str, set[str]]) -> set[str]:
     """Modules outside envs.verify that reach it."""
-    return {
-        name
-        for name in graph
-        if not under(name, "envs.verify")
-        and any(under(other, "envs.verify") for other in reached(graph, name))
-    }
+    found = set()
+    for name in graph:
+        if not under(name, "envs.verify") and any(
+            under(other, "envs.verify") for other in reached(graph, name)
+        ):
+            found.add(name)
+    return found
+
+
+def seeing_in_the_dark(graph: dict[str, set[str]]) -> set[str]:
+    """Modules of blind folders that reach envs.verify although they must not."""
+    found = set()
+    for name in seeing(graph):
+        blind = any(under(name, folder) for folder in BLIND)
+        if blind and not any(under(name, module) for module in SEEING):
+            found.add(name)
+    return found
+
+
+def opened(root: Path, trainer: str) -> set[str]:
+    """What a trainer imports of modules that know what is right, other than the two that it hands on."""
+    graph = imports(root)
+    right = seeing(graph) | {name for name in graph if under(name, "envs.verify")}
+    path = root / "agents" / f"{trainer}.py"
+    found = set()
+    for name in imported_names(path, f"agents.{trainer}"):
+        if right & set(_with_parents(name)) and name not in HANDED_ON:
+            found.add(name)
+    return found
 
 
 def using(root: Path, names: Iterable[str]) -> dict[str, set[str]]:
-    """Module -> those of `names` that its code mentions, in whatever way: as a name, an attribute, an import or a whole string."""
+    """Module -> those of `names` that its code mentions: a name, an attribute, an import or a string."""
     found = {}
     for module, path in modules(root).items():
         mentioned: set[str] = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.alias):
                 mentioned |= {node.name, *node.name.split(".")}
-            else:
-                mentioned |= {
-                    str(value)
-                    for value in (getattr(node, field, None) for field in ("id", "attr", "name", "value"))
-                    if value
-                }
-                if isinstance(node, ast.Constant):
-                    mentioned.add(str(node.value))
+            for field in ("id", "attr", "name", "value"):
+                if isinstance(value := getattr(node, field, None), str):
+                    mentioned.add(value)
         if used := mentioned & set(names):
             found[module] = used
     return found
 
 
 def doors(root: Path) -> dict[str, set[str]]:
-    """Module -> our own modules that it names in strings, as `pkgutil.resolve_name`, `importlib` and entry points want them."""
+    """Module -> our own modules that it names in strings, as `pkgutil.resolve_name` or `importlib` take them.
+
+    A string that names a command (`python -m agents.evaluate`) does not count: it starts a process.
+    """
     known = modules(root)
+    commands = {name for name, path in known.items() if path.parent == root / "agents"}
     pattern = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+(:[\w.]+)?")
     found: dict[str, set[str]] = {}
     for module, path in known.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (
+            if not (
                 isinstance(node, ast.Constant)
                 and isinstance(node.value, str)
                 and pattern.fullmatch(node.value)
             ):
-                name = node.value.partition(":")[0]
-                while name not in known and "." in name:
-                    name = name.rpartition(".")[0]
-                if name in known:
-                    found.setdefault(module, set()).add(name)
-    return found
-
-
-def risky_doors(root: Path) -> dict[str, set[str]]:
-    """Those doors that lead up, or out of training to what is right. Others, such as a command that starts another, do no harm."""
-    graph, found = imports(root), {}
-    right = knowing(graph) | {name for name in graph if under(name, "envs.verify")}
-    for module, names in doors(root).items():
-        up = {name for name in names if upward({module: {name}})}
-        if risky := up | (names & right if module not in right else set()):
-            found[module] = risky
+                continue
+            name = node.value.partition(":")[0]
+            while name not in known and "." in name:
+                name = name.rpartition(".")[0]
+            if name in known and name not in commands:
+                found.setdefault(module, set()).add(name)
     return found
 
 
@@ -170,9 +195,8 @@ def is_command(path: Path) -> bool:
     """Whether a file has a `main` and runs it when it is the program."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     has_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
-    return has_main and any(
-        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body
-    )
+    guards = [node for node in tree.body if isinstance(node, ast.If)]
+    return has_main and any(ast.unparse(node.test) == "__name__ == '__main__'" for node in guards)
 
 
 @pytest.fixture(scope="module")
@@ -181,56 +205,58 @@ def graph() -> dict[str, set[str]]:
 
 
 def test_the_graph_is_that_of_this_project(graph: dict[str, set[str]]) -> None:
-    assert {
-        "envs",
-        "envs.domain",
-        "envs.verify",
-        "rewards",
-        "agents.evaluation.heldout",
-        "agents.training.session",
-    } <= set(graph)
+    assert {"envs", "envs.domain", "envs.verify.truth", "rewards", "agents.training.session"} <= set(graph)
     assert {"envs.domain", "envs.types", "envs"} <= graph["envs.source"]
-    assert "rewards" in graph["agents.evaluate"]  # imported in a function
+    assert "envs.verify.truth" in reached(graph, "agents.rejection_sft")  # imported in a function
 
 
 def test_imports_go_one_way(graph: dict[str, set[str]]) -> None:
     assert upward(graph) == []
 
 
-def test_no_module_imports_itself_by_way_of_others(graph: dict[str, set[str]]) -> None:
-    assert in_cycles(graph) == set()
+def test_no_two_modules_import_each_other() -> None:
+    assert circles(named(ROOT)) == []
 
 
-def test_only_evaluation_and_pre_training_reach_what_is_right(graph: dict[str, set[str]]) -> None:
-    assert knowing(graph) == MAY_KNOW
+def test_training_rewards_and_policy_cannot_reach_what_is_right(graph: dict[str, set[str]]) -> None:
+    assert seeing_in_the_dark(graph) == set()
+    assert "agents.evaluation.heldout" in seeing(graph)
 
 
-def test_nothing_is_imported_behind_the_back_of_the_graph() -> None:
-    assert risky_doors(ROOT) == DOORS
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_trainer_hands_the_evaluation_on_unopened(trainer: str) -> None:
+    assert opened(ROOT, trainer) == set()
+
+
+def test_the_trainers_are_all_there() -> None:
+    found = {
+        path.stem
+        for path in (ROOT / "agents").glob("*.py")
+        if "(TrainConfig)" in path.read_text() or "(OnlineConfig)" in path.read_text()
+    }
+    assert found == set(TRAINERS)
+
+
+def test_no_module_is_named_in_a_string() -> None:
+    assert doors(ROOT) == DOORS
 
 
 def test_reference_commands_are_read_in_one_place() -> None:
     users = {module for module in using(ROOT, SPEC_NAMES) if not under(module, "envs.verify")}
-    assert users == {"envs.domain", "envs.grammar", "envs.schema"}
+    assert users == {"envs.domain", "envs.grammar", "envs.schema", "envs.schema_checks"}
 
 
 def test_files_in_agents_are_commands_and_folders_are_machinery() -> None:
-    assert {path.name for path in (ROOT / "agents").glob("*.py")} > {
-        "__init__.py",
-        "evaluate.py",
-        "pretrain.py",
-        "rejection_sft.py",
-    }
-    for path in (ROOT / "agents").glob("*.py"):
-        assert is_command(path) == (path.name != "__init__.py"), path
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
-            assert path.parent == ROOT / "agents" or not is_command(path), path
+            in_agents = path.parent == ROOT / "agents" and path.name != "__init__.py"
+            assert is_command(path) == in_agents, path
 
 
 def test_training_does_not_load_what_is_right() -> None:
     code = (
-        "import sys, agents.rejection_sft, rewards.registry, envs.source, agents.training.session, agents.training.update\n"
+        "import sys, agents.rejection_sft, rewards, envs.source\n"
+        "import agents.training.session, agents.training.update\n"
         "sys.exit(', '.join(name for name in sys.modules if name.startswith('envs.verify')) or 0)"
     )
     process = subprocess.run(
@@ -239,55 +265,34 @@ def test_training_does_not_load_what_is_right() -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_rewards_are_made_without_loading_what_is_right() -> None:
-    code = (
-        "import sys\n"
-        "from envs.types import InputError, Task\n"
-        "from rewards.registry import REWARDS, make_reward, shown\n"
-        "pool = [Task('a', 'shell', 'count the lines of a.txt', 'wc'), Task('b', 'shell', 'sort the file b.txt', 'sort')]\n"
-        "refused = []\n"
-        "for name in REWARDS:\n"
-        "    try:\n"
-        "        make_reward(name, None, pool)\n"
-        "    except InputError:\n"
-        "        refused.append(name)\n"
-        "    assert shown(name) == name + ' (labelled)' * REWARDS[name].labelled, name\n"
-        "assert refused == ['truth']\n"
-        "assert not any(name.startswith('envs.verify') for name in sys.modules)\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert process.returncode == 0, process.stderr
-
-
 # --- do these tests see what they should?
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A small project without fault."""
+    command = "def main(): ...\nif __name__ == '__main__':\n    main()\n"
     files = {
         "envs/__init__.py": "",
         "envs/domain.py": "def load_spec(): ...",
-        "envs/verify/__init__.py": "from envs.domain import load_spec",
-        "envs/verify/shell.py": "from . import x",
+        "envs/verify/__init__.py": "",
+        "envs/verify/truth.py": "from envs.domain import load_spec\nfrom envs.verify import shell",
+        "envs/verify/shell.py": "from .. import domain",
         "rewards/__init__.py": "from envs import domain",
-        "rewards/labelled.py": "from envs.verify import shell",
+        "rewards/labelled.py": "from envs.verify import truth",
         "agents/__init__.py": "",
-        "agents/evaluate.py": "import envs.verify\ndef main(): ...\nif __name__ == '__main__':\n    main()",
-        "agents/bench.py": "def main():\n    from envs.verify import shell\nif __name__ == '__main__':\n    main()",
-        "agents/selftest.py": "import envs.verify\ndef main(): ...\nif __name__ == '__main__':\n    main()",
+        "agents/evaluate.py": f"import envs.verify.truth\n{command}",
         "agents/evaluation/__init__.py": "",
-        "agents/evaluation/answers.py": "import envs.verify",
-        "agents/evaluation/heldout.py": "from agents.evaluation import answers",
-        "agents/evaluation/measure.py": "from agents.evaluation import answers",
-        "agents/evaluation/statistics.py": "from agents.evaluation import heldout",
-        "agents/evaluation/report.py": "from agents.evaluation import statistics",
-        "agents/pretrain.py": "def main():\n    from envs.verify.shell import run\nif __name__ == '__main__':\n    main()",
-        "agents/train.py": "import rewards\nfrom agents.training import loop\ndef main(): ...\nif __name__ == '__main__':\n    main()",
+        "agents/evaluation/heldout.py": "import envs.verify.truth",
+        "agents/ppo.py": (
+            "import rewards\nfrom agents.training import loop\ndef main():\n"
+            "    from agents.evaluation.heldout import HeldOut\n    from rewards.labelled import Truth\n"
+            "if __name__ == '__main__':\n    main()"
+        ),
         "agents/training/__init__.py": "",
-        "agents/training/loop.py": "import torch, json\nfrom .. import training\nfrom envs.domain import Domain",
+        "agents/training/loop.py": (
+            "import torch, json\nfrom .. import training\nfrom envs.domain import Domain"
+        ),
     }
     for name, text in files.items():
         path = tmp_path / name
@@ -299,10 +304,12 @@ def tree(tmp_path: Path) -> Path:
 def test_a_tree_without_fault_passes(tree: Path) -> None:
     graph = imports(tree)
     assert upward(graph) == []
-    assert in_cycles(graph) == set()
-    assert knowing(graph) == MAY_KNOW & set(graph)
-    assert risky_doors(tree) == {}
-    assert set(using(tree, SPEC_NAMES)) == {"envs.domain", "envs.verify"}
+    assert circles(named(tree)) == []
+    assert seeing_in_the_dark(graph) == set()
+    assert seeing(graph) == {"agents.evaluate", "agents.evaluation.heldout", "agents.ppo", "rewards.labelled"}
+    assert opened(tree, "ppo") == set()
+    assert doors(tree) == {}
+    assert set(using(tree, SPEC_NAMES)) == {"envs.domain", "envs.verify.truth"}
     assert graph["agents.training.loop"] == {"agents", "agents.training", "envs", "envs.domain"}
 
 
@@ -323,8 +330,8 @@ def test_a_tree_without_fault_passes(tree: Path) -> None:
         ),
         (
             "rewards/new.py",
-            "class C:\n    def f(self):\n        from agents import train",
-            "rewards.new imports agents.train",
+            "class C:\n    def f(self):\n        from agents import ppo",
+            "rewards.new imports agents.ppo",
         ),
     ],
 )
@@ -334,49 +341,66 @@ def test_a_planted_import_against_the_way_is_found(tree: Path, file: str, text: 
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "culprits"),
+    ("file", "text", "circle"),
     [
-        ("rewards/labelled.py", "import rewards.new", {"rewards.labelled", "rewards.new"}),
-        ("rewards/labelled.py", "def f():\n    from rewards import new", {"rewards.labelled", "rewards.new"}),
-        ("rewards/__init__.py", "from rewards import new", {"rewards", "rewards.new"}),
+        ("envs/domain.py", "from envs.verify import shell", "envs.domain <-> envs.verify.shell"),
+        (
+            "envs/verify/shell.py",
+            "def f():\n    from envs.verify.truth import verify",
+            "envs.verify.shell <-> envs.verify.truth",
+        ),
+        ("agents/training/loop.py", "import agents.ppo", "agents.ppo <-> agents.training.loop"),
     ],
 )
-def test_a_planted_cycle_is_found(tree: Path, file: str, text: str, culprits: set[str]) -> None:
-    (tree / "rewards/new.py").write_text("from rewards.labelled import score")
-    assert in_cycles(imports(tree)) == set()
+def test_a_planted_circle_is_found(tree: Path, file: str, text: str, circle: str) -> None:
     (tree / file).write_text(text)
-    assert in_cycles(imports(tree)) == culprits
+    assert circle in circles(named(tree))
 
 
 @pytest.mark.parametrize(
     ("file", "text", "culprits"),
     [
-        ("agents/train.py", "import envs.verify", {"agents.train"}),
-        ("agents/train.py", "from envs import verify", {"agents.train"}),
-        ("agents/train.py", "from envs.verify.shell import run as r", {"agents.train"}),
-        ("agents/train.py", "def main():\n    if True:\n        import envs.verify.shell", {"agents.train"}),
+        ("agents/training/loop.py", "import envs.verify.truth", {"agents.training.loop"}),
+        ("agents/training/loop.py", "from ..evaluate import main", {"agents.training.loop"}),
         (
-            "agents/train.py",
-            "from agents.evaluate import main",
-            {"agents.train"},
-        ),  # by way of a module that may
-        ("agents/train.py", "from . import evaluate", {"agents.train"}),
-        ("agents/training/loop.py", "from ..evaluate import main", {"agents.train", "agents.training.loop"}),
+            "agents/training/loop.py",
+            "def f():\n    from envs.verify.shell import run as r",
+            {"agents.training.loop"},
+        ),
+        ("agents/training/loop.py", "from agents import ppo", {"agents.training.loop"}),  # through a trainer
         (
             "agents/training/__init__.py",
             "from envs.verify import *",
-            {"agents.train", "agents.training", "agents.training.loop"},
+            {"agents.training", "agents.training.loop"},
         ),
-        ("rewards/__init__.py", "def score():\n    from envs import verify", {"rewards", "agents.train"}),
+        ("rewards/__init__.py", "def score():\n    from envs import verify", {"rewards"}),
+        ("rewards/new.py", "from rewards.labelled import Truth", {"rewards.new"}),
+        ("agents/policy/load.py", "from agents.evaluation import heldout", {"agents.policy.load"}),
     ],
 )
 def test_a_planted_way_to_what_is_right_is_found(
     tree: Path, file: str, text: str, culprits: set[str]
 ) -> None:
+    (tree / file).parent.mkdir(exist_ok=True)
     (tree / file).write_text(text)
-    if file != "agents/train.py":
-        assert "rewards" in imports(tree)["agents.train"]
-    assert knowing(imports(tree)) - MAY_KNOW == culprits
+    assert seeing_in_the_dark(imports(tree)) == culprits
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("from envs.verify.truth import verify", "envs.verify.truth.verify"),
+        ("import envs.verify.truth", "envs.verify.truth"),
+        (
+            "def f():\n    from agents.evaluation.heldout import held_out",
+            "agents.evaluation.heldout.held_out",
+        ),
+        ("from rewards import labelled", "rewards.labelled"),
+    ],
+)
+def test_a_trainer_that_opens_the_evaluation_is_found(tree: Path, text: str, wrong: str) -> None:
+    (tree / "agents/ppo.py").write_text(text)
+    assert opened(tree, "ppo") == {wrong}
 
 
 @pytest.mark.parametrize(
@@ -395,28 +419,26 @@ def test_a_planted_reader_of_references_is_found(tree: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "named_module"),
     [
-        "importlib.import_module('envs.verify')",
-        "pkgutil.resolve_name('envs.verify:reference')",
-        "DOOR = 'envs.verify.reference'",
+        ("importlib.import_module('envs.verify')", "envs.verify"),
+        ("pkgutil.resolve_name('envs.verify.truth:verify')", "envs.verify.truth"),
+        ("DOOR = 'envs.verify.truth.verify'", "envs.verify.truth"),
+        ("entry_point = 'agents.evaluation.heldout:HeldOut'", "agents.evaluation.heldout"),
     ],
 )
-def test_a_planted_door_is_found(tree: Path, text: str) -> None:
+def test_a_module_named_in_a_string_is_found(tree: Path, text: str, named_module: str) -> None:
     (tree / "agents/training/loop.py").write_text(text)
-    assert risky_doors(tree) == {"agents.training.loop": {"envs.verify"}}
+    assert doors(tree) == {"agents.training.loop": {named_module}}
 
 
-def test_a_planted_door_upwards_or_through_evaluation_is_found(tree: Path) -> None:
-    (tree / "rewards/__init__.py").write_text("entry_point = 'agents.training.loop:make'")
-    (tree / "agents/train.py").write_text(
-        "commands = ['agents.evaluate', 'agents.train', 'agents.nothing', 'envs']"
-    )
-    assert risky_doors(tree) == {"rewards": {"agents.training.loop"}, "agents.train": {"agents.evaluate"}}
+def test_a_command_named_in_a_string_is_none(tree: Path) -> None:
+    (tree / "agents/evaluate.py").write_text("argv = ['-m', 'agents.ppo', 'agents.nothing', 'envs']")
+    assert doors(tree) == {}
 
 
 def test_what_is_a_command(tree: Path) -> None:
-    assert is_command(tree / "agents/train.py")
+    assert is_command(tree / "agents/ppo.py")
     for text in (
         "def main(): ...",
         "if __name__ == '__main__':\n    print()",

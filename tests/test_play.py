@@ -1,4 +1,4 @@
-"""Best of N by hand: the best-scored candidate is the choice, doubt is said, nothing is run, wrong input is one line."""
+"""Best of N by hand: the best-scored candidate is the choice, doubt is said, errors are one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from envs.types import Completion, Score, Task
 
 
 class Scripted:
-    """A policy that writes the same list of commands for every task, and reads each back as itself in capitals."""
+    """A policy that writes the same commands for every task, and reconstructs each as itself in capitals."""
 
     def __init__(self, greedy: str, sampled: Sequence[str]) -> None:
         self.greedy, self.sampled = greedy, sampled

@@ -354,8 +354,10 @@ def test_a_path_is_no_module(name: str) -> None:
     """Files are read, and are not there; the last one has no ending that a blend has."""
     with pytest.raises(InputError) as error:
         reward_info(name)
-    assert ("cannot be read" in str(error.value)) == ("." in name)
-    assert "import" not in str(error.value)
+    message = str(error.value)
+    assert message.startswith(f"--reward {name}: ")
+    assert ("no such reward" in message) == ("." not in name)
+    assert "import" not in message
 
 
 def test_a_command_refuses_a_faulty_reward_before_it_loads_a_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import tarfile
 from io import BytesIO
 
@@ -11,7 +12,13 @@ from sandboxes import TREE
 
 from envs.verify.sandbox.archive import Entry, pack, unpack
 from envs.verify.sandbox.errors import SandboxError
-from envs.verify.sandbox.seccomp import system_call_filter
+from envs.verify.sandbox.seccomp import (
+    ARCHITECTURES,
+    NEWEST_CALL,
+    SYSTEM_CALLS,
+    refused_calls,
+    system_call_filter,
+)
 
 # --- the archive that comes back is not trusted
 
@@ -64,6 +71,65 @@ def test_names_that_lead_out_of_the_tree_are_only_names() -> None:
 
 
 # --- the filter
+
+
+NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)  # CLONE_NEW*
+ALLOWED, KILLED, EPERM, ENOSYS, EAFNOSUPPORT = "allowed", "killed", 1, 38, 97
+
+
+def filtered(machine: str, number: int, *arguments: int, architecture: int | None = None) -> str | int:
+    """What the filter says to a system call, as the kernel would run it: an error number where it refuses."""
+    program = list(struct.iter_unpack("=HBBI", system_call_filter(machine)))
+    padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
+    data = struct.pack("<iIQ6Q", number, architecture or ARCHITECTURES[machine], 0, *padded)
+    accumulator, position = 0, 0
+    while True:
+        code, then, otherwise, value = program[position]
+        position += 1
+        if code == 0x06:
+            return {0x7FFF0000: ALLOWED, 0x80000000: KILLED}.get(value, value & 0xFFFF)
+        if code == 0x20:
+            (accumulator,) = struct.unpack_from("<I", data, value)
+            continue
+        holds = {0x15: accumulator == value, 0x25: accumulator > value, 0x45: accumulator & value != 0}[code]
+        position += then if holds else otherwise
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_what_the_filter_says_to_each_call(machine: str) -> None:
+    seen = set()
+    for name, call in SYSTEM_CALLS.items():
+        if machine not in call.numbers:
+            continue
+        number = call.numbers[machine]
+        seen.add(number)
+        wanted = {"refused": EPERM, "absent": ENOSYS, "allowed": ALLOWED}.get(call.rule)
+        if wanted is not None:
+            assert filtered(machine, number) == wanted, name
+        else:
+            assert name in ("clone", "ioctl", "socket", "socketpair")
+    assert len(refused_calls(machine)) >= 60
+    for number in set(range(NEWEST_CALL + 1)) - seen:
+        assert filtered(machine, number) == ALLOWED
+    assert filtered(machine, NEWEST_CALL + 1) == ENOSYS
+    assert filtered(machine, 0, architecture=0x40000003) == KILLED  # 32-bit x86
+    if machine == "x86_64":
+        assert filtered(machine, 0x40000000 + 39) == KILLED
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_what_the_filter_says_by_the_arguments(machine: str) -> None:
+    clone, ioctl = SYSTEM_CALLS["clone"].numbers[machine], SYSTEM_CALLS["ioctl"].numbers[machine]
+    assert filtered(machine, clone, 0x1200011) == ALLOWED  # a fork
+    for flag in NAMESPACES:
+        assert filtered(machine, clone, flag | 17) == EPERM
+    assert filtered(machine, ioctl, 0, 0x5401) == ALLOWED
+    assert filtered(machine, ioctl, 0, 0x5412) == filtered(machine, ioctl, 0, 0x541C) == EPERM
+    for name in ("socket", "socketpair"):
+        number = SYSTEM_CALLS[name].numbers[machine]
+        assert filtered(machine, number, 1) == ALLOWED
+        for family in (2, 10, 16, 17, 40):
+            assert filtered(machine, number, family) == EAFNOSUPPORT
 
 
 def test_the_filter_knows_its_machines() -> None:

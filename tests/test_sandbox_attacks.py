@@ -107,7 +107,7 @@ def test_the_judge_sees_what_came_back(host: Host) -> None:
     assert judged(name, stub(tree={"x": Entry("file", 0o644, secret)}), host) == "the secret came back"
     assert judged(name, stub(tree={host.secret: Entry("file", 0o644)}), host) == "the secret came back"
     assert "BREACH: step 1" in judged(name, stub(stdout=b"tried\nBREACH: step 1\n"), host)
-    assert judged(name, stub(ended="timeout"), host) == "it ended otherwise than it should: timeout"
+    assert judged(name, stub(ended="timeout"), host) == "it ended in a way that is not allowed: timeout"
     assert judged(name, stub(stdout=b""), host).startswith("it was not tried")
     assert judged(name, stub(stdout=b"tried" * MAX_STDOUT), host) == "more output than is allowed"
     assert judged(

@@ -1,4 +1,4 @@
-"""Where tasks come from: templates, files, datasets, the model itself. Whatever the source, held-out texts stay out."""
+"""Where tasks come from: templates, files, datasets, the model. Held-out texts always stay out."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from references import reference
 
 from envs.domain import load_domain
 from envs.schema import EMBEDDED
 from envs.source import FromTexts, Proposed, Templates, make_source, share
 from envs.types import Completion, InputError, LanguageModel, Task
-from envs.verify.truth import reference
 
 ALL = [load_domain(name) for name in EMBEDDED]
 
@@ -136,18 +136,18 @@ GOOD = '{"task": "count the lines of a.txt"}'
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("count the lines", ("not JSON", "one JSON object a line")),
+        ("count the lines", ("not JSON", 'write {"task": "..."} on one line')),
         ('{"task": "x"', ("not JSON",)),
         ('{"task": "x"} {"task": "y"}', ("not JSON",)),
-        ("[" * 100_000, ("not JSON",)),
-        ('{"task": ' + "9" * 5000 + "}", ("not JSON",)),
+        ("[" * 100_000, ("too deeply nested",)),
+        ('{"task": ' + "9" * 5000 + "}", ("too many digits",)),
         ('{"tasks": "x"}', ('write {"task": "..."}',)),
-        ('{"task": 7}', ("task: no such key or not a text",)),
-        ('{"task": null}', ("task: no such key or not a text",)),
-        ('{"task": " \\n"}', ("task: no such key or not a text",)),
-        ('["task"]', ("task: no such key or not a text",)),
-        ('"task"', ("task: no such key or not a text",)),
-        ("null", ("task: no such key or not a text",)),
+        ('{"task": 7}', ("task: is missing or not a text",)),
+        ('{"task": null}', ("task: is missing or not a text",)),
+        ('{"task": " \\n"}', ("task: is missing or not a text",)),
+        ('["task"]', ("not a JSON object",)),
+        ('"task"', ("not a JSON object",)),
+        ("null", ("not a JSON object",)),
         ('{"task": "half \\ud83d pair"}', ("task: has half of a surrogate pair",)),
         ('{"task": "x", "domain": "sql"}', ("domain: 'sql' is not one of --domain", "shell")),
         ('{"task": "x", "domain": ["shell"]}', ("domain: ['shell'] is not one of --domain", "shell")),
@@ -180,9 +180,9 @@ def test_files_without_tasks(tmp_path: Path) -> None:
     assert "1: the file has no tasks" in complaint(
         lambda: make_source(write(tmp_path / "t.jsonl", "", " "), "shell")
     )
-    assert "No such file" in complaint(lambda: make_source(str(tmp_path / "none.jsonl"), "shell"))
+    assert "no such file" in complaint(lambda: make_source(str(tmp_path / "none.jsonl"), "shell"))
     (tmp_path / "folder.jsonl").mkdir()
-    assert "directory" in complaint(lambda: make_source(str(tmp_path / "folder.jsonl"), "shell"))
+    assert "a folder, not a file" in complaint(lambda: make_source(str(tmp_path / "folder.jsonl"), "shell"))
     assert "--task-source" in complaint(lambda: make_source("x" * 5000 + ".jsonl", "shell"))
 
 

@@ -1,4 +1,4 @@
-"""Studies: YAML mistakes, the table against numbers computed by hand, failed arms, going on, no child left behind, one page."""
+"""Studies: mistakes in the file, numbers by hand, failed arms, resuming, no child left behind, the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from envs.schema import CONFIGS
 from envs.types import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = "settings: {model: embedded, cycles: 4, eval_tasks: 20, eval_subset: 8, eval_samples: 2}\nseeds: [0, 1, 2]\n"
+HEAD = (
+    "settings: {model: embedded, cycles: 4, eval_tasks: 20, eval_subset: 8, eval_samples: 2}\n"
+    "seeds: [0, 1, 2]\n"
+)
 THREE = HEAD + (
     "reference: random\nceiling: upper\ngroups:\n  main: [similar, random, upper]\n"
     "arms:\n  similar: {reward: similarity}\n  random: {reward: random}\n  upper: {reward: likelihood}\n"
@@ -50,13 +53,19 @@ def fabricate(folder: Path, arm: str, ends: list[float], reward: str, **more: An
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """A study of three arms and three seeds with made-up runs; gains .15 .20 .25, .0 .05 .1 and .30 .20 .25."""
+    """Three arms and three seeds of made-up runs; gains .15 .20 .25, .0 .05 .1 and .30 .20 .25."""
     fabricate(
         tmp_path / "out", "similar", [0.65, 0.7, 0.75], "similarity", alarms=["entropy"], score=(0.4, 0.5)
     )
     fabricate(tmp_path / "out", "random", [0.5, 0.55, 0.6], "random")
     fabricate(tmp_path / "out", "upper", [0.8, 0.7, 0.75], "likelihood")
     return tmp_path
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of numbers and words: charts take most of the time of a report."""
+    monkeypatch.setattr("agents.studies.output.draw", lambda study, folder: None)
 
 
 def test_the_table_is_what_one_computes_by_hand(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +78,7 @@ def test_the_table_is_what_one_computes_by_hand(three: Path, capsys: pytest.Capt
     assert similar["gain"]["value"] == pytest.approx(0.2)
     assert (similar["gain"]["low"], similar["gain"]["high"]) == pytest.approx((0.2 - half, 0.2 + half))
     assert similar["gain"]["verdict"] == "better"
-    # Against random with the same seed: 0.15 each time, so there is no interval; the upper arm: 0.30, 0.15, 0.15.
+    # Against random with the same seed: 0.15 each time, so no interval; the upper arm: 0.30, 0.15, 0.15.
     assert similar["against_reference"]["value"] == pytest.approx(0.15)
     half = stats.t.ppf(0.975, 2) * 0.0866025 / 3**0.5
     against = upper["against_reference"]
@@ -86,7 +95,7 @@ def test_the_table_is_what_one_computes_by_hand(three: Path, capsys: pytest.Capt
         [16.0, 16.0],
     )
     assert (similar["alarms"], similar["candidates"], similar["seconds"]) == ({"entropy": 3}, 1200, 10.0)
-    # By intent: 20 tasks, every fourth of one intent; right are the first ones. From 10 right to 13, 14 and 15.
+    # 20 tasks, every fourth of one intent; the first ones are right, from 10 at the start to 13, 14 and 15.
     gains = {name: row["gain"] * row["pairs"] for name, row in similar["intents"].items()}
     assert gains == pytest.approx(
         {"shell: copy": 3, "shell: count-lines": 3, "sql: join-above": 3, "network: ping-count": 3}, abs=1
@@ -126,7 +135,9 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(three: Path) -> N
     assert "better" in page and "of 2 comparisons" in page
 
 
-def test_labelled_arms_are_marked_everywhere(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labelled_arms_are_marked_everywhere(
+    three: Path, no_charts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agents.studies.plan.is_labelled", lambda reward: reward == "likelihood")
     _, folder = study(three, THREE, "--jobs", "0")
     assert "| upper (labelled) |" in (folder / "STUDY.md").read_text()
@@ -152,7 +163,7 @@ def test_runs_of_another_trainer_are_refused(three: Path, capsys: pytest.Capture
     )
 
 
-def test_candidates_to_a_rise(three: Path) -> None:
+def test_candidates_to_a_rise(three: Path, no_charts: None) -> None:
     _, folder = study(three, THREE, "--jobs", "0")
     found = json.loads((folder / "study.json").read_text())[
         "arms"
@@ -376,7 +387,7 @@ def test_other_settings_than_the_runs_were_started_with_are_refused(
 
 
 def test_damaged_runs_are_reported_and_the_rest_counts(
-    three: Path, capsys: pytest.CaptureFixture[str]
+    three: Path, no_charts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (three / "out" / "runs" / "random" / "s1" / "metrics.jsonl").write_text("{\n")
     code, folder = study(three, THREE, "--jobs", "0")
@@ -394,14 +405,17 @@ def test_damaged_runs_are_reported_and_the_rest_counts(
 
 TINY = (
     "seeds: [0]\nreference: random\n"
-    "settings: {model: embedded, cycles: 1, tasks: 3, eval_tasks: 6, eval_subset: 3, eval_samples: 2, max_new_tokens: 24}\n"
+    "settings: {model: embedded, cycles: 1, tasks: 3, eval_tasks: 6, eval_subset: 3, eval_samples: 2,"
+    " max_new_tokens: 24}\n"
     "transfer_tasks: 3\n"
-    "arms:\n  random: {reward: random, domain: shell, evaluate_on: [sql]}\n  broken: {reward: random, adapter: nowhere}\n"
+    "arms:\n"
+    "  random: {reward: random, domain: shell, evaluate_on: [sql]}\n"
+    "  broken: {reward: random, adapter: nowhere}\n"
 )
 
 
 def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, no_charts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, folder = study(tmp_path, TINY, "--jobs", "2", "--json")
     said = capsys.readouterr()
@@ -421,7 +435,7 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
     run = folder / "runs" / "random" / "s0"
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
 
-    # Again with the arm repaired, by going on with a run that a kill left without its results: what is finished stays as it is.
+    # Again with the arm repaired: a run that was killed before its results continues, finished ones stay.
     shutil.copytree(
         run,
         folder / "runs" / "broken" / "s0",
@@ -462,13 +476,14 @@ def wait_for(condition: Any, seconds: float = 20.0) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_child_is_left_behind(tmp_path: Path, number: signal.Signals) -> None:
-    """The children sleep, and have children of their own; whichever way the parent ends, all of the first kind are gone with it."""
+    """However the parent ends, its sleeping children end with it."""
     marker = f"marker-{tmp_path.name}-{int(number)}"
     code = (
         "import sys; from pathlib import Path\n"
         "from agents.studies.jobs import Job, Terminated, run_jobs\n"
-        f"job = lambda n: Job(f'j{{n}}', ['-c', 'import time; time.sleep(60)', '{marker}'], Path({str(tmp_path)!r}) / f'j{{n}}')\n"
-        "try:\n    run_jobs([job(n) for n in range(3)], 2, sys.stdout)\n"
+        f"words = ['-c', 'import time; time.sleep(60)', {marker!r}]\n"
+        f"jobs = [Job(f'j{{n}}', words, Path({str(tmp_path)!r}) / f'j{{n}}') for n in range(3)]\n"
+        "try:\n    run_jobs(jobs, 2, sys.stdout)\n"
         "except (KeyboardInterrupt, Terminated) as stop:\n    print(type(stop).__name__)\n"
     )
     with subprocess.Popen(
@@ -516,10 +531,8 @@ def test_an_interrupted_study_says_how_to_go_on(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert (
-        error
-        == f"interrupted: go on with python -m agents.study {tmp_path / 'study.yaml'} --output {tmp_path / 'out'}\n"
-    )
+    again = f"python -m agents.study {tmp_path / 'study.yaml'} --output {tmp_path / 'out'}"
+    assert error == f"interrupted: go on with {again}\n"
     assert wait_for(lambda: not alive(str(tmp_path / "out")))
 
 

@@ -1,4 +1,4 @@
-"""Verification from outside: which task has which reference, that equal pairs are verified once, and files of one's own tasks."""
+"""Verification from outside: references of tasks, equal pairs verified once, files of own tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from references import exact_match, reference
 
 from envs.domain import load_domain
 from envs.schema import CONFIGS, EMBEDDED
@@ -18,12 +19,10 @@ from envs.verify.sandbox.errors import SandboxError
 from envs.verify.truth import (
     Case,
     _verdict,
-    exact_match,
     find_case,
     how_verified,
     read_cases,
     reconstruction_match,
-    reference,
     verify,
 )
 from envs.verify.verdict import Verdict
@@ -42,7 +41,7 @@ def no_cache() -> Iterator[None]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
-    """What was executed in shell: (reference, command, ordered); every command that starts with `ok` is right."""
+    """What was executed in shell: (reference, command, ordered); a command that starts with `ok` is right."""
     made: list[tuple[str, str, bool]] = []
 
     def compare(reference: str, command: str, ordered: bool) -> Verdict:
@@ -176,7 +175,7 @@ def test_no_command_is_too_odd_to_execute(sandbox: None) -> None:
 
 
 def test_references_of_all_domains_are_right(sandbox: None) -> None:
-    """Written with another amount of white space at the end, so that they are not simply equal; each domain by its own way."""
+    """Written with other white space at the end, so that they are not simply equal."""
     tasks = [task for domain in EMBEDDED for task in tasks_of(domain, 5)]
     assert [verdict.status for verdict in verify(tasks, [f"{reference(task)} " for task in tasks])] == [
         "correct"
@@ -287,17 +286,17 @@ def test_a_file_of_tasks(tmp_path: Path) -> None:
 
 FAULTS = [
     ('{"task": "a"', "not JSON: write"),
-    ("[" * 100_000, "not JSON: write"),
-    ('["task"]', "not an object: write"),
-    ("null", "not an object: write"),
-    ('{"task": "a"}', "reference: is missing: write a text"),
-    ('{"reference": "a"}', "task: is missing: write a text"),
-    ('{"task": "", "reference": "a"}', "task: is not a text that is not empty: write"),
-    ('{"task": 3, "reference": "a"}', "task: is not a text that is not empty: write"),
-    ('{"task": null, "reference": "a"}', "task: is not a text that is not empty: write"),
-    ('{"task": "a", "reference": " "}', "reference: is not a text that is not empty: write"),
-    ('{"task": "a", "reference": "b", "ordered": 1}', "ordered: is not true or false: write"),
-    ('{"task": "a", "reference": "b", "ordered": "yes"}', "ordered: is not true or false: write"),
+    ("[" * 100_000, "too deeply nested: write"),
+    ('["task"]', "not a JSON object: write"),
+    ("null", "not a JSON object: write"),
+    ('{"task": "a"}', "reference: is missing: write {"),
+    ('{"reference": "a"}', "task: is missing: write {"),
+    ('{"task": "", "reference": "a"}', "task: must be a text that is not empty: write {"),
+    ('{"task": 3, "reference": "a"}', "task: must be a text that is not empty: write {"),
+    ('{"task": null, "reference": "a"}', "task: must be a text that is not empty: write {"),
+    ('{"task": "a", "reference": " "}', "reference: must be a text that is not empty: write {"),
+    ('{"task": "a", "reference": "b", "ordered": 1}', "ordered: must be true or false: write"),
+    ('{"task": "a", "reference": "b", "ordered": "yes"}', "ordered: must be true or false: write"),
     ('{"task": "a", "refrence": "b"}', "refrence: unknown key: did you mean reference?"),
     ('{"task": "a", "reference": "b", "x": 1}', "x: unknown key: use one of task, reference, ordered"),
     ('{"task": "a\\ud800", "reference": "b"}', "task: has half of a surrogate pair: write"),
@@ -318,13 +317,13 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: str | bytes, message: str)
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     for path, message in (
-        (tmp_path / "no", "cannot be read (No such file"),
-        (tmp_path, "cannot be read (Is a directory"),
+        (tmp_path / "no", "no such file: give the path of a JSONL file"),
+        (tmp_path, "a folder, not a file: give the path of a file in it"),
     ):
         with pytest.raises(InputError) as error:
             read_cases(path, "shell")
-        assert str(error.value).startswith(f"{path}: {message}")
+        assert str(error.value).startswith(f"--tasks-file {path}: {message}")
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n \n")
-    with pytest.raises(InputError, match="holds no task: write one JSON object a line"):
+    with pytest.raises(InputError, match=r"holds no task: write .task"):
         read_cases(empty, "shell")

@@ -1,4 +1,4 @@
-"""Network commands are compared by meaning: the table of equal and look-alike commands, and what must hold for any string."""
+"""Network commands are compared by meaning: a table of equal and look-alike ones, and any string."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from envs.domain import load_domain
-from envs.verify import network, network_tools
-from envs.verify.network import compare
+from envs.verify.network import options, tables
+from envs.verify.network.compare import compare, parse
+from envs.verify.network.values import NoMeaning
 from envs.verify.truth import command_of
 
 TABLE = yaml.safe_load((Path(__file__).parent / "equivalence" / "network.yaml").read_text())
@@ -65,7 +66,7 @@ def test_references_equal_themselves_alone(index: int) -> None:
     commands = references(index)
     assert len(commands) == 24
     for (name, one), (other, two) in itertools.product(commands.items(), repeat=2):
-        assert network.parse(one) and compare(one, two).correct == (name == other), (one, two)
+        assert parse(one) and compare(one, two).correct == (name == other), (one, two)
         shuffled = f" {two} ".replace(" -", "  -")  # not the very same text, so that it is parsed
         assert compare(one, shuffled).status == ("correct" if name == other else "wrong")
 
@@ -104,28 +105,27 @@ def test_what_is_no_single_pipeline_is_invalid(command: str) -> None:
 
 
 def test_tables_read() -> None:
-    tables = {
+    found = {
         name: value
-        for name, value in vars(network_tools).items()
+        for name, value in vars(tables).items()
         if name.isupper() and isinstance(value, str) and name[0] != "_"
     }
-    assert set(tables) == {"PING", "TRACEROUTE", "NC", "SS", "NMAP", "DIG", "DIG_PLUS", "CURL", "GREP"}
-    for name, table in tables.items():
-        options = network_tools.read_table(table)
-        for spelling, option in options.items():
+    assert set(found) == {"PING", "TRACEROUTE", "NC", "SS", "NMAP", "DIG", "DIG_PLUS", "CURL", "GREP"}
+    for name, table in found.items():
+        for spelling, option in options.read_table(table).items():
             assert option.default is None or option.read(name, option.default) == option.default
             assert spelling.startswith("-") != (name == "DIG_PLUS"), spelling
             assert option.kind or not (option.optional or option.default or option.often == "!"), spelling
-    assert set(network_tools.CURL_FIXED) <= set(network_tools.read_table(network_tools.CURL))
+    assert set(tables.CURL_FIXED) <= set(options.read_table(tables.CURL))
     with pytest.raises(ValueError, match="twice"):
-        network_tools.read_table("-a -b/-a")
+        options.read_table("-a -b/-a")
     with pytest.raises(ValueError, match="bad entry"):
-        network_tools.read_table("-a:nokind")
+        options.read_table("-a:nokind")
 
 
 @pytest.mark.parametrize("tool", ["PING", "TRACEROUTE", "NC", "SS", "NMAP", "CURL", "GREP"])
 def test_letters_outside_the_table_are_invalid(tool: str) -> None:
-    table = network_tools.read_table(getattr(network_tools, tool))
+    table = options.read_table(getattr(tables, tool))
     command = {"GREP": "ss | grep {} x", "NC": "nc {} h 80", "SS": "ss {}", "CURL": "curl {} h"}.get(
         tool, f"{tool.lower()} {{}} h"
     )
@@ -202,7 +202,7 @@ def test_both_ways_round_agree() -> None:
 
 def network_parses(text: str) -> bool:
     try:
-        network.parse(text)
-    except network_tools.NoMeaning:
+        parse(text)
+    except NoMeaning:
         return False
     return True

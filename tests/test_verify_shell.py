@@ -1,7 +1,8 @@
-"""Truth of shell commands by execution: equivalents count, look-alikes do not, and the trees tell them apart."""
+"""Shell commands by execution: equivalents are right, look-alikes are not, and the trees tell them apart."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from envs.domain import load_domain
 from envs.schema import load_spec
-from envs.verify import shell
+from envs.verify import shell, trees
 from envs.verify.sandbox.archive import Entry
 from envs.verify.sandbox.run import Execution
 from envs.verify.truth import command_of
@@ -76,6 +77,13 @@ def test_every_intent_differs_from_its_siblings_and_runs() -> None:
         ("cat /no/such/file", "fails here"),
         ("date +%s%N", "does not do the same twice"),
         ("sleep 60", "does not end within 15 s"),
+        ("ln a -s /", "fails here"),
+        ("cat ../a.txt", "fails here"),
+        ("cat a.txt a.txt/b.txt", "fails here"),
+        ("zcat data.gz | wc -l", "fails inside: gzip: data.gz: not in gzip format"),
+        ("echo $(zcat data.gz | wc -l)", "fails inside"),
+        ("cat missing; wc -l < a.txt", "fails inside"),
+        ("cat /no/such/file | sort", "fails inside: cat: /no/such/file: No such file or directory"),
     ],
 )
 def test_a_reference_that_tells_nothing_is_not_executed(reference: str, reason: str | None) -> None:
@@ -86,6 +94,44 @@ def test_a_reference_that_tells_nothing_is_not_executed(reference: str, reason: 
         else:
             assert verdict.status == "not_executed"
             assert reason in verdict.reason
+            assert verdict.reason.endswith(reference)
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "yes port | head -n 3",  # `yes` ends by a broken pipe
+        "cat a.log | grep -c 'no such line'",  # nothing found is a status of 1
+        "grep 'no such line' a.log | wc -l",
+        "dd if=a.log bs=10 count=1",  # says on standard error how much it copied
+        "cat no.such 2>/dev/null || wc -l < a.log",  # a failure that it provides for
+        "sort a.log | head -n 1; echo port >&2",
+    ],
+)
+def test_a_reference_may_stop_early_find_nothing_or_write_to_standard_error(reference: str) -> None:
+    assert isinstance(shell.reference_results(reference), list)
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_what_names_a_file_that_is_not_there_is_wrong_also_where_it_says_nothing() -> None:
+    for command in (
+        "cat a.txt b.txt | sort",
+        "cat a.txt b.txt 2>/dev/null | sort",
+        "sort <(cat a.txt b.txt 2>> /dev/null)",
+    ):
+        verdict = shell.compare("sort a.txt", command, True)
+        assert (verdict.status, verdict.reason) == ("wrong", "names a file that is not there"), command
+        assert "b.txt" in verdict.differed
+    assert shell.compare("sort a.txt", "cat a.txt 2>/dev/null | sort 2> /dev/null", True).correct
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_leading_sudo_counts_on_neither_side() -> None:
+    for reference, command in itertools.product(("sort a.txt", "sudo sort a.txt"), repeat=2):
+        assert shell.compare(reference, command, True).correct
+        assert shell.compare(reference, f"{command} | cat", True).correct
+    assert not shell.compare("sort a.txt", "sudo -n sort a.txt", True).correct
 
 
 @pytest.mark.usefixtures("sandbox")
@@ -96,7 +142,7 @@ def test_endless_commands_are_wrong_and_say_so() -> None:
 
 
 def test_what_was_too_slow_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that would end is not wrong because the machine stalls or one sandbox fails to see its end."""
+    """A command is not wrong because the machine stalls, or because one sandbox missed its end."""
     walls: list[float] = []
     needed = {"reference a.txt": 0.1, "once": 0.1, "slow": 10.0, "endless": 100.0, "true": 1.0}
     missed = {"once"}
@@ -144,7 +190,7 @@ def test_without_a_sandbox_nothing_is_executed(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_a_reference_names() -> None:
     def names(reference: str) -> tuple[Any, ...]:
-        found = shell.names_of(reference)
+        found = trees.names_of(reference)
         return found.files, found.made, found.directories, found.words
 
     assert names("grep -w port a.log") == (("a.log",), (), (), ("port",))
@@ -155,26 +201,30 @@ def test_what_a_reference_names() -> None:
     assert names("sed 's/port/pearl/g' x.csv | head -n 3") == (("x.csv",), (), (), ("port", "pearl"))
     assert names("echo 'never closed") == ((), (), (), ())
     assert names("cat /etc/passwd ../x.txt") == (("../x.txt",), (), (), ("etc", "passwd"))
+    assert names("sudo cp a.txt b.txt # port") == (("a.txt",), ("b.txt",), (), ())
+    assert names("LC_ALL=C sort a.txt 2>/dev/null > b.txt") == (("a.txt",), ("/dev/null", "b.txt"), (), ())
+    assert names("ls 2>&1") == ((), (), (), ())
+    assert names("while read x; do grep $x b.log; done < a.txt") == (("b.log", "a.txt"), (), (), ())
 
 
 def test_trees_are_the_same_every_time_and_differ_from_each_other() -> None:
-    names = shell.names_of("grep port a.log")
-    trees = [shell.make_tree(names, number) for number in range(shell.TREES)]
-    shell.make_tree.cache_clear()
-    assert trees == [shell.make_tree(names, number) for number in range(shell.TREES)]
+    names = trees.names_of("grep port a.log")
+    made = [trees.make_tree(names, number) for number in range(trees.TREES)]
+    trees.make_tree.cache_clear()
+    assert made == [trees.make_tree(names, number) for number in range(trees.TREES)]
     assert (
-        len({tree["a.log"].content for tree in trees})
-        == len({tree["a.log"].mode for tree in trees})
-        == shell.TREES
+        len({tree["a.log"].content for tree in made})
+        == len({tree["a.log"].mode for tree in made})
+        == trees.TREES
         == 3
     )
-    assert "../x.txt" not in shell.make_tree(shell.names_of("cat ../x.txt"), 0)
+    assert "../x.txt" not in trees.make_tree(trees.names_of("cat ../x.txt"), 0)
 
 
 def test_a_tree_tells_look_alikes_apart() -> None:
-    for number in range(shell.TREES):
+    for number in range(trees.TREES):
         lines = (
-            shell.make_tree(shell.names_of("grep port a.log"), number)["a.log"].content.decode().splitlines()
+            trees.make_tree(trees.names_of("grep port a.log"), number)["a.log"].content.decode().splitlines()
         )
         having = [line for line in lines if "port" in line]
         words = [line for line in lines if "port" in line.replace(",", " ").split()]

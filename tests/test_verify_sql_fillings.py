@@ -42,7 +42,7 @@ COLUMNS = {
 
 
 def mutants(reference: str) -> set[str]:
-    """The query with one thing changed, so that it asks for something else."""
+    """The query with one thing changed, to ask for something else."""
     slots = {
         name: [str(value) for value in slot.values]
         for name, slot in load_spec("sql").slots.items()

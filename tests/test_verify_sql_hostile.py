@@ -362,7 +362,7 @@ assert compare("sql", {REFERENCE!r}, {REFERENCE!r}, False).correct
 
 
 def test_a_comparison_is_fast() -> None:
-    """Some 2 ms once the reference is known; the bound is loose, for busy machines."""
+    """About 2 ms once the reference is known; the bound is loose, for busy machines."""
     times = []
     for _ in range(20):
         start = time.perf_counter()

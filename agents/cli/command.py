@@ -1,9 +1,8 @@
-"""The flat command line of every trainer: `python -m agents.NAME --flag value`, from a frozen dataclass.
+"""The flat command line of every command: `python -m agents.NAME --flag value`, from a frozen dataclass.
 
-The fields are the flags and their docstrings the help. Later layers win: the dataclass's defaults, the model's own YAML in
-configs/, `--config FILE.yaml`, the flags given. With `--resume` the saved configuration of the run takes the place of the first
-three. tyro parses the flags and writes the help; what is wrong is said in one line that names the nearest flag or key.
-Nothing here imports torch, unless the model is to be chosen by the GPU that is there.
+The fields are the flags, and their docstrings are the help. Later layers win: the dataclass's defaults, the
+model's own file in configs/, `--config FILE.yaml`, the flags. With `--resume` the run's saved configuration
+replaces the first three. tyro parses the flags and writes the help. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import yaml
 from agents.training.config import TrainingError
 from envs.messages import did_you_mean, one_line
 from envs.types import InputError
+from envs.yamlfile import as_number, read_yaml
 
 Config = TypeVar("Config")
 Main = Callable[[Config], "int | None"]
@@ -36,8 +36,6 @@ Main = Callable[[Config], "int | None"]
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
 MODEL_FILES = {"embedded": "embedded.yaml", "mistral-7b": "mistral-7b.yaml", MISTRAL: "mistral-7b.yaml"}
-# A card sold as 16 GB reports a little less than 16 GiB, and one of 15 GB (a T4) less than this.
-ENOUGH_MEMORY = 15.5 * 2**30
 
 
 def run_command(
@@ -46,14 +44,14 @@ def run_command(
     """Reads the command line, says which model was taken and why, and runs `main` -> the exit code.
 
     Args:
-        config_type: a frozen dataclass; its `check()`, if it has one, raises InputError for values out of range.
+        config_type: a frozen dataclass. Its `check()`, if any, raises InputError for values out of range.
         main: gets the configuration; returns an exit code, None meaning 0.
         argv: by default the words after the program's name.
         agent: the command's name, by default that of the file that runs.
 
     Returns:
-        What `main` returned; 2 for wrong input, which is said in one line on stderr; 130 when interrupted; 141 when nobody reads its
-        output any more.
+        What `main` returned; 2 for wrong input, with one line on stderr; 130 when interrupted; 141 when
+        nobody reads its output any more.
     """
     agent = agent or Path(sys.argv[0]).stem
     started = time.time()
@@ -93,7 +91,7 @@ def _abandoned(stream: TextIO) -> bool:
 def parse(
     config_type: type[Config], argv: Sequence[str] | None = None, agent: str = "command"
 ) -> tuple[Config, str]:
-    """Reads the command line -> (configuration, a line that says which model was taken and why; empty without a model).
+    """Reads the command line -> (configuration, a line that names the model and why; empty without a model).
 
     A trainer's `output` is filled in as runs/<agent> where it is None.
 
@@ -115,29 +113,23 @@ def parse(
     if {"output", "resume"} <= set(hints) and (given.get("output") or overrides.get("output")) is None:
         overrides["output"] = f"runs/{agent}"
     config = _build(config_type, {**overrides, **given}, given, origins)
-    if "model" not in hints or any(
-        getattr(config, name) for name in _positional(config_type)
-    ):  # words without a flag name models themselves
+    names_models_itself = any(getattr(config, name) for name in _positional(config_type))
+    if "model" not in hints or names_models_itself:
         return config, ""
 
-    # Only now, when everything else is known to be right, is the time to import torch spent.
-    model = config.model  # type: ignore[attr-defined]
-    if model is None:
-        model, why = _choose()
-    elif given.get("model"):
+    model = config.model or "embedded"  # type: ignore[attr-defined]
+    if given.get("model"):
         why = "as --model says"
     elif "model" in origins:
         why = f"as {origins['model']} says"
     else:
-        why = "the default of this command"
+        why = "the default"
     defaults, name = model_defaults(model, hints)
     config = _build(
         config_type, {**defaults, **overrides, **given, "model": defaults["model"]}, given, origins
     )
-    return (
-        config,
-        f"model: {defaults['model']}, {why}; {f'defaults from {name}' if name else 'no defaults of its own'}",
-    )
+    origin = f"defaults from {name}" if name else "no defaults of its own"
+    return config, f"model: {defaults['model']}, {why}; {origin}"
 
 
 def _names(config_type: type) -> list[str]:
@@ -147,7 +139,7 @@ def _names(config_type: type) -> list[str]:
 def _build(
     config_type: type[Config], values: Mapping[str, Any], given: Iterable[str], origins: Mapping[str, str]
 ) -> Config:
-    """Makes and checks a configuration. An error about a value that came from a file begins with the file and the line."""
+    """Makes and checks a configuration. An error about a value of a file names file and line."""
     config = config_type(**values)
     check = getattr(config, "check", None)
     if check is not None:
@@ -291,11 +283,10 @@ def _convert(value: Any, hint: Any, text: bool = False) -> Any:
     ):
         raise ValueError("must be a whole number")
     if hint is float:
-        # YAML takes 1e-3 for a text: it wants 1.0e-3.
-        try:
-            return float(value if not isinstance(value, bool) else "")
-        except (TypeError, ValueError):
-            raise ValueError("must be a number") from None
+        number = as_number(value)
+        if number is None:
+            raise ValueError("must be a number")
+        return number
     if hint is str and not isinstance(value, str):
         raise ValueError("must be text: put it in quotes")
     return value
@@ -318,48 +309,30 @@ def _read_yaml(
         shown: the file's name for messages.
         skip_unknown: leave out the keys that this command has no field for.
     """
-    shown = shown or str(path)
-    loader = None
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        if root is None:
-            return {}, {}
-        if not isinstance(root, yaml.MappingNode):
-            raise InputError(
-                f"{shown}:{root.start_mark.line + 1}: must hold settings, one `key: value` a line"
-            )
-        values: dict[str, Any] = {}
-        origins: dict[str, str] = {}
-        for key_node, value_node in root.value:
-            key, value = str(key_node.value), loader.construct_object(value_node, deep=True)
-            where = f"{shown}:{key_node.start_mark.line + 1}"
-            if key in forbidden:
-                raise InputError(f"{where}: {key} cannot be set in a file: give it as --{key}")
-            if key not in hints:
-                if skip_unknown:
-                    continue
-                allowed = [name for name in hints if name not in forbidden]
-                raise InputError(f"{where}: {key}: unknown key: {did_you_mean(key, allowed, 'see --help')}")
-            if key in values:
-                raise InputError(f"{where}: {key} is set twice, first in {origins[key]}: remove one")
-            try:
-                values[key] = _convert(value, hints[key])
-            except ValueError as error:
-                raise InputError(f"{where}: {key}: {_yaml_text(value)}: {error}") from None
-            origins[key] = where
-        return values, origins
+        file = read_yaml(path, shown, flag="--config")
     except FileNotFoundError:
-        raise InputError(f"{shown}: there is no such file: give --config the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown}: cannot be read: {one_line(error)}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{shown}:{mark.line + 1}" if mark else shown
-        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or one_line(error)}") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
+        raise InputError(f"--config {shown or path}: no such file: give the path of a YAML file") from None
+    if file.data is None:
+        return {}, {}
+    if not isinstance(file.data, dict):
+        raise file.error((), "must hold settings, one `key: value` per line")
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key, value in file.data.items():
+        if key in forbidden:
+            raise file.error((key,), f"cannot be set in a file: give it as --{key}")
+        if key not in hints:
+            if skip_unknown:
+                continue
+            allowed = [name for name in hints if name not in forbidden]
+            raise file.error((key,), f"unknown key: {did_you_mean(key, allowed, 'see --help')}")
+        try:
+            values[key] = _convert(value, hints[key])
+        except ValueError as error:
+            raise file.error((key,), f"{_yaml_text(value)}: {error}") from None
+        origins[key] = f"{file.name}:{file.line((key,))}"
+    return values, origins
 
 
 def _yaml_text(value: Any) -> str:
@@ -374,8 +347,8 @@ def _yaml_text(value: Any) -> str:
 def model_defaults(model: str, hints: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The settings that suit a model -> (values, the file's name; empty for a model that has none).
 
-    `model` is among the values: a file may give the full name of a short one. A command need not have every field that the
-    file sets: an evaluation has no learning rate. A model that `agents.pretrain` made has those of the embedded one.
+    `model` is among the values: a file may give the full name of a short one. Fields that the command lacks
+    are left out. A model made by `agents.pretrain` has the settings of the embedded one.
     """
     file = MODEL_FILES.get(model) or (
         MODEL_FILES["embedded"] if (Path(model) / "pretrain.json").is_file() else ""
@@ -385,24 +358,6 @@ def model_defaults(model: str, hints: Mapping[str, Any]) -> tuple[dict[str, Any]
     name = f"configs/{file}"
     values, _ = _read_yaml(CONFIGS / file, hints, shown=name, skip_unknown=True)
     return {"model": model, **values}, name
-
-
-def _choose() -> tuple[str, str]:
-    """The model for this machine, and why."""
-    gpu = _gpu()
-    if gpu is not None and gpu[1] >= ENOUGH_MEMORY:
-        return "mistral-7b", f"since {gpu[0]} has {gpu[1] / 2**30:.0f} GiB (a GPU of 16 GB is enough)"
-    return "embedded", "since no CUDA device with at least 16 GB is here"
-
-
-def _gpu() -> tuple[str, float] | None:
-    """Name and bytes of the CUDA device that torch would use; None where there is none."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return properties.name, float(properties.total_memory)
 
 
 # Going on with a run
@@ -444,7 +399,8 @@ def _resumed(
         ):
             began = _yaml_text(saved.get(name))
             raise InputError(
-                f"{flag} {_yaml_text(value)}: the run was started with {began}: leave it out, or start a new run"
+                f"{flag} {_yaml_text(value)}: the run was started with {began}: "
+                "leave it out, or start a new run"
             )
     changes = {"cycles": given["cycles"]} if "cycles" in given else {}
     config = _build(config_type, {**saved, **changes, "resume": str(folder)}, given, origins)
@@ -482,4 +438,5 @@ def _how_to_go_on(config: Any, agent: str, started: float) -> str:
         )
     if folder is None:
         return "interrupted: nothing was started"
-    return f"interrupted: go on from the last finished cycle with python -m agents.{agent} --resume {shlex.quote(str(folder))}"
+    resume = f"python -m agents.{agent} --resume {shlex.quote(str(folder))}"
+    return f"interrupted: go on from the last finished cycle with {resume}"

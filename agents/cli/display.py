@@ -67,7 +67,7 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     )  # a file or a pipe has no width, and numbers that are broken cannot be read
     table = Table(title=title, title_justify="left")
     for name in header:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -92,19 +92,22 @@ def curves(path: Path, panels: Sequence[Panel], up: str) -> None:
     low, high = _range(panels)
     pad = 0.05 * (high - low) + 0.02
     with _figure(path, 3.1 * columns + 0.5, 2.2 * rows + 0.6, rows, columns) as grid:
-        for place, (axes, panel) in enumerate(_filled(grid, panels)):
+        filled = _filled(grid, panels)
+        for place, (axes, panel) in enumerate(filled):
             axes.set_title(panel.title)
             axes.set_ylim(low - pad, high + pad)
             for line in panel.lines:
                 _draw_line(axes, line)
-            axes.margins(x=0.02)
             _thousands(axes)
+            _leave_room(axes, panel.lines)
             if place % columns == 0:
                 axes.set_ylabel(up)
             else:
                 axes.tick_params(labelleft=False)
-            _label_ends(axes, panel.lines)
         _across(grid, "candidates scored\nline: mean over seeds; band: lowest to highest seed")
+        grid.flat[0].figure.draw_without_rendering()  # only now it is known where the curves end
+        for axes, panel in filled:
+            _label_ends(axes, panel.lines)
 
 
 def overlay(path: Path, panels: Sequence[Panel], runs: int) -> None:
@@ -180,16 +183,17 @@ def _draw_line(axes: Any, line: Line) -> None:
     )
 
 
-def _label_ends(axes: Any, lines: Sequence[Line]) -> None:
-    """The name of each curve at its right end, moved up where two would lie on one another."""
-    shared = [line for line in lines if line.points and not line.own_axis]
-    if not shared:
-        return
-    last = max(line.points[-1]["step"] for line in shared)
-    longest = max(len(line.label) for line in shared)
+def _leave_room(axes: Any, lines: Sequence[Line]) -> None:
+    """Room for the names of the curves, right of the last point."""
+    last = max(line.points[-1]["step"] for line in lines)
+    longest = max(len(line.label) for line in lines)
     axes.set_xlim(-0.03 * last, last * (1.05 + 0.045 * longest))
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
-    axes.figure.draw_without_rendering()
+
+
+def _label_ends(axes: Any, lines: Sequence[Line]) -> None:
+    """The name of each curve at its right end, moved up where two would lie on one another."""
+    shared = [line for line in lines if not line.own_axis]
     taken = -math.inf
     for line in sorted(shared, key=lambda line: line.points[-1]["mean"]):
         end = (line.points[-1]["step"], line.points[-1]["mean"])
@@ -198,9 +202,8 @@ def _label_ends(axes: Any, lines: Sequence[Line]) -> None:
         _annotate(axes, line.label, end, 5.0, taken - height, line.colour)
     for line in lines:
         if line.own_axis:
-            axes.text(
-                0.03, 0.93, line.label, transform=axes.transAxes, color=line.colour, fontsize=LABEL_SIZE
-            )
+            text = f"{line.label} (right axis)"
+            axes.text(0.03, 0.93, text, transform=axes.transAxes, color=line.colour, fontsize=LABEL_SIZE)
 
 
 def _thousands(axes: Any) -> None:
@@ -367,7 +370,7 @@ def heatmap(
     """A colour in each cell, blue up and red down; cells that were not measured stay white."""
     data = np.array(values, dtype=float)  # None becomes NaN
     limit = float(np.nanmax(np.abs(data))) or 1.0
-    with _figure(path, 3.4 + 0.42 * len(columns), 1.6 + 0.185 * len(rows)) as grid:
+    with _figure(path, 3.4 + 0.42 * len(columns), 1.9 + 0.185 * max(4, len(rows))) as grid:
         axes = grid[0][0]
         image = axes.imshow(
             data, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
@@ -381,6 +384,6 @@ def heatmap(
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        bar = axes.figure.colorbar(image, ax=axes, shrink=0.4, aspect=18, pad=0.02)
+        bar = axes.figure.colorbar(image, ax=axes, shrink=min(1.0, 14 / len(rows)), aspect=18, pad=0.02)
         bar.set_label(label)
         bar.outline.set_visible(False)

@@ -1,4 +1,4 @@
-"""A study as its YAML file tells it: arms, seeds and what they are compared with; all of it checked before anything starts."""
+"""A study as its YAML file describes it: arms, seeds and comparisons, all checked before anything starts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole study. `groups`: sections of the report -> names of arms; `theory`: arms whose models are evaluated in both directions."""
+    """A whole study.
+
+    `groups`: sections of the report -> names of arms. `theory`: arms whose models are evaluated both ways.
+    """
 
     name: str
     about: str
@@ -96,7 +99,8 @@ class _File:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in found:
                 raise InputError(
-                    f"{self.shown}:{line}: {key}: is set twice, first in line {self.lines[(*path, key)]}: remove one"
+                    f"{self.shown}:{line}: {key}: is set twice, "
+                    f"first in line {self.lines[(*path, key)]}: remove one"
                 )
             self.lines[(*path, key)] = line
             found[key] = self.values(value_node, loader, (*path, key))
@@ -248,7 +252,7 @@ def _checked(
     config_type: type[TrainConfig],
     settings: Mapping[str, Any],
 ) -> Any:
-    """All settings of the trainer, once its own command line has taken them from a file of one setting a line."""
+    """All settings of the trainer, as its own command line reads them from a file."""
 
     def at(key: str) -> tuple[str, ...]:
         return (*where, key) if (*where, key) in file.lines else ("settings", key)
@@ -314,7 +318,7 @@ def _theory(file: _File, value: Any, arms: Mapping[str, Arm]) -> tuple[str, ...]
 
 
 def _paired(file: _File, arms: Mapping[str, Arm], arm: Arm, given: Mapping[str, Any]) -> Arm:
-    """The arm without those comparisons that the study makes for all and that do not fit this one; its own must fit."""
+    """The arm without the study's comparisons that do not fit it. Its own comparisons must fit."""
     fitting: dict[str, str | None] = {}
     for role in ("reference", "ceiling"):
         name = getattr(arm, role)
@@ -328,7 +332,7 @@ def _paired(file: _File, arms: Mapping[str, Arm], arm: Arm, given: Mapping[str, 
 
 
 def unfit(arm: Arm, other: Arm) -> str:
-    """Why two arms' gains cannot be compared: other tasks, another start or another budget of candidates; empty where they can."""
+    """Why two arms' gains cannot be compared: other tasks, start or budget. Empty where they can."""
     for key in (*SAME_TASKS, "model", "adapter"):
         if arm.resolved[key] != other.resolved[key]:
             return f"{key} {arm.resolved[key]} and {other.resolved[key]}"

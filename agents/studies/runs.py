@@ -11,6 +11,7 @@ from typing import Any
 
 from agents.evaluation.metrics import correctness, mean
 from agents.studies.settings import FIX, is_labelled, read_settings
+from envs.jsonl import read_jsonl
 from envs.messages import one_line
 from envs.types import InputError
 
@@ -222,27 +223,15 @@ def _task(row: Mapping[str, Any]) -> HeldOutTask:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, record) of a log; none where there is no file."""
+    """(line, record) of a log; nothing without the file. A half-written last line is left out."""
     try:
-        with path.open(encoding="utf-8", errors="strict") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith("\n"):
-                    return  # being written at this moment
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    raise _damaged(path, number, "it is not JSON") from None
-                if not isinstance(row, dict):
-                    raise _damaged(path, number, "it is no record")
-                yield number, row
+        yield from read_jsonl(path, fix=FIX, growing=True)
     except FileNotFoundError:
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}): {FIX}") from None
 
 
 def _damaged(path: Path, number: int, why: str) -> InputError:
-    return InputError(f"{path}:{number}: the line is damaged, {why}: restore the file, or leave the run out")
+    return InputError(f"{path}:{number}: the line is damaged, {why}: {FIX}")
 
 
 def _is_number(value: Any) -> bool:

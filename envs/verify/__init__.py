@@ -1,1 +1,1 @@
-"""Truth, for evaluation only. Training code must not import this package; a test on the import graph sees to it."""
+"""What is right, for evaluation only. Training code must not import this package; a test sees to it."""

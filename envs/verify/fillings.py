@@ -127,7 +127,7 @@ def table_as_json(where: str, name: str, focus: Focus, number: int) -> str:
     """One table of a filling: types of columns, and rows in an order that follows no column.
 
     Args:
-        focus: of this table alone.
+        focus: only of this table.
         number: of the filling.
     """
     table = tables_of(where)[name]

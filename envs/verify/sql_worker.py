@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 MEMORY = 128 * 2**20  # bytes of address space, the interpreter's own 15 MB included
-HEAP = 64 * 2**20  # bytes that SQLite may use, so that the interpreter can still answer
+HEAP = 64 * 2**20  # bytes that SQLite may use; the rest lets the interpreter still answer
 GRACE = 0.3  # seconds after which a query that the handler could not interrupt is killed
 MAX_ROWS, MAX_BYTES = 10_000, 2**20  # of a result
 TOO_LONG = "ran too long"

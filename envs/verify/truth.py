@@ -1,15 +1,15 @@
-"""Truth, for evaluation only. Training code must not import this package, directly or through others; a test sees to it.
+"""What is right, for evaluation only. Training code must not import this package; a test sees to it.
 
     verify(tasks, commands) -> verdicts
 
-A domain's file says how its commands are verified: shell commands are executed in a sandbox (`shell`, `sandbox`), queries over an
-in-memory database (`sql`), network commands are parsed and never executed (`network`), anything else is compared as text.
+A domain's file says how its commands are verified. Shell commands are executed in a sandbox (`shell`),
+queries over an in-memory database (`sql`). Network commands are parsed and never executed (`network`).
+Anything else is compared as text.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import sqlite3
@@ -21,12 +21,18 @@ from typing import Any, Literal
 
 from envs.domain import SPLITS, Draw, load_domain
 from envs.grammar import ByExecution, ByMeaning, ByQuery, fill
+from envs.jsonl import read_jsonl
 from envs.messages import did_you_mean
 from envs.schema import load_spec
 from envs.types import InputError, Task
+from envs.verify import shell, sql
+from envs.verify.network import compare as network
+from envs.verify.sandbox.errors import SandboxError
 from envs.verify.verdict import Verdict
 
 CACHED = 100_000  # verdicts; the same commands come again cycle after cycle
+Key = tuple[str, str, bool, str]  # domain, reference, whether order counts, command
+CASE = 'write {"task": "...", "reference": "..."} on one line'
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Case:
     Attributes:
         ordered: whether the order of lines (of rows) counts.
         intent: the task's intent in its domain, empty for a task from a file.
-        unseen: what no training task has: the wording, values, or (for a task from a file) nothing that is known.
+        unseen: what no training task has, its wording or its values; empty where that is not known.
     """
 
     task: Task
@@ -50,9 +56,7 @@ def how_verified(domain: str) -> str:
     """How commands of a domain are verified, for a reader; with the tools that execution depends on."""
     kind = load_spec(domain).verify.kind
     if kind == "shell":
-        from envs.verify.shell import versions
-
-        return "; ".join(["executed in a sandbox over three file trees", *versions()])
+        return "; ".join(["executed in a sandbox over three file trees", *shell.versions()])
     return {
         "sql": f"executed in SQLite {sqlite3.sqlite_version} over eight fillings",
         "network": "parsed and compared in meaning, never executed",
@@ -61,7 +65,7 @@ def how_verified(domain: str) -> str:
 
 
 def find_draw(task: Task) -> Draw | None:
-    """How a task of a domain's grammar was made, or None for a task that has no reference (proposed or from a file)."""
+    """How a task of a domain's grammar was made; None for a task from elsewhere, which has no reference."""
     parts = re.fullmatch(rf"({'|'.join(SPLITS)})/([^/]+)/([0-9]{{1,20}})", task.id)
     domain = load_domain(task.domain)
     if not parts or parts[2] not in domain.intents:
@@ -92,7 +96,9 @@ def find_case(task: Task) -> Case | None:
 
 
 def read_cases(path: Path, domain: str) -> list[Case]:
-    """One's own tasks with references: a JSON object a line with `task` and `reference`, and `ordered` where the order of lines counts.
+    """Tasks of a file with their references: one JSON object per line.
+
+    Its keys are `task`, `reference` and, where the order of lines counts, `ordered`.
 
     Args:
         domain: the one domain whose prompts ask for the commands and whose file says how they are verified.
@@ -100,68 +106,45 @@ def read_cases(path: Path, domain: str) -> list[Case]:
     Raises:
         InputError: the file cannot be read or a line is faulty; names the file, the line and the fix.
     """
-    try:
-        lines = (
-            path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        )  # nothing else ends a line of JSON
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): give a JSONL file") from None
     where = load_domain(domain).where
-    cases = [
-        _case(f"{path}:{number}", line, where, number)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    cases = []
+    try:
+        for number, row in read_jsonl(path, "--tasks-file", CASE):
+            cases.append(_case(f"{path}:{number}", row, where, number))
+    except FileNotFoundError:
+        raise InputError(f"--tasks-file {path}: no such file: give the path of a JSONL file") from None
     if not cases:
-        raise InputError(f"{path}: holds no task: write one JSON object a line, with task and reference")
+        raise InputError(f"{path}: holds no task: {CASE}")
     return cases
 
 
-def _case(place: str, line: bytes, domain: str, number: int) -> Case:
-    known: dict[str, type] = {"task": str, "reference": str, "ordered": bool}
-    try:
-        row: Any = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{place}: not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8"
-        ) from None
-    except (ValueError, RecursionError):
-        raise InputError(
-            f'{place}: not JSON: write {{"task": "...", "reference": "..."}} on one line'
-        ) from None
-    if not isinstance(row, dict):
-        raise InputError(f'{place}: not an object: write {{"task": "...", "reference": "..."}}')
+def _case(place: str, row: dict[str, Any], domain: str, number: int) -> Case:
+    known = ("task", "reference", "ordered")
     for key in row:
         if key not in known:
             raise InputError(f"{place}: {key}: unknown key: {did_you_mean(key, known)}")
-    for key, kind in known.items():
-        if key == "ordered" and key not in row:
-            continue
-        if not isinstance(row.get(key), kind) or not str(row[key]).strip():
-            wanted = "true or false" if kind is bool else "a text that is not empty"
-            raise InputError(
-                f"{place}: {key}: {'is missing' if key not in row else 'is not ' + wanted}: write {wanted}"
-            )
-        if kind is str and any("\ud800" <= character <= "\udfff" for character in row[key]):
-            raise InputError(f"{place}: {key}: has half of a surrogate pair: write the whole character")
+    for key in ("task", "reference"):
+        if key not in row:
+            raise InputError(f"{place}: {key}: is missing: {CASE}")
+        if not isinstance(row[key], str) or not row[key].strip():
+            raise InputError(f"{place}: {key}: must be a text that is not empty: {CASE}")
+    ordered = row.get("ordered", False)
+    if not isinstance(ordered, bool):
+        raise InputError(f"{place}: ordered: must be true or false: write one of them")
     task = Task(f"file/{number}", domain, " ".join(row["task"].split()))
-    return Case(task, row["reference"].strip(), bool(row.get("ordered", False)))
-
-
-def reference(task: Task) -> str | None:
-    """The reference command of a task, or None where it has none."""
-    draw = find_draw(task)
-    return command_of(task.domain, draw.intent, draw.values) if draw else None
+    return Case(task, row["reference"].strip(), ordered)
 
 
 def verify(
     tasks: Sequence[Task], commands: Sequence[str], cases: Sequence[Case] | None = None
 ) -> list[Verdict]:
-    """What each command does, compared with what its task's reference does. Equal pairs are verified once; on a pool of threads.
+    """What each command does, compared with what its task's reference does.
+
+    Equal pairs are verified once, on a pool of threads.
 
     Args:
         tasks: one for each command.
-        cases: what is right for each of the tasks, where they are not of a domain's grammar.
+        cases: what is right for each of the tasks, for tasks that no domain's grammar made.
 
     Returns:
         A verdict for each pair. Never raises for what a command is or does.
@@ -171,10 +154,9 @@ def verify(
         found = [known[task] for task in tasks]
     else:
         found = list(cases)
-    keys = [
-        None if case is None else (case.task.domain, case.reference, case.ordered, command)
-        for case, command in zip(found, commands, strict=True)
-    ]
+    keys: list[Key | None] = []
+    for case, command in zip(found, commands, strict=True):
+        keys.append(None if case is None else (case.task.domain, case.reference, case.ordered, command))
     pending = list(dict.fromkeys(key for key in keys if key is not None))
     verdicts = dict(zip(pending, _pool().map(_tried, pending), strict=True))
     nothing = Verdict("not_executed", "the task has no reference")
@@ -188,10 +170,10 @@ def _pool() -> ThreadPoolExecutor:
 
 
 class _NotExecutedError(Exception):
-    """Carries a verdict past the cache: a machine that was too busy for a reference, or could start no process, may recover."""
+    """Carries a verdict past the cache: a busy machine, or one that could start no process, may recover."""
 
 
-def _tried(key: tuple[str, str, bool, str]) -> Verdict:
+def _tried(key: Key) -> Verdict:
     try:
         return _verdict(*key)
     except _NotExecutedError as error:
@@ -201,8 +183,6 @@ def _tried(key: tuple[str, str, bool, str]) -> Verdict:
 
 @functools.lru_cache(maxsize=CACHED)
 def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
-    from envs.verify.sandbox.errors import SandboxError
-
     try:
         verdict = _compared(domain, reference, ordered, command)
     except SandboxError as error:
@@ -213,12 +193,6 @@ def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdic
 
 
 def _compared(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
-    from envs.verify import (  # only now, so that `python -m envs.verify.sandbox` is not imported twice
-        network,
-        shell,
-        sql,
-    )
-
     how = load_spec(domain).verify
     if isinstance(how, ByExecution):
         return shell.compare(reference, command, ordered)
@@ -232,16 +206,7 @@ def _compared(domain: str, reference: str, ordered: bool, command: str) -> Verdi
     return Verdict("correct") if same else Verdict("wrong", "another text")
 
 
-def exact_match(tasks: Sequence[Task], commands: Sequence[str]) -> list[bool | None]:
-    """Whether each command equals its task's reference but for white space; None where the task has no reference."""
-    verdicts: list[bool | None] = []
-    for task, command in zip(tasks, commands, strict=True):
-        wanted = reference(task)
-        verdicts.append(None if wanted is None else command.split() == wanted.split())
-    return verdicts
-
-
 def reconstruction_match(task: Task, text: str) -> bool | None:
-    """Whether `text` says what `task` says, in any paraphrase of its intent; None where the task has no reference."""
+    """Whether `text` says what `task` says, in any paraphrase of its intent; None without a reference."""
     draw = find_draw(task)
     return load_domain(task.domain).recognise(draw.intent, draw.values, text) if draw else None

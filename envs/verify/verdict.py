@@ -1,4 +1,7 @@
-"""What verification says of one command. It lives here and not in `envs.types`, so that training code cannot even name it."""
+"""What verification says of one command.
+
+It is not in `envs.types`: training code must not even be able to name it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ class Verdict:
     """What one command does, compared with what its task's reference does.
 
     Attributes:
-        status: `correct`: the same. `wrong`: it ran (or has a meaning) and does something else. `invalid`: it is no command of the
-            domain: it does not parse, has an unknown option, names a tool that is not there. `not_executed`: nothing can be said of
-            it: no sandbox, no reference, or a reference that fails; never counted as wrong.
+        status: `correct`: the same. `wrong`: it runs, or has a meaning, and does something else.
+            `invalid`: it is not a command of the domain: it does not parse, has an unknown option, or names
+            an unknown tool. `not_executed`: nothing can be said: there is no sandbox, no reference, or the
+            reference fails. Such a command is never counted as wrong.
         reason: why, in a few words on one line; empty for `correct`.
         differed: what differed, shortened, on one line; empty where nothing was compared.
         seconds: time spent on it.

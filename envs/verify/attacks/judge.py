@@ -102,7 +102,7 @@ def breach(attack: Attack, execution: Execution, host: Host, seconds: float) -> 
     if harm := host.harm():
         return harm
     if execution.ended not in attack.ended:
-        return f"it ended otherwise than it should: {execution.ended}"
+        return f"it ended in a way that is not allowed: {execution.ended}"
     if seconds > attack.wall + SLACK:
         return f"it took {seconds:.1f} s"
     if len(execution.stdout) > MAX_STDOUT or len(execution.stderr) > MAX_STDERR:

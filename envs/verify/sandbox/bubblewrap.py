@@ -19,7 +19,7 @@ OPTIONS = f"""
     --perms 1777 --size 4194304 --tmpfs /tmp
     --perms 0755 --size 16777216 --tmpfs /box --chdir /box --remount-ro /
 """.split()
-# As root, bubblewrap's --uid alone changes nothing for the host's files.
+# As root, bubblewrap's --uid is not enough: it changes nothing for the host's files.
 DROP_ROOT = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--"]
 
 

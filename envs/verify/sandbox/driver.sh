@@ -15,7 +15,7 @@ read -r go && [[ $go == go ]] || exit 1
 # A second shell waits for the command. It belongs to the same user, so the command can write to its pipe. The exit
 # status is therefore the shell's own, which the kernel reports. The pipe only says that the shell is ready to end,
 # and, as it closes, that it has ended.
-# set -m makes the command a process group of its own, so that `kill 0` ends the command alone.
+# set -m makes the command a process group of its own, and `kill 0` then ends only the command.
 # The core limit is 1 byte: with 0, cores are still piped to a program on hosts that are set up that way.
 exec 3>&1
 coproc {

@@ -137,7 +137,7 @@ class _Run:
                     # For setpriv to find bubblewrap. The command does not see it.
                     env={"PATH": os.environ.get("PATH", os.defpath)},
                     cwd="/",
-                    start_new_session=True,  # Ctrl-C reaches us alone, and we end it
+                    start_new_session=True,  # Ctrl-C reaches only us, and we end it
                 )
             except OSError as error:
                 raise SandboxError(f"the sandbox cannot be started: {error}") from error

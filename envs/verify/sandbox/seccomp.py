@@ -116,6 +116,6 @@ ALLOW, KILL = _step(RETURN, SECCOMP_ALLOW), _step(RETURN, SECCOMP_KILL)
 
 
 def _on_argument(name: str, machine: str, index: int, test: list[bytes]) -> list[bytes]:
-    """Runs `test`, which must end, for this call alone, with the low half of an argument loaded."""
+    """Runs `test`, which must end, only for this call, with the low half of an argument loaded."""
     body = [_step(LOAD, ARGUMENTS + 8 * index), *test]
     return [_step(IF_EQUAL, SYSTEM_CALLS[name].numbers[machine], 0, len(body)), *body]
