@@ -46,7 +46,7 @@ def make_run(
     noise: float = 0.0,
     **settings: Any,
 ) -> Path:
-    """A run whose greedy truth goes from `start` to `end`; of 20 held-out tasks, so give multiples of 0.05.
+    """A run whose held-out accuracy goes from `start` to `end`; of 20 tasks, so give multiples of 0.05.
 
     Args:
         score: its own score in the first cycle and the last.
