@@ -1,11 +1,11 @@
-"""Best of N by hand: type a task, see the candidates, their reconstructions and scores, and the choice.
+"""Best of N by hand: type a task, see the commands that a model writes, their scores, and which one to take.
 
     python -m agents.play --domain shell
     python -m agents.play --domain sql --task "how many employees in sales are older than 30" --json
     python -m agents.play --adapter runs/rejection_sft/NAME/checkpoints/cycle-0010 --candidates 16
 
-The policy writes a greedy command and sampled ones, and the reward ranks them. Where the best score is below
-`--trust` it says so. No command is run.
+The policy writes a greedy command and several sampled ones. A reward that needs no labels ranks them. If the
+best score is below `--trust`, a warning says so. Nothing is trained and no command is run.
 """
 
 from __future__ import annotations
@@ -17,72 +17,80 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.markup import escape
+
 from agents.cli.command import run_command
+from agents.cli.display import number, show_table
 from envs.domain import domain_names, load_domain
+from envs.prompts import forward_prompt
 from envs.schema import EMBEDDED
+from envs.source import make_source
+from envs.streams import seed_of
 from envs.types import InputError, Reward, Task
+from rewards.reconstruction import reconstruct
+from rewards.registry import POOL, make_reward, reward_info
 
 if TYPE_CHECKING:
     from agents.policy.policy import Policy
 
-# From this score on 5 % of the best of 8 were wrong (900 held-out tasks, embedded model). For other models,
-# rewards or tasks measure it: python -m agents.evaluate --best-of 8 reports the risk-coverage curve.
+# If the best of 8 commands scores at least this much, the choice is wrong in 5 % of the cases, as measured
+# with the embedded model on 900 held-out tasks. For another model, reward or kind of task, see the report of
+# python -m agents.evaluate --best-of 8.
 TRUST = {"likelihood": 0.53}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Writes commands for a task, ranks them without labels, and says when not to trust the choice."""
+    """Write commands for a task, rank them without labels, and say when not to trust the choice."""
 
     model: str | None = None
-    """embedded, mistral-7b, or a Hugging Face name or folder. By default as trainers choose."""
+    """embedded, mistral-7b, or the name or folder of a Hugging Face model. Default: the trainers' choice."""
     adapter: str | None = None
-    """Folder of a PEFT adapter, for instance a checkpoint of a run."""
+    """Folder of a PEFT adapter, for example a checkpoint of a run."""
     load_in_4bit: bool = False
     """Load the base model in 4 bits (CUDA only)."""
     domain: str = "shell"
-    """The domain whose prompts are used: an embedded one or the path of a YAML file."""
+    """Domain of the task: shell, sql, network, or the path of a YAML file. Its prompts are used."""
     task: str | None = None
-    """The task. Without it, tasks are read from standard input, one a line."""
+    """The task. Without it, tasks are read from standard input, one per line."""
     candidates: int = 8
-    """Commands sampled for a task, besides the greedy one."""
+    """Commands to sample per task, in addition to the greedy one."""
     reward: str = "likelihood"
-    """The reward that ranks them: docs/REWARDS.md."""
+    """Reward that ranks the commands: docs/REWARDS.md lists them."""
     gates: bool = True
-    """Put the gates before the reward."""
+    """Score 0 for output that is not a valid command or that copies the task text into the command."""
     inverter: Literal["current", "base"] = "current"
-    """Who reads commands back: the model with its adapter, or its base."""
+    """Weights that reconstruct the task: the model with its adapter, or its base model."""
     inverse_temperature: float = 0.0
-    """Sampling temperature of the reading back; 0 is greedy."""
+    """Sampling temperature of the reconstruction; 0 is greedy."""
     embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-embedding model of the similarity reward."""
+    """Sentence-embedding model, for the reward similarity."""
     temperature: float = 0.7
     """Sampling temperature of the commands."""
     max_new_tokens: int = 64
-    """Longest command, in tokens."""
+    """Maximum length of a command, in tokens."""
     trust: float | None = None
-    """Warn where the best score is below this. Default: as measured for the embedded model and likelihood."""
+    """Warn if the best score is below this. Default: 0.53 for the embedded model with likelihood."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
     json: bool = False
-    """Print one JSON object a task and nothing else."""
+    """Print one JSON object per task and nothing else."""
 
     def check(self) -> None:
         """Raises InputError for a value out of range, a reward that cannot rank, or a faulty domain."""
-        from rewards.registry import reward_info
-
         for name in ("candidates", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
         if not 0 < self.temperature < math.inf:
             raise InputError(f"--temperature {self.temperature}: must be above 0")
         if not 0 <= self.inverse_temperature < math.inf:
             raise InputError(f"--inverse-temperature {self.inverse_temperature}: must be 0 (greedy) or more")
         if self.task is not None and not self.task.strip():
-            raise InputError("--task: must not be empty: leave the flag out to type tasks")
+            raise InputError("--task: must not be empty: to type tasks, leave it out")
         if reward_info(self.reward).labelled:
             raise InputError(
-                f"--reward {self.reward}: needs labels, which a task that is typed has not: use likelihood"
+                f"--reward {self.reward}: needs labels, which a typed task lacks: use likelihood"
             )
         if len(domain_names(self.domain)) != 1:
             raise InputError(f"--domain {self.domain}: must be one domain: its prompts ask for the commands")
@@ -91,9 +99,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Answers each task; ends with the input."""
-    from agents.policy.load import load_policy
-    from envs.source import make_source
-    from rewards.registry import POOL, make_reward
+    from agents.policy.load import load_policy  # loads torch, which --help must not wait for
 
     policy = load_policy(config.model or "embedded", adapter=config.adapter, load_in_4bit=config.load_in_4bit)
     reward = make_reward(
@@ -105,77 +111,97 @@ def main(config: Config) -> int:
         embedder=config.embedder,
         gates=config.gates,
     )
+    where = load_domain(config.domain).where
     for text in [config.task] if config.task is not None else typed(config):
-        answer = best_of(
-            policy, reward, Task("typed", load_domain(config.domain).where, " ".join(text.split())), config
-        )
-        print(json.dumps(answer, ensure_ascii=False), flush=True) if config.json else show(answer)
+        answer = best_of(policy, reward, Task("typed", where, " ".join(text.split())), config)
+        if config.json:
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+        else:
+            show(answer)
     return 0
 
 
 def typed(config: Config) -> Iterator[str]:
-    """Lines of standard input that hold something."""
+    """Lines of standard input that are not blank. On a terminal a blank line ends the input."""
+    at_terminal = sys.stdin.isatty()
     while True:
-        if sys.stdin.isatty():
+        if at_terminal:
             print(f"{config.domain} task (an empty line ends): ", end="", flush=True)
         line = sys.stdin.readline()
-        if not line or (sys.stdin.isatty() and not line.strip()):
+        if not line or (at_terminal and not line.strip()):
             return
         if line.strip():
             yield line
 
 
 def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[str, Any]:
-    """The different commands for a task, best first, each with its score and reconstruction."""
-    from envs.prompts import forward_prompt
-    from envs.streams import seed_of
-    from rewards.reconstruction import reconstruct
+    """The choice for a task, and all different commands, best first.
 
-    prompts, tokens = [forward_prompt(task)], config.max_new_tokens
-    written = [
-        *policy.generate(prompts, temperature=0.0, max_new_tokens=tokens)[0],
-        *policy.generate(
-            prompts,
-            config.candidates,
-            temperature=config.temperature,
-            max_new_tokens=tokens,
-            seed=seed_of(config.seed, "play"),
-        )[0],
-    ]
-    commands = [completion.text for completion in written]
+    Returns:
+        What `--json` prints. `read_back` is a command's reconstruction, `written` how often it was written.
+    """
+    greedy, *sampled = write(policy, task, config)
+    commands = [greedy, *sampled]
     scores = reward([task], [commands], seed=seed_of(config.seed, "play reward"))[0]
     different = list(dict.fromkeys(commands))
-    first = {command: scores[commands.index(command)] for command in different}
     with policy.inverter(config.inverter):
-        texts = reconstruct(policy, [(task, command) for command in different], 0.0, 0, tokens)
-    rows: list[dict[str, Any]] = [
-        {
+        pairs = [(task, command) for command in different]
+        texts = reconstruct(policy, pairs, 0.0, 0, config.max_new_tokens)
+
+    rows: list[dict[str, Any]] = []
+    for command, text in zip(different, texts, strict=True):
+        score = scores[commands.index(command)]
+        row = {
             "command": command,
-            "score": first[command].value,
+            "score": score.value,
             "read_back": text if command.strip() else "",
             "written": commands.count(command),
-            "greedy": command == commands[0],
-            "reason": first[command].reason,
+            "greedy": command == greedy,
+            "reason": score.reason,
         }
-        for command, text in zip(different, texts, strict=True)
-    ]
-    rows.sort(
-        key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True
-    )  # equal scores: the first one written
-    best = rows[0] if rows[0]["score"] is not None else None
+        rows.append(row)
+    rows.sort(key=_score_or_lowest, reverse=True)  # of equal scores, the first one written is first
+
+    choice, score_of_choice = None, None
+    if rows[0]["score"] is not None:
+        choice, score_of_choice = rows[0]["command"], rows[0]["score"]
     trust = config.trust if config.trust is not None else known_trust(config)
+    trusted = None
+    if trust is not None:
+        trusted = score_of_choice is not None and score_of_choice >= trust
     return {
         "task": task.text,
-        "choice": best["command"] if best else None,
-        "score": best["score"] if best else None,
-        "trusted": None if trust is None else bool(best and best["score"] >= trust),
+        "choice": choice,
+        "score": score_of_choice,
+        "trusted": trusted,
         "trust": trust,
         "candidates": rows,
     }
 
 
+def write(policy: Policy, task: Task, config: Config) -> list[str]:
+    """The greedy command, then the sampled ones."""
+    prompts = [forward_prompt(task)]
+    [greedy] = policy.generate(prompts, temperature=0.0, max_new_tokens=config.max_new_tokens)
+    [sampled] = policy.generate(
+        prompts,
+        config.candidates,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        seed=seed_of(config.seed, "play"),
+    )
+    return [completion.text for completion in [*greedy, *sampled]]
+
+
+def _score_or_lowest(row: dict[str, Any]) -> float:
+    return -math.inf if row["score"] is None else float(row["score"])
+
+
 def known_trust(config: Config) -> float | None:
-    """The score from which on a choice can be trusted, where that was measured with these settings."""
+    """The score from which a choice can be trusted, if that was measured with these settings; else None.
+
+    Only the number of candidates may be another one.
+    """
     as_measured = (
         config.model in (None, "embedded")
         and config.adapter is None
@@ -187,38 +213,33 @@ def known_trust(config: Config) -> float | None:
 
 def show(answer: dict[str, Any]) -> None:
     """Prints the candidates as a table, then the choice, then whether to trust it."""
-    from rich.markup import escape
+    rows = []
+    for row in answer["candidates"]:
+        written = f"{row['written']} greedy" if row["greedy"] else str(row["written"])
+        command, reconstruction = visible(row["command"]), visible(row["read_back"])
+        rows.append((number(row["score"]), written, escape(command), escape(reconstruction)))
+    header = ("score", "written", "command", "reconstruction")
+    show_table(escape(visible(answer["task"])), header, rows)
 
-    from agents.cli.display import number, show_table
-
-    rows = [
-        (
-            number(row["score"]),
-            f"{row['written']}{' greedy' if row['greedy'] else ''}",
-            escape(visible(row["command"])),
-            escape(visible(row["read_back"])),
-        )
-        for row in answer["candidates"]
-    ]
-    show_table(escape(visible(answer["task"])), ("score", "written", "command", "read back as"), rows)
     if answer["choice"] is None:
-        print(
-            "no candidate could be scored: " + (answer["candidates"][0]["reason"] or "the reward abstained")
-        )
+        reason = answer["candidates"][0]["reason"] or "the reward abstained"
+        print(f"no command could be scored: {reason}")
         return
     print(f"choice: {visible(answer['choice'])}")
     if answer["trusted"] is None:
         print(
-            "how far to trust this score is not known: "
-            "measure it with python -m agents.evaluate and give --trust"
+            "trust: unknown for these settings: measure it with python -m agents.evaluate, then set --trust"
         )
     elif not answer["trusted"]:
         print(f"WARNING: do not trust it: its score {number(answer['score'])} is below {answer['trust']:g}")
 
 
 def visible(text: str) -> str:
-    """Text that a model wrote, safe for a terminal: what is not printable is escaped."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    """Text of a model, safe for a terminal: characters that cannot be printed are escaped."""
+    letters = []
+    for letter in text:
+        letters.append(letter if letter.isprintable() else ascii(letter)[1:-1])
+    return "".join(letters)
 
 
 if __name__ == "__main__":

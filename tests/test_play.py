@@ -1,7 +1,8 @@
-"""Best of N by hand: the best-scored candidate is the choice, doubt is said, errors are one line."""
+"""Best of N by hand: the best-scored command is the choice, doubt is said, and nothing is run."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Sequence
@@ -26,13 +27,11 @@ class Scripted:
     ) -> list[list[Completion]]:
         if "Command: " in prompts[0]:
             return [[Completion(prompt.split("Command: ")[1].upper())] for prompt in prompts]
-        return [
-            [Completion(text) for text in (self.sampled if temperature else [self.greedy])] for _ in prompts
-        ]
+        commands = self.sampled if temperature > 0 else [self.greedy]
+        written = [Completion(text) for text in commands]
+        return [written for _ in prompts]
 
     def inverter(self, which: str) -> Any:
-        import contextlib
-
         return contextlib.nullcontext()
 
 
@@ -40,13 +39,12 @@ def scored(values: dict[str, float | None]) -> Any:
     def reward(
         tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
     ) -> list[list[Score]]:
-        return [
-            [
-                Score(values[command], reason="" if values[command] is not None else "empty command")
-                for command in row
-            ]
-            for row in commands_P_G
-        ]
+        def score(command: str) -> Score:
+            if values[command] is None:
+                return Score(None, reason="empty command")
+            return Score(values[command])
+
+        return [[score(command) for command in row] for row in commands_P_G]
 
     return reward
 
@@ -80,7 +78,7 @@ def test_doubt_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     for other in ({"model": "mistral-7b"}, {"adapter": "runs/x"}, {"domain": "mine.yaml"}, {"gates": False}):
         assert answer({"a": 0.9}, "a", ["a"], **other)["trusted"] is None
     show(unknown)
-    assert "is not known" in capsys.readouterr().out
+    assert "trust: unknown for these settings" in capsys.readouterr().out
 
 
 def test_what_abstains_is_last_and_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +86,7 @@ def test_what_abstains_is_last_and_no_choice(capsys: pytest.CaptureFixture[str])
     nothing = answer({"": None}, "", [""])
     assert nothing["choice"] is None and nothing["trusted"] is False
     show(nothing)
-    assert "no candidate could be scored: empty command" in capsys.readouterr().out
+    assert "no command could be scored: empty command" in capsys.readouterr().out
 
 
 def test_hostile_text_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
