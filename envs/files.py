@@ -42,7 +42,9 @@ def open_file(path: Path, shown: str, most_bytes: int) -> BinaryIO:
         raise InputError(f"{shown!r}: cannot be read ({error}): check the path") from None
 
 
-def not_utf8(shown: str, line: int, error: UnicodeDecodeError) -> InputError:
+def not_utf8(
+    shown: str, line: int, error: UnicodeDecodeError, fix: str = "save the file as UTF-8"
+) -> InputError:
     """The message for bytes that are not text."""
     byte = error.object[error.start]
-    return InputError(f"{shown}:{line}: not UTF-8 (byte 0x{byte:02x}): save the file as UTF-8")
+    return InputError(f"{shown}:{line}: not UTF-8 (byte 0x{byte:02x}): {fix}")

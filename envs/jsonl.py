@@ -15,14 +15,14 @@ MOST_BYTES_PER_LINE = 16 * 2**20
 
 
 def read_jsonl(
-    path: Path, flag: str = "", fix: str = "write one JSON object per line", growing: bool = False
+    path: Path, flag: str = "", fix: str = "write one JSON object per line", log: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of every line that is not empty.
 
     Args:
         flag: the flag that named the file, for messages about the file as a whole.
         fix: what messages advise for a line that is not a JSON object.
-        growing: the file is a log that may be written to now; a last line without its end is left out.
+        log: the file is a run's, which may be written to now: a last line without its end is left out.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -36,19 +36,20 @@ def read_jsonl(
             if len(raw) > MOST_BYTES_PER_LINE:
                 allowed = f"{MOST_BYTES_PER_LINE // 2**20} MiB are allowed"
                 raise InputError(f"{path}:{number}: the line is too long ({allowed}): {fix}")
-            if growing and not raw.endswith(b"\n"):
+            if log and not raw.endswith(b"\n"):
                 return
             if number == 1:
                 raw = raw.removeprefix(BOM)
             if raw.strip():
-                yield number, _object(raw, path, number, fix)
+                utf8_fix = fix if log else "save the file as UTF-8"
+                yield number, _object(raw, path, number, fix, utf8_fix)
 
 
-def _object(raw: bytes, path: Path, number: int, fix: str) -> dict[str, Any]:
+def _object(raw: bytes, path: Path, number: int, fix: str, utf8_fix: str) -> dict[str, Any]:
     try:
         line = raw.rstrip(b"\r\n").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise not_utf8(str(path), number, error) from None
+        raise not_utf8(str(path), number, error, utf8_fix) from None
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:

@@ -150,7 +150,7 @@ def read_yaml(path: Path, name: str = "", flag: str = "") -> YamlFile:
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number, or None for anything else. 1e-3 counts, though YAML takes it for a text."""
+    """A finite number, or None for anything else. The text 1e-3 counts: to YAML it is no number."""
     if isinstance(value, bool):
         return None
     try:

@@ -234,7 +234,7 @@ def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path) 
         ),
         (
             lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 1}\n'),
-            "metrics.jsonl:2: the line is damaged, it is not",
+            "metrics.jsonl:2: not JSON (Expecting value, column 1): restore it",
         ),
         (
             lambda run: (run / "metrics.jsonl").write_text('{"step": "x"}\n'),
@@ -244,7 +244,10 @@ def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path) 
             lambda run: (run / "metrics.jsonl").write_text('{"step": 1, "eval/greedy": NaN}\n'),
             "metrics.jsonl:1: the line is damaged",
         ),
-        (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), "metrics.jsonl: cannot be read"),
+        (
+            lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n"),
+            "metrics.jsonl:1: not UTF-8 (byte 0xff): restore it",
+        ),
         (lambda run: (run / "progress.json").write_text("{"), "progress.json: cannot be read"),
         (
             lambda run: (run / "truth.jsonl").write_text('{"cycle": 0, "part": "whole"}\n'),

@@ -356,7 +356,7 @@ def test_style_by_hand_and_where_it_is_not_known(
         (["PPO"], "PPO: nothing in it was accepted: give --select best or --select threshold"),
         (["RUN", "PPO"], "PPO: nothing in it was accepted"),
         (["DAMAGED"], "DAMAGED/rollouts.jsonl:2: the line is damaged, at score: restore the file"),
-        (["NOJSON"], "NOJSON/rollouts.jsonl:1: the line is damaged, it is not JSON"),
+        (["NOJSON"], "NOJSON/rollouts.jsonl:1: not JSON (Expecting property name"),
         (["AWAY"], "AWAY: its domain cannot be read: /no/such.yaml: no such domain or file"),
         (["RUN", "PLAIN"], "--style: the models of the runs differ, "),
         (["RUN", "--output", "RUN/mine.jsonl"], "--output RUN/mine.jsonl: is in the folder of a run"),

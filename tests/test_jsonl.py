@@ -26,8 +26,8 @@ def test_rows_come_with_their_lines(tmp_path: Path) -> None:
 
 
 def test_the_last_line_of_a_growing_file_may_be_half_written(tmp_path: Path) -> None:
-    assert read(tmp_path, b'{"a": 1}\n{"a": ', growing=True) == [(1, {"a": 1})]
-    assert read(tmp_path, b'{"a": 1}\n{"a": 2}', growing=True) == [(1, {"a": 1})]
+    assert read(tmp_path, b'{"a": 1}\n{"a": ', log=True) == [(1, {"a": 1})]
+    assert read(tmp_path, b'{"a": 1}\n{"a": 2}', log=True) == [(1, {"a": 1})]
 
 
 @pytest.mark.parametrize(

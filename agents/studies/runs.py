@@ -225,7 +225,7 @@ def _task(row: Mapping[str, Any]) -> HeldOutTask:
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, record) of a log; nothing without the file. A half-written last line is left out."""
     try:
-        yield from read_jsonl(path, fix=FIX, growing=True)
+        yield from read_jsonl(path, fix=FIX, log=True)
     except FileNotFoundError:
         return
 
