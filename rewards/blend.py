@@ -119,23 +119,23 @@ class Blend:
         parts: dict[str, float] = {}
         text = None
         for name, score in scores.items():
-            parts |= _gates(score)
+            if self.weights[name] > 0:  # a gate of a part that is only logged must not close the blend
+                parts |= _gates(score)
             if score.value is not None:
                 parts[name] = score.value
             if text is None:
                 text = score.reconstruction
-        counted = [name for name in scores if self.weights[name] > 0]
-        values = []
-        for name in counted:
-            value = scores[name].value
-            if value is None:
-                return Score(None, parts, text, scores[name].reason)
-            values.append(self.weights[name] * value)
-        for name in counted:
-            if 0.0 in _gates(scores[name]).values():
-                return Score(0.0, parts, text, scores[name].reason)
+        counted = {name: score for name, score in scores.items() if self.weights[name] > 0}
+        weighted = []
+        for name, score in counted.items():
+            if score.value is None:
+                return Score(None, parts, text, score.reason)
+            weighted.append(self.weights[name] * score.value)
+        for score in counted.values():
+            if score.closed:
+                return Score(0.0, parts, text, score.reason)
         total = math.fsum(self.weights[name] for name in counted)
-        return Score(math.fsum(values) / total, parts, text)
+        return Score(math.fsum(weighted) / total, parts, text)
 
 
 def _gates(score: Score) -> dict[str, float]:

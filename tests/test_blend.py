@@ -66,7 +66,8 @@ def test_a_gate_of_a_part_that_is_only_logged_closes_nothing(tmp_path: Path) -> 
     both = make_reward(written(tmp_path, "weights: {random: 1, likelihood: 0}"), model, POOL)
     [[logged]] = both([TASK], [["echo a"]])
     assert logged.value == wanted.value
-    assert logged.parts["gate/valid"] == 0.0
+    assert logged.parts["likelihood"] == 0.0
+    assert not logged.closed
     assert logged.reason == ""
 
 
