@@ -104,7 +104,7 @@ def test_a_reference_that_tells_nothing_is_not_executed(reference: str, reason: 
         "yes port | head -n 3",  # `yes` ends by a broken pipe
         "cat a.log | grep -c 'no such line'",  # nothing found is a status of 1
         "grep 'no such line' a.log | wc -l",
-        "dd if=a.log bs=10 count=1",  # says on standard error how much it copied
+        "dd bs=10 count=1 < a.log",  # says on standard error how much it copied
         "cat no.such 2>/dev/null || wc -l < a.log",  # a failure that it provides for
         "sort a.log | head -n 1; echo port >&2",
     ],

@@ -1,0 +1,1 @@
+"""Short programs on top of this project; read them first."""
