@@ -381,11 +381,9 @@ def _discard(checkpoint: Path) -> None:
 
 def _seal(checkpoint: Path) -> None:
     """Syncs every file and adds COMPLETE with their sums."""
-    paths = sorted(checkpoint.rglob("*"))
     sums = {}
-    for path in paths:
+    for path in sorted(checkpoint.rglob("*")):
         disk.sync(path)
-    for path in paths:
         if path.is_file():
             sums[path.relative_to(checkpoint).as_posix()] = disk.sha256(path)
     disk.write(checkpoint / "COMPLETE", disk.as_json({"sha256": sums}))
