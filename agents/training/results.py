@@ -39,7 +39,9 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     show_table(title, *cycle_table(results["cycles"], min(config.eval_subset, config.eval_tasks)))
     start, end = results["eval"]["start"], results["eval"]["end"]
     accepted = f", {results['total_accepted']} accepted" if "total_accepted" in results else ""
-    print(f"{results['total_generated']} candidates{accepted}; own score {signed(results['improvement'])}")
+    print(
+        f"{results['total_generated']} candidates{accepted}; its own score {signed(results['improvement'])}"
+    )
     greedy = f"greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}"
     sampled = f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
     print(f"held-out accuracy, {config.eval_tasks} tasks: {greedy}, {sampled}")
