@@ -114,7 +114,7 @@ def main(config: Config) -> int:
     # Slow to import, and not needed for --help.
     from agents.evaluation.measure import cases_of, measure
     from agents.evaluation.report import make_report
-    from agents.evaluation.summary import show
+    from agents.evaluation.terminal import show
     from agents.pages.evaluation import write_evaluation
 
     config = replace(config, samples=config.best_of or config.samples)
