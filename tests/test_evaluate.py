@@ -302,7 +302,7 @@ def test_own_tasks(command: Evaluate, tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"task": "x"}', "reference: is missing"),
-        ('{"task": "x", "reference": ""}', "reference: is not a text"),
+        ('{"task": "x", "reference": ""}', "reference: must be a text that is not empty"),
         ('{"task": "x", "reference": "y", "orderd": true}', "orderd: unknown key: did you mean ordered?"),
         ("task: x", "not JSON"),
     ],
