@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.cli import command
 from agents.cli.command import CONFIGS, parse, run_command
 from agents.training.config import TrainConfig
 from envs.types import InputError
@@ -41,8 +40,7 @@ class Small:
 
 
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(command, "_gpu", lambda: None)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -342,7 +340,7 @@ def test_a_run_of_another_trainer_is_not_resumed(capsys: pytest.CaptureFixture[s
 def test_main_gets_the_configuration_and_gives_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
     assert run_command(Config, lambda config: seen.append(config), ["--cycles", "3"], "sft") == 0
-    assert seen[0].cycles == 3 and capsys.readouterr().out.startswith("model: embedded, since")
+    assert seen[0].cycles == 3 and capsys.readouterr().out.startswith("model: embedded, the default")
     assert run_command(Small, lambda config: config.port, ["--port", "3"]) == 3
     assert capsys.readouterr().out == ""
 

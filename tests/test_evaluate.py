@@ -446,7 +446,7 @@ def test_a_report_has_no_number_that_json_has_not(command: Evaluate, tmp_path: P
         ),
         (
             ["--tasks-file", "no.jsonl", "--domain", "sql"],
-            "no.jsonl: cannot be read (No such file or directory): give",
+            "--tasks-file no.jsonl: no such file: give",
         ),
         (["--sample", "3"], "unknown flag --sample: did you mean --samples?"),
         (["--output", "/proc/no"], "--output /proc/no: cannot be written"),
@@ -476,7 +476,7 @@ def test_wrong_subjects(refused: Callable[..., str], runs: Path, tmp_path: Path)
         f"{lone}: an adapter that is in no run: give its base as --model and the folder as --adapter"
     )
     assert refused(run, "--tasks-file", "no.jsonl").startswith(
-        "no.jsonl: cannot be read"
+        "--tasks-file no.jsonl: no such file"
     )  # the run says the domain
 
 

@@ -392,7 +392,7 @@ def test_killed_before_the_first_checkpoint(
             ["--reward", "majority", "--candidates", "1"],
             "--candidates 1: must be 2 or more, since the reward majority compares",
         ),
-        (["--reward", "no.yaml"], "--reward no.yaml: cannot be read"),
+        (["--reward", "no.yaml"], "--reward no.yaml: no such file"),
         (["--domain", "shel"], "--domain shel: no such domain or file: did you mean shell?"),
         (["--keep-share", "2"], "--keep-share 2.0: must be in (0, 1]"),
         (["--keep", "bets"], "--keep bets: must be one of last, best: did you mean best?"),
