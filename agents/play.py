@@ -15,13 +15,16 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
 from agents.cli.command import run_command
 from agents.cli.display import number, show_table
+from agents.policy.answers import take_out
 from envs.domain import domain_names, load_domain
+from envs.jsonl import read_jsonl
 from envs.prompts import forward_prompt
 from envs.schema import EMBEDDED
 from envs.source import make_source
@@ -53,6 +56,8 @@ class Config:
     """Domain of the task: shell, sql, network, or the path of a YAML file. Its prompts are used."""
     task: str | None = None
     """The task. Without it, tasks are read from standard input, one per line."""
+    extract: str | None = None
+    """JSONL file of {"answer": ...}: print {"command": ...} per line, null where there is none, and end."""
     candidates: int = 8
     """Commands to sample per task, in addition to the greedy one."""
     reward: str = "likelihood"
@@ -99,6 +104,9 @@ class Config:
 
 def main(config: Config) -> int:
     """Answers each task; ends with the input."""
+    if config.extract is not None:
+        extract(Path(config.extract))
+        return 0
     from agents.policy.load import load_policy  # loads torch, which --help must not wait for
 
     policy = load_policy(config.model or "embedded", adapter=config.adapter, load_in_4bit=config.load_in_4bit)
@@ -119,6 +127,18 @@ def main(config: Config) -> int:
         else:
             show(answer)
     return 0
+
+
+def extract(path: Path) -> None:
+    """Prints the command in each answer of a file, one JSON object per line; null where there is none."""
+    fix = 'write {"answer": "..."} on one line'
+    try:
+        for number, row in read_jsonl(path, "--extract", fix):
+            if not isinstance(row.get("answer"), str):
+                raise InputError(f"{path}:{number}: answer: must be a text: {fix}")
+            print(json.dumps({"command": take_out(row["answer"]).command}, ensure_ascii=False))
+    except FileNotFoundError:
+        raise InputError(f"--extract {path}: no such file: give the path of a JSONL file") from None
 
 
 def typed(config: Config) -> Iterator[str]:
