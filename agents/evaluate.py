@@ -21,8 +21,9 @@ from typing import Any, Literal, get_type_hints
 
 from tyro.conf import Positional
 
-from agents.cli.command import MODEL_FILES, model_defaults, run_command
+from agents.cli.command import run_command
 from agents.cli.files import file_name, write_json, writing
+from agents.cli.values import MODEL_FILES, model_defaults
 from agents.studies.settings import read_settings
 from envs.domain import domain_names, load_domain
 from envs.types import InputError

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.cli.command import CONFIGS, parse, run_command
+from agents.cli.command import parse, run_command
+from agents.cli.values import CONFIGS
 from agents.training.config import TrainConfig
 from envs.types import InputError
 
