@@ -268,7 +268,7 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
         ),
         ("{reward: random}", "5", "9: random: must be a mapping"),
         ("random: {", "a/b: {", "9: a/b: an arm's name is that of a folder"),
-        ("upper: {", "random: {", "10: random: is set twice, first in line 9"),
+        ("upper: {", "random: {", "10: arms.random: this key is there twice, first in line 9"),
         ("cycles: 4", "cycles: 0", "1: cycles: 0: must be 1 or more"),
         ("cycles: 4", "cylces: 4", "1: cylces: unknown key: did you mean cycles?"),
         (
@@ -285,7 +285,9 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
         ("seeds: [0, 1, 2]", "seeds: [0, 0]", "2: seeds: [0, 0]: must be a list of different whole numbers"),
         ("ceiling: upper", "theory: [nobody]", "4: theory: nobody: no such arm: use one of"),
         ("ceiling: upper", "transfer_tasks: 0", "4: transfer_tasks: 0: must be a whole number of 1 or more"),
-        ("ceiling: upper", "ceiling: [", "not YAML"),
+        ("ceiling: upper", "ceiling: [", "not valid YAML"),
+        ("cycles: 4", "about: 2026-99-99, cycles: 4", "1: settings.about: YAML reads"),
+        ("ceiling: upper", "ceiling: &x [*x]", "levels deep"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_and_nothing_starts(

@@ -6,11 +6,9 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from agents.cli.command import parse
 from agents.studies.settings import SAME_TASKS, is_labelled
@@ -18,6 +16,7 @@ from agents.training.config import TrainConfig
 from envs.domain import domain_names, load_domain
 from envs.messages import did_you_mean
 from envs.types import InputError
+from envs.yamlfile import YamlFile, read_yaml
 
 SET_BY_STUDY = {
     "seed": "list the seeds under `seeds`",
@@ -77,34 +76,19 @@ class Plan:
     theory: tuple[str, ...]
 
 
-@dataclass
 class _File:
-    """The YAML file with the line of each of its keys."""
+    """The study's YAML file: its values, and errors that name a line of it."""
 
-    shown: str
-    lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    def __init__(self, yaml_file: YamlFile) -> None:
+        self.yaml_file = yaml_file
+
+    def has(self, path: tuple[str, ...]) -> bool:
+        """Whether the file has a key at just this place."""
+        return self.yaml_file.existing(path) == path
 
     def error(self, path: tuple[str, ...], text: str) -> InputError:
-        """An error at a key, or at the nearest key above it that is in the file."""
-        while path and path not in self.lines:
-            path = path[:-1]
-        return InputError(f"{self.shown}:{self.lines.get(path, 1)}: {text}")
-
-    def values(self, node: yaml.Node, loader: yaml.SafeLoader, path: tuple[str, ...] = ()) -> Any:
-        """The value of a node; notes the lines of keys, and refuses a key that is there twice."""
-        if not isinstance(node, yaml.MappingNode):
-            return loader.construct_object(node, deep=True)
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in found:
-                raise InputError(
-                    f"{self.shown}:{line}: {key}: is set twice, "
-                    f"first in line {self.lines[(*path, key)]}: remove one"
-                )
-            self.lines[(*path, key)] = line
-            found[key] = self.values(value_node, loader, (*path, key))
-        return found
+        """An error at a key, or at the nearest key above it that is in the file. The text names the key."""
+        return InputError(f"{self.yaml_file.name}:{self.yaml_file.line(path)}: {text}")
 
 
 Trainers = Mapping[str, type[TrainConfig]]
@@ -119,8 +103,7 @@ def read_plan(path: Path, trainers: Trainers) -> Plan:
     Raises:
         InputError: `FILE:LINE: key: what is wrong and what to do`.
     """
-    file = _File(str(path))
-    data = _read(path, file)
+    file, data = _read(path)
     _known(file, (), data, TOP)
     arms = data.get("arms")
     if not isinstance(arms, dict) or not arms:
@@ -167,29 +150,24 @@ def read_plan(path: Path, trainers: Trainers) -> Plan:
     )
 
 
-def _read(path: Path, file: _File) -> dict[str, Any]:
-    loader = None
+def _read(path: Path) -> tuple[_File, dict[str, Any]]:
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode):
-            raise InputError(f"{path}:1: must hold a study: `arms:`, and under it `NAME: {{setting: value}}`")
-        data: dict[str, Any] = file.values(root, loader)
-        return data
+        yaml_file = read_yaml(path)
     except FileNotFoundError:
         raise InputError(
-            f"{path}: there is no such file: give the YAML file of a study, configs/studies/smoke.yaml say"
+            f"{path}: there is no such file: give the YAML file of a study, as configs/studies/smoke.yaml"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(
-            f"{path}:{mark.line + 1 if mark else 1}: not YAML: {getattr(error, 'problem', None) or error}"
-        ) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
+    file = _File(yaml_file)
+    if not isinstance(yaml_file.data, dict):
+        raise file.error((), "must hold a study: `arms:`, and under it `NAME: {setting: value}`")
+    return file, _with_text_keys(yaml_file.data)
+
+
+def _with_text_keys(value: Any) -> Any:
+    """The same values with texts as keys: an arm may be called 3."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key): _with_text_keys(inner) for key, inner in value.items()}
 
 
 def _arm(
@@ -213,9 +191,8 @@ def _arm(
     own = given.get("trainer", trainer)
     config_type = _trainer(file, (*where, "trainer"), own, trainers)
     known = {field.name for field in fields(config_type)}
-    settings = {
-        key: value for key, value in common.items() if key in known
-    }  # what another trainer has no use for is left out
+    # What another trainer has no use for is left out.
+    settings = {key: value for key, value in common.items() if key in known}
     settings |= {key: value for key, value in given.items() if key not in OF_ARM}
     resolved = _checked(file, where, own, config_type, settings)
     on = given.get("evaluate_on", [])
@@ -255,7 +232,7 @@ def _checked(
     """All settings of the trainer, as its own command line reads them from a file."""
 
     def at(key: str) -> tuple[str, ...]:
-        return (*where, key) if (*where, key) in file.lines else ("settings", key)
+        return (*where, key) if file.has((*where, key)) else ("settings", key)
 
     for key in settings:
         if key in SET_BY_STUDY:
