@@ -53,7 +53,7 @@ class Score:
     Attributes:
         value: in [0, 1] for rewards with a bounded scale, or None.
         parts: the numbers that `value` was made of, for logs.
-        reconstruction: the task as read back from the command, where the reward decodes one.
+        reconstruction: the task as the model names it for the command, where the reward decodes one.
         reason: why the reward abstained, or why a gate closed; empty where neither happened.
     """
 

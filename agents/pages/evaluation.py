@@ -13,9 +13,8 @@ from typing import Any
 
 from agents.pages.page import LONGEST, write_page
 
-STYLES = (
-    6  # subjects that a chart can tell apart by colour, mark and dashes; the seventh looks like the first
-)
+# Subjects that a chart can tell apart by colour, mark and dashes; the seventh looks like the first.
+STYLES = 6
 Row = Mapping[str, Any]
 Points = Sequence[tuple[float, float]]
 Ends = tuple[float, float]
