@@ -72,6 +72,7 @@ def test_the_numbers_are_what_one_computes_by_hand(
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(pair: list[str], tmp_path: Path) -> None:
     def report() -> list[bytes]:
         assert compare(*pair) == 0
@@ -194,6 +195,7 @@ def test_other_held_out_tasks_are_refused(
     assert "their held-out tasks are not the same" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_spacing_of_a_log_does_not_matter(pair: list[str], tmp_path: Path) -> None:
     assert compare(*pair) == 0
     before = page_and_numbers(tmp_path / "out")
@@ -278,6 +280,7 @@ def test_wrong_input(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
         assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_one_run_and_runs_of_one_name(
     pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -212,6 +212,7 @@ def whole(**settings: Any) -> Config:
     return Config(**{"batch_size": 3, "epochs": 1, "beta": 0.3, "sft": 0.5, "lr": 1e-3, **settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["cycle", "base"])
 def test_the_reference_is_the_start_of_the_cycle_or_the_base(
     policy: Policy, tmp_path: Path, reference: Any
@@ -304,6 +305,7 @@ def attributes(policy: Policy) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["cycle", "base"])
 @pytest.mark.parametrize("kind", ["pocket", "plain"])
 def test_nothing_of_trl_is_left_behind(
@@ -441,6 +443,7 @@ def few_options(
     return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["cycle", "base"])
 def test_a_trivial_reward_rises(tmp_path: Path, reference: Any) -> None:
     policy, source, means = load_policy("embedded"), Templates([load_domain("shell")]), []
@@ -468,6 +471,7 @@ def test_a_trivial_reward_rises(tmp_path: Path, reference: Any) -> None:
 # ---- the command ----
 
 
+@pytest.mark.slow
 def test_a_run_and_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path, "a", "--cycles", "2", "--reward", "random", "--margin", "0.01")
     printed, errors = capfd.readouterr()
@@ -505,6 +509,7 @@ def test_a_run_and_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert {row["phase"] for row in rows} == {"before"}
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Path) -> None:
     first = written(finished)
     second = written(run(tmp_path / "y", "a", "--cycles", "1", "--reward", "random"))
@@ -515,6 +520,7 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Pa
     assert other["rollouts.jsonl"] != first["rollouts.jsonl"] and other["adapter"] != first["adapter"]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     flags = ["--cycles", "3", "--reward", "random"]
     whole = run(tmp_path / "whole", "a", *flags)
@@ -545,6 +551,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert expected == found
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_another_trainer_and_another_from_it(tmp_path: Path) -> None:
     def sft(name: str, *flags: str) -> Path:
         argv = [
@@ -584,6 +591,7 @@ def test_it_goes_on_from_another_trainer_and_another_from_it(tmp_path: Path) -> 
         folder = after
 
 
+@pytest.mark.slow
 def test_no_pair_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path, "a", "--cycles", "1", "--reward", "constant")
     assert "cycle 1: no pair of commands, so nothing was trained: lower --margin" in capsys.readouterr().out
@@ -652,6 +660,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list((tmp_path / "runs").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_run_of_another_trainer_is_not_resumed(
     tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

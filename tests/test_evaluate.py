@@ -136,6 +136,7 @@ def test_a_model(command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path
     assert {name: report["settings"][name] for name in {**settings, **suited}} == settings | suited
 
 
+@pytest.mark.slow
 def test_json_alone_and_the_same_bytes(
     command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_the_default_folder_is_named_after_the_subjects(
 # ---- runs ----
 
 
+@pytest.mark.slow
 def test_a_run_is_its_start_against_its_end(
     command: Evaluate, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +216,7 @@ def test_a_run_is_its_start_against_its_end(
     assert "network, end against network, start, greedy: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_runs_and_a_checkpoint(command: Evaluate, runs: Path) -> None:
     checkpoint = runs / "network" / "checkpoints" / "cycle-0000"
     report = command(
@@ -319,6 +322,7 @@ def test_faulty_tasks_are_named_before_a_model_is_loaded(
 # ---- without a sandbox ----
 
 
+@pytest.mark.slow
 def test_without_a_sandbox_the_rest_goes_on(
     command: Evaluate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -535,6 +539,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--tasks-file" in said and "Held-out tasks of each domain" in said
 
 
+@pytest.mark.slow
 def test_best_of_n_against_greedy(command: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
     report = command("--model", "embedded", "--domain", "network", "--best-of", "3")
     assert report["k"] == report["settings"]["samples"] == 3

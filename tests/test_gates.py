@@ -68,6 +68,7 @@ def test_right_commands_pass_unchanged(split: str) -> None:
     assert all(highest[syntax] < cap - 0.05 for syntax, cap in CAPS.items()), highest
 
 
+@pytest.mark.slow
 def test_gated_scores_of_right_commands_are_the_ungated_ones(embedded: Any) -> None:
     pairs = honest("heldout", 60)
     tasks, commands = [task for task, _ in pairs], [[command] for _, command in pairs]

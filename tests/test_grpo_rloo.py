@@ -161,6 +161,7 @@ def learner(policy: Policy, tmp_path: Path) -> Callable[..., Online]:
 # --- what is logged is what was trained on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_logged_reward_is_the_trained_reward(
     tmp_path: Path,
@@ -217,6 +218,7 @@ def test_the_logged_reward_is_the_trained_reward(
     assert all(line.startswith(ours) or "not executed" in line for line in printed.out.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_metrics_have_our_names_and_the_adapter_changes_every_cycle(
     finished: Callable[[str], Path], agent: str
@@ -324,6 +326,7 @@ def test_a_line_feed_ends_a_completion(
 # --- the reference is the base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_reference_is_the_base_whatever_the_run_starts_from(
     tmp_path: Path, pocket: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch, agent: str
@@ -384,6 +387,7 @@ def look(policy: Policy) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pocket", "plain", "foreign_mistral"])
 @pytest.mark.parametrize("agent", AGENTS)
 def test_nothing_of_trl_leaks(agent: str, kind: str, request: pytest.FixtureRequest, learner: Any) -> None:
@@ -414,6 +418,7 @@ def test_an_adapter_that_trl_would_make_coarse_keeps_its_precision(learner: Any,
         del base.is_loaded_in_4bit
 
 
+@pytest.mark.slow
 def test_trainers_are_chained_on_one_adapter(tmp_path: Path, pocket: Path) -> None:
     flags: list[str] = []
     adapters = set()
@@ -428,6 +433,7 @@ def test_trainers_are_chained_on_one_adapter(tmp_path: Path, pocket: Path) -> No
 # --- the same bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_same_seed_same_bytes_and_other_seed_others(
     tmp_path: Path, pocket: Path, finished: Callable[[str], Path], agent: str
@@ -439,6 +445,7 @@ def test_same_seed_same_bytes_and_other_seed_others(
     assert other["adapter_model.safetensors"] != first["adapter_model.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pocket: Path, agent: str) -> None:
     flags = [
@@ -464,6 +471,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pocket: Path, a
     assert written(whole) == written(killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_cycle_is_generated_once_and_stepped_through_as_asked(
     agent: str, learner: Any, monkeypatch: pytest.MonkeyPatch
@@ -480,6 +488,7 @@ def test_a_cycle_is_generated_once_and_stepped_through_as_asked(
     assert len({tuple(ids) for ids in seen}) == 3 and all(len(set(ids)) == 4 for ids in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_less_at_a_time_is_the_same_step(agent: str, learner: Any, pocket: Path) -> None:
     """Gradients of parts of a step add up to those of the whole."""
@@ -516,6 +525,7 @@ def few_options(
     return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_trivial_reward_rises(agent: str, learner: Any) -> None:
     learning = learner(
@@ -537,6 +547,7 @@ def test_a_trivial_reward_rises(agent: str, learner: Any) -> None:
     assert means[-1] > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_equal_scores_teach_nothing_and_it_says_so(
     tmp_path: Path, pocket: Path, agent: str, capsys: pytest.CaptureFixture[str]
@@ -555,6 +566,7 @@ def test_scores_that_differ_must_change_the_adapter(learner: Any) -> None:
         learning.train_on_tasks(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     tmp_path: Path,
@@ -663,6 +675,7 @@ class Engine:
         return prompts, completions, [[[-1.0]] * len(ids) for ids in completions], None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_an_engine_such_as_vllm_gets_the_weights_of_every_cycle(
     agent: str, learner: Any, policy: Policy, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from agents.policy.load import load_policy
 from agents.rejection_sft import select
 from agents.training.rollouts import roll_out
@@ -20,6 +22,7 @@ def few_options(
     return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
 
 
+@pytest.mark.slow
 def test_rejection_sampling_raises_a_trivial_reward() -> None:
     policy = load_policy("embedded")
     source = Templates([load_domain("shell")])

@@ -192,6 +192,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_keep_best_ends_with_the_best_cycle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -439,6 +439,7 @@ def few_options(
     return [[Score(float("-" not in command)) for command in commands] for commands in commands_P_G]
 
 
+@pytest.mark.slow
 def test_ppo_raises_a_trivial_reward() -> None:
     policy = load_policy("embedded")
     source = Templates([load_domain("shell")])
@@ -469,6 +470,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("finished"), "a", "--cycles", "1")
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Path) -> None:
     first, second = written(finished), written(run(tmp_path / "y", "a", "--cycles", "1"))
     assert first == second
@@ -476,6 +478,7 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Pa
     assert all(other[name] != first[name] for name in first)
 
 
+@pytest.mark.slow
 def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended after the first cycle, or in the second after steps: the same bytes, value head included."""
     flags = ["--reward", "likelihood", "--kl-target", "1e-3"]
@@ -513,6 +516,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Mo
         }
 
 
+@pytest.mark.slow
 def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -539,6 +543,7 @@ def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(
     )  # each update moved the adapter, and nothing else did
 
 
+@pytest.mark.slow
 def test_nothing_scored_trains_nothing_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -549,6 +554,7 @@ def test_nothing_scored_trains_nothing_and_says_so(
     assert "train/loss" not in metrics(folder)[0]
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_the_adapter_of_another_trainer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -586,6 +592,7 @@ def test_it_goes_on_from_the_adapter_of_another_trainer(
     assert heads[0] == heads[1]  # a new run, a new head
 
 
+@pytest.mark.slow
 def test_a_command_that_was_cut_is_learnt_from_with_a_low_score(tmp_path: Path) -> None:
     folder = run(tmp_path, "a", "--cycles", "1", "--max-new-tokens", "16", "--cut-score", "-0.5")
     rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
@@ -596,6 +603,7 @@ def test_a_command_that_was_cut_is_learnt_from_with_a_low_score(tmp_path: Path) 
     assert metrics(folder)[-1]["reward/mean"] == pytest.approx(sum(row["score"] for row in rows) / len(rows))
 
 
+@pytest.mark.slow
 def test_the_value_head_starts_at_the_mean_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     honest = ppo.train_on_episodes

@@ -125,6 +125,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message
         Config(**settings).check()
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_saved_and_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,7 @@ def test_without_any_score_the_mean_is_missing(capsys: pytest.CaptureFixture[str
     assert cycle_table([cycle], 9)[1] == [["1", "–", "0.250", "–", "0/2", "0.500"]]
 
 
+@pytest.mark.slow
 def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path, "a", "--cycles", "2", "--reward", "similarity")
     printed = capsys.readouterr().out.splitlines()
@@ -169,6 +170,7 @@ def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {"time/generate", "time/reward", "time/train", "time/evaluate", "time/rest"} <= set(timings[-1])
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Path) -> None:
     flags = ("--cycles", "1", "--reward", "random")
     first, second = written(finished), written(run(tmp_path / "y", "a", *flags))
@@ -180,6 +182,7 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Pa
     assert other["adapter"] != first["adapter"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "replay", "inverter"),
     [("similarity", "none", "current"), ("likelihood", "all", "ema")],
@@ -207,6 +210,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert ("ema.safetensors" in found) == (inverter == "ema")
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(tmp_path: Path, copied: Path) -> None:
     folder = copied
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 0
@@ -224,6 +228,7 @@ def test_a_finished_run_can_be_extended(tmp_path: Path, copied: Path) -> None:
     )  # a refused wish leaves no trace
 
 
+@pytest.mark.slow
 def test_a_command_that_was_cut_is_not_trained_on(tmp_path: Path) -> None:
     folder = run(
         tmp_path,
@@ -244,6 +249,7 @@ def test_a_command_that_was_cut_is_not_trained_on(tmp_path: Path) -> None:
     assert {row["accepted"] for row in rows if not row["truncated"]} == {True}
 
 
+@pytest.mark.slow
 def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -> None:
     """Label-free, shown by its effect: other references change verdicts, and no byte of what is learnt."""
     honest, nonsense = tmp_path / "honest" / "shell.yaml", tmp_path / "nonsense" / "shell.yaml"
@@ -278,6 +284,7 @@ def test_training_is_the_same_when_every_reference_is_nonsense(tmp_path: Path) -
     assert max(runs[1][2]) == 0.0 < min(runs[0][2])
 
 
+@pytest.mark.slow
 def test_an_average_of_the_adapter_reads_back(tmp_path: Path) -> None:
     """It begins at the weights before the first update, moves by a fifth, and outlasts `--keep best`."""
     from safetensors.torch import load_file
@@ -303,6 +310,7 @@ def test_an_average_of_the_adapter_reads_back(tmp_path: Path) -> None:
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "3"], "rejection_sft") == 0
 
 
+@pytest.mark.slow
 def test_truth_as_the_reward_says_that_it_is_labelled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +322,7 @@ def test_truth_as_the_reward_says_that_it_is_labelled(
     )
 
 
+@pytest.mark.slow
 def test_a_blend_of_rewards_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("weights: {likelihood: 1, majority: 0}\nselect: quantile\n")
@@ -326,6 +335,7 @@ def test_a_blend_of_rewards_from_a_file(tmp_path: Path) -> None:
     assert run_command(Config, main, ["--resume", str(folder)], "rejection_sft") == 2  # and not without it
 
 
+@pytest.mark.slow
 def test_nothing_accepted_trains_nothing_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +355,7 @@ def test_nothing_accepted_trains_nothing_and_says_so(
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["train/examples"] == 0
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,6 +377,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 0
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -511,6 +523,7 @@ def test_defaults_of_the_documented_protocol() -> None:
     assert parse(Config, ["--model", "mistral-7b"], "x")[0].load_in_4bit
 
 
+@pytest.mark.slow
 def test_a_foreign_mistral_from_a_path(tmp_path: Path, foreign_mistral: Path) -> None:
     """Mistral-7B-Instruct's chat format and kind of tokenizer, random weights: the command, start to end."""
     folder = run(

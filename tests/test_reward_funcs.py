@@ -214,6 +214,7 @@ def test_the_documented_vector_environment(tmp_path: Path, monkeypatch: pytest.M
     assert len(names["means"]) == 2 and all(0 < mean < 1 for mean in names["means"])
 
 
+@pytest.mark.slow
 def test_the_documented_trl_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trl")
     names = executed(blocks("python")[2], tmp_path, monkeypatch)

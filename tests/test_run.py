@@ -127,6 +127,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [True, False], ids=["torn", "whole"])
 def test_a_run_killed_at_any_operation_ends_with_the_same_bytes(
     tmp_path: Path, disk: Any, torn: bool

@@ -99,6 +99,7 @@ def test_times_of_last_change_are_laid_out_and_do_not_come_back() -> None:
     assert {path: entry for path, entry in got.tree.items() if path != "a.gz"} == tree
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_who_runs_it_makes_no_difference() -> None:
     commands = [
@@ -169,6 +170,7 @@ def test_directories_made_unreadable_in_each_other_come_back_or_nothing_does() -
     assert (got.exit_code, got.ended, got.tree) == (0, "exited", None)
 
 
+@pytest.mark.slow
 @needs_sandbox
 @pytest.mark.parametrize(
     "make", ["for i in {1..17000}; do :>$i; done", "echo {1..17000} | xargs -n 2000 mkdir"]

@@ -191,6 +191,7 @@ def kill_a_run(delay: float) -> int:
     return count
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_a_killed_run_leaves_no_process() -> None:
     assert (

@@ -182,6 +182,7 @@ def test_execute_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         execute("true")
 
 
+@pytest.mark.slow
 def test_tests_skip_with_the_reason_or_fail_where_a_sandbox_is_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

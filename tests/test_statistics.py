@@ -439,6 +439,7 @@ def test_tasks_that_were_once_not_executed_are_dropped() -> None:
     assert fall_since_peak([[1.0, None]] * 8, 3) is None  # one task is no sample
 
 
+@pytest.mark.slow
 def test_healthy_runs_seldom_look_fallen() -> None:
     """The share of flat runs of 10 to 50 cycles in which the interval ever lies below 0."""
     alarms = [

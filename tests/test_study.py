@@ -116,6 +116,7 @@ def test_the_table_is_what_one_computes_by_hand(three: Path, capsys: pytest.Capt
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(three: Path) -> None:
     def report() -> dict[str, bytes]:
         _, folder = study(three, THREE, "--jobs", "0")
@@ -312,6 +313,7 @@ def test_other_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_why_it_works_by_intent_and_over_models(three: Path) -> None:
     def estimate(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.1, "high": value + 0.1, "tasks": 20}
@@ -416,6 +418,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
     tmp_path: Path, no_charts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -515,6 +518,7 @@ def test_jobs_fail_one_by_one_and_others_follow(tmp_path: Path, capsys: pytest.C
     assert any("good  went well" in line for line in lines) and lines[-1].lstrip().startswith("5/5")
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(TINY)
     words = [

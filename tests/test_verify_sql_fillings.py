@@ -127,6 +127,7 @@ def detection(count: int, seed: int) -> tuple[float, list[tuple[str, str]], Coun
     return 1 - len(missed) / total, missed, empty
 
 
+@pytest.mark.slow
 def test_one_changed_thing_is_noticed() -> None:
     share, missed, empty = detection(48, 0)
     assert share >= 0.99, missed

@@ -301,6 +301,7 @@ def test_a_worker_ends_itself_where_nobody_kills_it() -> None:
     assert worker.end() == -signal.SIGALRM
 
 
+@pytest.mark.slow
 def test_many_threads() -> None:
     queries = [REFERENCE, f"{ENDLESS} SELECT COUNT(*) FROM c", "SELECT 1", "nonsense", REFERENCE + " AND 1"]
     with ThreadPoolExecutor(6) as pool:

@@ -117,12 +117,12 @@ def _reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict
     results = []
     for number in range(TREES):
         tree = make_tree(names, number)
-        results.append((tree, _run_reference(reference, tree)))
-    for tree, wanted in results:
+        wanted = _run_reference(reference, tree)
         if wanted.ended == "timeout":
             raise TimeoutError(f"the reference does not end within {PATIENCE:g} s: {reference}")
         if fault := _fault(reference, tree, wanted):
             return Verdict("not_executed", f"the reference {fault}: {reference}")
+        results.append((tree, wanted))
     tree, wanted = results[0]
     if _judge(tree, wanted, _run_reference(reference, tree), True, 1) is not None:
         return Verdict("not_executed", f"the reference does not do the same twice: {reference}")
