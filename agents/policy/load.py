@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
+from agents.policy import smollm2
 from agents.policy.adapter import adapter_config
 from agents.policy.batches import out_of_memory
 from agents.policy.policy import Policy
@@ -23,8 +24,12 @@ from envs.messages import one_line
 from envs.types import InputError
 
 EMBEDDED = Path(__file__).parent / "embedded"
-ALIASES = {"embedded": str(EMBEDDED), "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2"}
-ALLOWED = "give embedded, a folder or the name of a model on the Hugging Face hub"
+ALIASES = {
+    "embedded": str(EMBEDDED),
+    "smollm2": smollm2.HUB,
+    "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2",
+}
+ALLOWED = "give embedded, smollm2, a folder or the name of a model on the Hugging Face hub"
 SMALL = 20_000_000  # parameters
 
 
@@ -52,8 +57,8 @@ def load_policy(
     It also changes settings of the whole process: see `show_downloads_alone` and `use_one_thread_if_small`.
 
     Args:
-        name: `embedded`, `mistral-7b`, a folder, or a name on the hub. Only safetensors are read, and no code
-            of the repository is run.
+        name: `embedded`, `smollm2`, `mistral-7b`, a folder, or a name on the hub. Only safetensors are read,
+            and no code of the repository is run.
         adapter: folder of a PEFT adapter to start from.
         lora: shape of the adapter, r >= 1; by default that of `adapter`, or else `Lora()`.
         load_in_4bit: NF4 with bitsandbytes, on CUDA only.
@@ -110,6 +115,8 @@ def _location(name: str) -> str:
             f"--model embedded: no weights in {EMBEDDED}: make them with python -m agents.pretrain"
         )
     where = ALIASES.get(name, name)
+    if name == "smollm2" and (smollm2.folder() / "config.json").is_file():
+        where = str(smollm2.folder())
     if where.startswith("~"):
         where = str(Path(where).expanduser())
     looks_like_a_path = where.startswith(".") or Path(where).is_absolute()
@@ -153,7 +160,10 @@ def _pretrained(name: str, where: str, options: dict[str, Any]) -> tuple[Any, An
             raise
         # The first line says what is wrong; what follows is advice about transformers' own functions.
         reason = (str(error).strip() or one_line(error)).split("\n")[0]
-        raise InputError(f"--model {name}: cannot be loaded: {reason.rstrip(' .:')}: {ALLOWED}") from None
+        fix = ALLOWED
+        if where == smollm2.HUB:
+            fix = f"make smollm2 (python -m agents.fetch) puts it into {smollm2.folder()}, without a hub"
+        raise InputError(f"--model {name}: cannot be loaded: {reason.rstrip(' .:')}: {fix}") from None
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:

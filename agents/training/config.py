@@ -34,7 +34,7 @@ class TrainConfig:
     temperature: float = 0.7
     """Sampling temperature of the commands."""
     model: str | None = None
-    """embedded, mistral-7b, or a Hugging Face name or folder. Default: embedded."""
+    """embedded, smollm2, mistral-7b, or a Hugging Face name or folder. Default: embedded."""
     adapter: str | None = None
     """Start from the PEFT adapter in this folder."""
     load_in_4bit: bool = False
