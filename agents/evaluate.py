@@ -134,6 +134,7 @@ def main(config: Config) -> int:
             cases,
             settings,
             samples=config.samples,
+            start=subject.start,
             load_in_4bit=subject.load_in_4bit,
         )
         about = {"name": subject.name, "model": subject.model, "adapter": subject.adapter}
@@ -165,12 +166,18 @@ def check_tasks_file(tasks_file: str | None, domain: str) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to evaluate. `settings`: those of the run it comes from, else those that suit the model."""
+    """A model to evaluate.
+
+    Attributes:
+        settings: those of the run it comes from, else those that suit the model.
+        start: the adapter with which its run began; the adapter itself where it is of no run.
+    """
 
     name: str
     model: str
     adapter: str | None
     settings: Mapping[str, Any]
+    start: str | None = None
     load_in_4bit: bool = False
 
 
@@ -183,7 +190,7 @@ def subjects_of(config: Config) -> list[Subject]:
     if not config.subjects:
         model = config.model or "embedded"
         name = f"{model} + {config.adapter}" if config.adapter else model
-        return [Subject(name, model, config.adapter, suited(model), config.load_in_4bit)]
+        return [Subject(name, model, config.adapter, suited(model), config.adapter, config.load_in_4bit)]
     if len(config.subjects) == 1:
         run = Path(config.subjects[0])
         if (run / "config.yaml").is_file():
@@ -197,7 +204,7 @@ def subjects_of(config: Config) -> list[Subject]:
 def start_and_end(run: Path) -> list[Subject]:
     """A run's model as it started, and with its last or kept adapter."""
     last = subject_of_run(run, run)
-    start = replace(last, name=f"{last.name}, start", adapter=last.settings.get("adapter"))
+    start = replace(last, name=f"{last.name}, start", adapter=last.start)
     is_finished = (run / "self_improvement_results.json").is_file()
     when = "end" if is_finished else Path(str(last.adapter)).name
     return [start, replace(last, name=f"{last.name}, {when}")]
@@ -215,7 +222,7 @@ def subject_at(where: str, load_in_4bit: bool) -> Subject:
         fix = "give its base as --model and the folder as --adapter"
         raise InputError(f"{where}: an adapter that is in no run: {fix}")
     settings = suited(where)
-    return Subject(where, where, None, settings, load_in_4bit or bool(settings.get("load_in_4bit")))
+    return Subject(where, where, None, settings, None, load_in_4bit or bool(settings.get("load_in_4bit")))
 
 
 def subject_of_run(run: Path, folder: Path) -> Subject:
@@ -237,7 +244,8 @@ def subject_of_run(run: Path, folder: Path) -> Subject:
     adapter = last_checkpoint(run)
     if folder != run:
         name, adapter = f"{run.name}, {name}", folder
-    return Subject(name, settings["model"], str(adapter), settings, bool(settings.get("load_in_4bit")))
+    in_4bit = bool(settings.get("load_in_4bit"))
+    return Subject(name, settings["model"], str(adapter), settings, settings.get("adapter"), in_4bit)
 
 
 def last_checkpoint(run: Path) -> Path:

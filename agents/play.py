@@ -110,6 +110,8 @@ def main(config: Config) -> int:
     from agents.policy.load import load_policy  # loads torch, which --help must not wait for
 
     policy = load_policy(config.model or "embedded", adapter=config.adapter, load_in_4bit=config.load_in_4bit)
+    if config.adapter and reward_info(config.reward).needs_start:
+        policy.load_start(Path(config.adapter).expanduser())
     reward = make_reward(
         config.reward,
         policy,

@@ -95,7 +95,10 @@ class LanguageModel(Protocol):
         ...
 
     def inverter(self, which: str) -> AbstractContextManager[Any]:
-        """Context in which the model is `current`, `base` (adapter off) or `ema` (adapter averaged)."""
+        """Context in which the model has other weights.
+
+        `current`: as they are. `base`: adapter off. `ema`: adapter averaged. `start`: as the run began.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,3 +57,10 @@ def grouped(scores: Sequence[Score], commands_P_G: Sequence[Sequence[str]]) -> l
 def different(pairs: Sequence[tuple[Task, str]]) -> list[tuple[Task, str]]:
     """Each pair once, in order, without those whose command is empty: what a model has to be asked about."""
     return [pair for pair in dict.fromkeys(pairs) if pair[1].strip()]
+
+
+def mean_of_tokens(logprobs: Sequence[float]) -> float | None:
+    """The mean of a text's log-probabilities; None for a text without tokens."""
+    if not logprobs:
+        return None
+    return math.fsum(logprobs) / len(logprobs)

@@ -9,7 +9,7 @@ from typing import Literal
 from envs.prompts import inverse_prompt
 from envs.streams import stream
 from envs.types import LanguageModel, Reward, Score, Task
-from rewards.base import EMPTY, NOT_A_NUMBER, Ingredients, different, grouped, pairs_of
+from rewards.base import EMPTY, NOT_A_NUMBER, Ingredients, different, grouped, mean_of_tokens, pairs_of
 
 
 def likelihood(given: Ingredients) -> Reward:
@@ -88,7 +88,7 @@ class Lift:
         pairs = pairs_of(tasks_P, commands_P_G)
         asked = different(pairs)
         without = dict.fromkeys((task, "") for task, _ in asked)
-        means = _mean_logprobs(self.model, self.inverter, [*asked, *without])
+        means = mean_logprobs(self.model, self.inverter, [*asked, *without])
         scores = {}
         for task, command in asked:
             scores[task, command] = self._score(means[task, command], means[task, ""])
@@ -136,7 +136,7 @@ class Choice:
         for task, command in different(pairs):
             if others[task]:
                 asked += [(option, command) for option in (task, *others[task])]
-        means = _mean_logprobs(self.model, self.inverter, asked)
+        means = mean_logprobs(self.model, self.inverter, asked)
         scores = []
         for task, command in pairs:
             if not command.strip():
@@ -166,12 +166,10 @@ def _logprobs(model: LanguageModel, inverter: str, pairs: Sequence[tuple[Task, s
         return model.logprobs(prompts, [task.text for task, _ in pairs])
 
 
-def _mean_logprobs(
+def mean_logprobs(
     model: LanguageModel, inverter: str, pairs: Sequence[tuple[Task, str]]
 ) -> dict[tuple[Task, str], float | None]:
     """Pair -> mean log-probability of the task given the command; None for a task without tokens."""
     unique = list(dict.fromkeys(pairs))
-    means: dict[tuple[Task, str], float | None] = {}
-    for pair, row in zip(unique, _logprobs(model, inverter, unique), strict=True):
-        means[pair] = math.fsum(row) / len(row) if row else None
-    return means
+    rows = _logprobs(model, inverter, unique)
+    return {pair: mean_of_tokens(row) for pair, row in zip(unique, rows, strict=True)}

@@ -16,6 +16,7 @@ from envs.messages import did_you_mean, short
 from envs.types import InputError, LanguageModel, Reward, Task
 from rewards.base import Ingredients
 from rewards.blend import SELECTIONS, Blend, is_blend, read_blend
+from rewards.channel import channel
 from rewards.controls import constant, length, random, shuffled
 from rewards.gates import Gated
 from rewards.intrinsic import entropy, majority, self_certainty, self_judge
@@ -39,6 +40,7 @@ class RewardInfo:
         bounded: its values are in [0, 1].
         needs_pool: it compares with other tasks of the source.
         needs_group: it needs two or more candidates of a task.
+        needs_start: it scores with the policy as the run began.
     """
 
     make: Callable[[Ingredients], Reward]
@@ -48,6 +50,7 @@ class RewardInfo:
     bounded: bool = True
     needs_pool: bool = False
     needs_group: bool = False
+    needs_start: bool = False
 
 
 # What a reward of the user's own may say of itself.
@@ -68,6 +71,7 @@ REWARDS = {
     "lift": RewardInfo(lift, bounded=False),
     "choice": RewardInfo(choice, needs_pool=True),
     "slots": RewardInfo(slots),
+    "channel": RewardInfo(channel, needs_start=True),
     "self-certainty": RewardInfo(self_certainty, bounded=False),
     "entropy": RewardInfo(entropy, bounded=False),
     "majority": RewardInfo(majority, needs_group=True),
@@ -108,6 +112,7 @@ def _blend_info(name: str) -> RewardInfo:
         bounded=all(part.bounded for part in counted),
         needs_pool=any(part.needs_pool for part in parts),
         needs_group=any(part.needs_group for part in parts),
+        needs_start=any(part.needs_start for part in parts),
     )
 
 

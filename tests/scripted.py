@@ -100,6 +100,8 @@ class Scripted:
 
 def by_prompt(read: Mapping[str, str]) -> dict[str, str]:
     table = {DOMAIN.prompt("inverse", command=""): "of a"}
+    for task, command in ((TASK, RIGHT), (OTHER, FOREIGN)):
+        table[DOMAIN.prompt("forward", task=task.text, tool=task.tool)] = command
     for command, text in read.items():
         table[DOMAIN.prompt("inverse", command=command)] = text
     return table

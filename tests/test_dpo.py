@@ -522,7 +522,7 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Pa
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    flags = ["--cycles", "3", "--reward", "random"]
+    flags = ["--cycles", "3", "--reward", "channel"]
     whole = run(tmp_path / "whole", "a", *flags)
     argv = [
         "-m",

@@ -76,6 +76,7 @@ def test_gated_scores_of_right_commands_are_the_ungated_ones(embedded: Any) -> N
         "likelihood",
         "likelihood-min",
         "lift",
+        "channel",
         "slots",
         "self-certainty",
         "entropy",

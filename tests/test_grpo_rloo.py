@@ -452,7 +452,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pocket: Path, a
         "--cycles",
         "3",
         "--reward",
-        "likelihood",
+        "channel",
         "--no-gates",
         "--inverter",
         "ema",

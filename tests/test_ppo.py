@@ -481,7 +481,7 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Pa
 @pytest.mark.slow
 def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended after the first cycle, or in the second after steps: the same bytes, value head included."""
-    flags = ["--reward", "likelihood", "--kl-target", "1e-3"]
+    flags = ["--reward", "channel", "--kl-target", "1e-3"]
     whole = written(run(tmp_path / "whole", "a", "--cycles", "2", *flags))
 
     folder = run(tmp_path / "extended", "a", "--cycles", "1", *flags)

@@ -33,13 +33,14 @@ REWARDS = {  # column of the tables -> reward
     "likelihood-min": "likelihood-min",
     "lift": "lift",
     "choice": "choice",
+    "channel": "channel",
     "slots": "slots",
     "similarity": "similarity",
     "original-blend": "original-blend",
     "blend": BLEND,
 }
 # These never give a right command 0, and never abstain on it.
-POSITIVE = ("likelihood", "likelihood-min", "lift", "choice")
+POSITIVE = ("likelihood", "likelihood-min", "lift", "choice", "channel")
 Build = Callable[[Case], list[str]]
 
 
@@ -237,7 +238,7 @@ BOUNDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "heldout"])
-@pytest.mark.parametrize("reward", ["likelihood", "lift", "blend"])
+@pytest.mark.parametrize("reward", ["likelihood", "lift", "channel", "blend"])
 def test_attacks_of_meaning_are_mostly_defeated(reward: str, split: str) -> None:
     shares = defeated(reward, True, split)
     for name in MEANING:

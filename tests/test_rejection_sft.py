@@ -12,6 +12,7 @@ import yaml
 from conftest import kill_after_the_first_of_three
 
 from agents.cli.command import parse, run_command
+from agents.policy.load import load_policy
 from agents.rejection_sft import Config, accepted_of, main, select
 from agents.training import loop as loop_module
 from agents.training import session as session_module
@@ -21,6 +22,7 @@ from agents.training.rollouts import Batch, Rollout, read_accepted, records
 from agents.training.session import saved
 from envs.schema import CONFIGS
 from envs.types import Completion, Score, Task
+from rewards.channel import Channel
 
 SMALL = [
     "--tasks",
@@ -185,7 +187,7 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "replay", "inverter"),
-    [("similarity", "none", "current"), ("likelihood", "all", "ema")],
+    [("similarity", "none", "current"), ("channel", "all", "ema")],
 )
 def test_killed_and_resumed_equals_uninterrupted(
     tmp_path: Path, reward: str, replay: str, inverter: str
@@ -226,6 +228,26 @@ def test_a_finished_run_can_be_extended(tmp_path: Path, copied: Path) -> None:
     assert (
         yaml.safe_load((folder / "config.yaml").read_text())["cycles"] == 2
     )  # a refused wish leaves no trace
+
+
+@pytest.mark.slow
+def test_a_run_from_an_adapter_scores_with_it_to_its_end_and_after_a_resume(
+    tmp_path: Path, finished: Path
+) -> None:
+    """The reward `channel`: neither the base model nor the checkpoint stands for what the run began with."""
+    start = finished / "checkpoints" / "cycle-0001"
+    flags = ["--reward", "channel", "--adapter", str(start)]
+    whole = run(tmp_path, "a", "--cycles", "2", *flags)
+    resumed = run(tmp_path, "b", "--cycles", "1", *flags)
+    assert run_command(Config, main, ["--resume", str(resumed), "--cycles", "2"], "rejection_sft") == 0
+    for name in ("rollouts.jsonl", "metrics.jsonl"):
+        assert written(resumed)[name] == written(whole)[name]
+    policy = load_policy("embedded", adapter=str(start))
+    rows = [json.loads(line) for line in (whole / "rollouts.jsonl").read_text().splitlines()]
+    row = next(row for row in reversed(rows) if row["score"])
+    task = Task(row["task_id"], row["domain"], row["task"], row["tool"])
+    [[score]] = Channel(policy, forward="current")([task], [[row["command"]]])
+    assert row["parts"]["forward"] == pytest.approx(score.parts["forward"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -20,7 +20,16 @@ from rewards.registry import REWARDS, RewardInfo, make_reward, reward_info, show
 from rewards.wrappers import Checked, Wrapper, inverter_of, with_inverter
 
 ROOT = Path(__file__).resolve().parent.parent
-INVERSIONS = ["similarity", "original-blend", "likelihood", "likelihood-min", "lift", "choice", "slots"]
+INVERSIONS = [
+    "similarity",
+    "original-blend",
+    "likelihood",
+    "likelihood-min",
+    "lift",
+    "choice",
+    "channel",
+    "slots",
+]
 DECODING = ["similarity", "original-blend", "slots"]
 UNBOUNDED = {"lift", "self-certainty", "entropy"}
 LABEL_FREE = sorted(set(REWARDS) - {"truth"})
@@ -76,10 +85,11 @@ def test_group_first_shapes(name: str) -> None:
 @pytest.mark.parametrize("name", INVERSIONS)
 def test_the_inverter_reconstructs(name: str) -> None:
     model = Scripted(READ, base={RIGHT: READ[FOREIGN], FOREIGN: READ[FOREIGN]})
+    others = ["start"] if name == "channel" else []  # score the command
     [[current]] = build(name, model)([TASK], [[RIGHT]])
-    assert model.used == ["current"]
+    assert model.used == ["current", *others]
     [[base]] = build(name, model, inverter="base")([TASK], [[RIGHT]])
-    assert model.used == ["current", "base"]
+    assert model.used == ["current", *others, "base", *others]
     assert value(base) < value(current)
 
 

@@ -13,7 +13,7 @@ from envs.domain import domain_names
 from envs.source import make_source
 from envs.verify.truth import Case, read_cases
 from rewards.labelled import Truth
-from rewards.registry import POOL, make_reward
+from rewards.registry import POOL, make_reward, reward_info
 
 
 def cases_of(domains: str, tasks: int, tasks_file: str | None) -> list[Case]:
@@ -37,17 +37,21 @@ def measure(
     settings: Mapping[str, Any],
     *,
     samples: int,
+    start: str | None,
     load_in_4bit: bool,
 ) -> list[Answer]:
     """What a model makes of the tasks.
 
     Args:
         settings: what all subjects of a report are measured with; the keys are flags of `agents.evaluate`.
+        start: the adapter with which the run of `adapter` began.
 
     Raises:
         InputError: the model or the adapter cannot be loaded.
     """
     policy = load_policy(model, adapter=adapter, load_in_4bit=load_in_4bit)
+    if start and reward_info(settings["reward"]).needs_start:
+        policy.load_start(Path(start).expanduser())
     pool = make_source("templates", settings["domain"]).tasks(POOL, 0, "pool")
     reward = make_reward(
         settings["reward"],

@@ -93,10 +93,17 @@ def load(model: Any, folder: Path) -> Snapshot | None:
     Raises:
         InputError: a file is missing or damaged, or the adapter has another shape or scale than the model's.
     """
+    saved = read(model, folder)
+    average = _read(folder, EMA_FILE, model) if (folder / EMA_FILE).is_file() else None
+    restore(model, saved)
+    return average
+
+
+def read(model: Any, folder: Path) -> Snapshot:
+    """The weights of a PEFT adapter's folder, which the model could take; InputError as in `load`."""
     saved_config = adapter_config(folder)
     own_config = model.peft_config["default"].to_dict()
     saved_weights = _read(folder, WEIGHTS_FILE, model)
-    average = _read(folder, EMA_FILE, model) if (folder / EMA_FILE).is_file() else None
     for key in ("lora_alpha", "alpha_pattern", "use_rslora"):
         saved, own = saved_config.get(key, own_config[key]), own_config[key]
         if saved != own:
@@ -104,8 +111,7 @@ def load(model: Any, folder: Path) -> Snapshot | None:
             if key == "lora_alpha":
                 fix = "use the --lora-alpha that it was trained with"
             raise InputError(f"--adapter {folder}: its {key} is {saved}, not {own}: {fix}")
-    restore(model, saved_weights)
-    return average
+    return saved_weights
 
 
 def _read(folder: Path, name: str, model: Any) -> Snapshot:

@@ -38,6 +38,7 @@ class Policy:
 
     Attributes:
         ema: exponential moving average of the adapter's weights, for the inverter `ema`, or None.
+        start: the adapter with which the run began; None where it began with the base model.
         tokens: what the tokenizer's tokens mean.
         generator: writes completions.
         batches: holds the batch size in use.
@@ -47,6 +48,7 @@ class Policy:
         self.model = model
         self.tokenizer = tokenizer
         self.ema: Snapshot | None = None
+        self.start: Snapshot | None = None
         self.device = next(model.parameters()).device
         self.batches = Batches(batch_size)
         eos = model.generation_config.eos_token_id
@@ -158,10 +160,13 @@ class Policy:
         """Context with the weights that reconstruct tasks.
 
         `current`: the policy as it trains. `base`: the adapter off. `ema`: its average, if one is kept.
+        `start`: the policy as the run began.
         """
-        if which not in ("current", "base", "ema"):
+        if which not in ("current", "base", "ema", "start"):
             raise InputError(f"--inverter {which}: use current, base or ema")
-        if which == "base":
+        if which == "start" and self.start is not None:
+            return self.adapter(self.start)
+        if which in ("base", "start"):
             return self.adapter("off")
         if which == "ema" and self.ema is not None:
             return self.adapter(self.ema)
@@ -191,6 +196,14 @@ class Policy:
             InputError: what is wrong with the folder, in one line.
         """
         self.ema = adapter.load(self.model, folder)
+
+    def load_start(self, folder: Path) -> None:
+        """Reads the adapter with which the run began, and leaves the adapter in use alone.
+
+        Raises:
+            InputError: what is wrong with the folder, in one line.
+        """
+        self.start = adapter.read(self.model, folder)
 
     def adapter_hash(self) -> str:
         """sha256 of the adapter's weights: equal hashes, equal weights."""

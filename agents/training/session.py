@@ -177,6 +177,8 @@ def _load(
         # An average next to --adapter is that of another run; the one of this run begins before its first
         # update.
         policy.ema = policy.snapshot() if config.inverter == "ema" else None
+    if config.adapter and reward_info(config.reward).needs_start:
+        policy.load_start(Path(config.adapter).expanduser())
     source = make_source(config.task_source, config.domain, policy, evaluate.texts)
     pool: list[Task] = []
     probes: list[Task] = []
