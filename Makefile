@@ -6,8 +6,9 @@ comma := ,
 BIN := .venv/bin
 INSTALLED := .venv/installed
 EXTRAS := trl,dev$(if $(shell command -v nvidia-smi),$(comma)gpu)
-# One worker per core, four at most, since each loads torch. A file stays on one worker: its tests share models and runs.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# One worker per core, four at most, since each loads torch. Neighbours share models and runs, so each worker gets a
+# half in order; one that is done takes over from the end of another's.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Acquire::Retries=0 -o Acquire::http::Timeout=10
 
 .PHONY: setup run lint quick test tensorboard smollm2

@@ -56,7 +56,7 @@ class Policy:
         self.generator = Generator(model, self.tokens, self.batches)
         # Many models come with a repetition penalty and the like, with which samples do not follow the
         # log-probabilities.
-        model.generation_config = GenerationConfig()  # type: ignore[assignment]
+        model.generation_config = GenerationConfig()
         model.eval()
 
     @property
