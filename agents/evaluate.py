@@ -52,6 +52,10 @@ class Config:
     """With --model: folder of a PEFT adapter."""
     load_in_4bit: bool = False
     """Load the base model in 4 bits (CUDA only)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers of the base model. auto: the faster ones on a CPU, measured at the start; 16 bits on a GPU."""
+    threads: int | None = None
+    """Threads of the CPU. Default: one for a small model, else all of them where they are faster."""
     domain: str | None = None
     """network, shell, sql, all, or paths of YAML files, separated by commas. Default: the run's, else all."""
     tasks: int = 300
@@ -85,7 +89,7 @@ class Config:
         """Raises InputError: a value out of range, an unknown reward, a faulty domain, a missing subject."""
         if self.best_of is not None and self.best_of < 2:
             raise InputError(f"--best-of {self.best_of}: must be 2 or more, for the reward to have a choice")
-        for name in ("tasks", "samples", "max_new_tokens"):
+        for name in ("tasks", "samples", "max_new_tokens", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
@@ -136,6 +140,8 @@ def main(config: Config) -> int:
             samples=config.samples,
             start=subject.start,
             load_in_4bit=subject.load_in_4bit,
+            dtype=config.dtype,
+            threads=config.threads,
         )
         about = {"name": subject.name, "model": subject.model, "adapter": subject.adapter}
         measured.append((about, answers))

@@ -52,6 +52,10 @@ class Config:
     """Folder of a PEFT adapter, for example a checkpoint of a run."""
     load_in_4bit: bool = False
     """Load the base model in 4 bits (CUDA only)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers of the base model. auto: the faster ones on a CPU, measured at the start; 16 bits on a GPU."""
+    threads: int | None = None
+    """Threads of the CPU. Default: one for a small model, else all of them where they are faster."""
     domain: str = "shell"
     """Domain of the task: shell, sql, network, or the path of a YAML file. Its prompts are used."""
     task: str | None = None
@@ -83,9 +87,9 @@ class Config:
 
     def check(self) -> None:
         """Raises InputError for a value out of range, a reward that cannot rank, or a faulty domain."""
-        for name in ("candidates", "max_new_tokens"):
+        for name in ("candidates", "max_new_tokens", "threads"):
             value = getattr(self, name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
         if not 0 < self.temperature < math.inf:
             raise InputError(f"--temperature {self.temperature}: must be above 0")
@@ -109,7 +113,13 @@ def main(config: Config) -> int:
         return 0
     from agents.policy.load import load_policy  # loads torch, which --help must not wait for
 
-    policy = load_policy(config.model or "embedded", adapter=config.adapter, load_in_4bit=config.load_in_4bit)
+    policy = load_policy(
+        config.model or "embedded",
+        adapter=config.adapter,
+        load_in_4bit=config.load_in_4bit,
+        dtype=config.dtype,
+        threads=config.threads,
+    )
     if config.adapter and reward_info(config.reward).needs_start:
         policy.load_start(Path(config.adapter).expanduser())
     reward = make_reward(

@@ -16,7 +16,7 @@ from huggingface_hub.utils import (
 )
 from transformers.utils import logging
 
-from agents.policy import load
+from agents.policy import load, lora
 from agents.policy.load import load_policy
 from envs.types import InputError
 
@@ -86,7 +86,7 @@ def test_too_little_memory_is_not_a_wrong_name(
     if where == "loading":
         monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", fail)
     else:
-        monkeypatch.setattr(load, "get_peft_model", fail)
+        monkeypatch.setattr(lora, "get_peft_model", fail)
     message = refused(copy)
     assert message.startswith(f"--model {copy}: too large for the memory of this machine")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -98,7 +98,7 @@ def test_other_errors_while_the_adapter_is_added_pass(copy: Path, monkeypatch: p
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(load, "get_peft_model", fail)
+    monkeypatch.setattr(lora, "get_peft_model", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         load_policy(str(copy))
 
@@ -117,18 +117,18 @@ def test_downloads_show_progress_and_reading_from_disk_does_not(
     enable_progress_bars()
 
 
-def test_a_small_model_uses_one_thread_and_a_large_one_keeps_all(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbers_and_threads_are_as_asked(copy: Path) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        monkeypatch.setattr(load, "SMALL", 0)
-        load_policy(str(copy))
-        assert torch.get_num_threads() == 2
-        monkeypatch.undo()
-        load_policy(str(copy))
+        policy = load_policy(str(copy))
         assert torch.get_num_threads() == (2 if torch.cuda.is_available() else 1)
+        if not torch.cuda.is_available():
+            assert (str(policy.compute), policy.model.dtype) == ("float32, 1 thread", torch.float32)
+        short = load_policy(str(copy), dtype="bfloat16", threads=2)
+        assert torch.get_num_threads() == 2
+        assert (str(short.compute), short.model.dtype) == ("bfloat16, 2 threads", torch.bfloat16)
+        assert {parameter.dtype for parameter in short.trainable()} == {torch.float32}
     finally:
         torch.set_num_threads(before)
 

@@ -38,7 +38,9 @@ def measure(
     *,
     samples: int,
     start: str | None,
-    load_in_4bit: bool,
+    load_in_4bit: bool = False,
+    dtype: str = "auto",
+    threads: int | None = None,
 ) -> list[Answer]:
     """What a model makes of the tasks.
 
@@ -49,7 +51,7 @@ def measure(
     Raises:
         InputError: the model or the adapter cannot be loaded.
     """
-    policy = load_policy(model, adapter=adapter, load_in_4bit=load_in_4bit)
+    policy = load_policy(model, adapter=adapter, load_in_4bit=load_in_4bit, dtype=dtype, threads=threads)
     if start and reward_info(settings["reward"]).needs_start:
         policy.load_start(Path(start).expanduser())
     pool = make_source("templates", settings["domain"]).tasks(POOL, 0, "pool")

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
 from agents.policy import smollm2
-from agents.policy.adapter import adapter_config
 from agents.policy.batches import out_of_memory
+from agents.policy.compute import Compute, on_cpu
+from agents.policy.lora import Lora, saved_lora, with_lora
 from agents.policy.policy import Policy
-from agents.policy.seeds import seeded
 from envs.messages import one_line
 from envs.types import InputError
 
@@ -30,17 +28,6 @@ ALIASES = {
     "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2",
 }
 ALLOWED = "give embedded, smollm2, a folder or the name of a model on the Hugging Face hub"
-SMALL = 20_000_000  # parameters
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Shape of the adapter. Models without these projections get LoRA on all linear layers."""
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def load_policy(
@@ -49,12 +36,14 @@ def load_policy(
     adapter: str | None = None,
     lora: Lora | None = None,
     load_in_4bit: bool = False,
+    dtype: str = "auto",
+    threads: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
 ) -> Policy:
     """Loads a model with a fresh LoRA adapter, or with the weights of a saved one.
 
-    It also changes settings of the whole process: see `show_downloads_alone` and `use_one_thread_if_small`.
+    It also changes settings of the whole process: see `show_downloads_alone`, and `threads`.
 
     Args:
         name: `embedded`, `smollm2`, `mistral-7b`, a folder, or a name on the hub. Only safetensors are read,
@@ -62,6 +51,8 @@ def load_policy(
         adapter: folder of a PEFT adapter to start from.
         lora: shape of the adapter, r >= 1; by default that of `adapter`, or else `Lora()`.
         load_in_4bit: NF4 with bitsandbytes, on CUDA only.
+        dtype: `float32`, `bfloat16`, or `auto`: the faster on a CPU, 16 bits on a GPU.
+        threads: of the CPU; by default one for a small model, and otherwise what is faster.
         seed: of the adapter's first weights.
         batch_size: sequences in one forward pass, to begin with.
 
@@ -70,15 +61,14 @@ def load_policy(
     """
     where = _location(name)
     adapter_folder = Path(adapter).expanduser() if adapter else None
-    lora = lora or (_saved_lora(adapter_folder) if adapter_folder else Lora())
-    options = _model_options(load_in_4bit)
+    lora = lora or (saved_lora(adapter_folder) if adapter_folder else Lora())
+    _check_device(load_in_4bit)
     show_downloads_alone()
     try:
-        model, tokenizer = _pretrained(name, where, options)
-        use_one_thread_if_small(model)
+        model, tokenizer, compute = _pretrained(name, where, load_in_4bit, dtype, threads)
         if load_in_4bit:
             model = prepare_model_for_kbit_training(model)
-        policy = Policy(_with_lora(model, lora, seed), tokenizer, batch_size)
+        policy = Policy(with_lora(model, lora, seed), tokenizer, batch_size, compute)
         if adapter_folder:
             policy.load(adapter_folder)
     except (MemoryError, RuntimeError) as error:
@@ -88,21 +78,12 @@ def load_policy(
     return policy
 
 
-# Settings of the whole process that loading a model changes.
-
-
 def show_downloads_alone() -> None:
     """Progress bars for downloads from the hub, unless they are switched off; none for reading from disk."""
     hidden = are_progress_bars_disabled()
     logging.disable_progress_bar()  # those of transformers, and with them those of the hub
     if not hidden:
         enable_progress_bars()
-
-
-def use_one_thread_if_small(model: Any) -> None:
-    """One CPU thread for a small model: sharing its small matrices among threads costs more than it saves."""
-    if not torch.cuda.is_available() and model.num_parameters() < SMALL:
-        torch.set_num_threads(1)
 
 
 # The steps of `load_policy`.
@@ -125,35 +106,30 @@ def _location(name: str) -> str:
     return where
 
 
-def _model_options(load_in_4bit: bool) -> dict[str, Any]:
-    """Where the model goes and with which numbers: float32 on the CPU, 16 bits on the first GPU."""
-    cuda = torch.cuda.is_available()
-    if load_in_4bit and (not cuda or importlib.util.find_spec("bitsandbytes") is None):
+def _check_device(load_in_4bit: bool) -> None:
+    missing = not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None
+    if load_in_4bit and missing:
         raise InputError(
             "--load-in-4bit: needs a CUDA device and bitsandbytes: "
             "pip install '.[gpu]', or leave it out (--no-load-in-4bit)"
         )
-    if not cuda:
-        return {"dtype": torch.float32}
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": 0}}
-    if load_in_4bit:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    return options
 
 
-def _pretrained(name: str, where: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The base model and its tokenizer."""
+def _pretrained(
+    name: str, where: str, load_in_4bit: bool, dtype: str, threads: int | None
+) -> tuple[Any, Any, Compute]:
+    """The base model, its tokenizer, and how the model computes."""
     try:
         # Without an explicit False, transformers asks on the terminal whether to run a repository's code.
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
+        compute = _compute(config, dtype, threads)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+            where,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **_options(compute, load_in_4bit),
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if out_of_memory(error):
@@ -176,7 +152,36 @@ def _pretrained(name: str, where: str, options: dict[str, Any]) -> tuple[Any, An
             f"--model {name}: its tokenizer has no end-of-sequence token: "
             "set eos_token in its tokenizer_config.json"
         )
-    return model, tokenizer
+    return model, tokenizer, compute
+
+
+def _compute(config: Any, dtype: str, threads: int | None) -> Compute:
+    """On a GPU 16 bits unless others are asked for. Sets the threads of the whole process."""
+    if torch.cuda.is_available():
+        bits_16 = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        torch.set_num_threads(threads or torch.get_num_threads())
+        return Compute(bits_16 if dtype == "auto" else dtype, torch.get_num_threads())
+    compute = on_cpu(config, dtype, threads)
+    torch.set_num_threads(compute.threads)
+    return compute
+
+
+def _options(compute: Compute, load_in_4bit: bool) -> dict[str, Any]:
+    """What transformers is told about numbers and device."""
+    kind = getattr(torch, compute.dtype)
+    options: dict[str, Any] = {"dtype": kind}
+    if torch.cuda.is_available():
+        options["device_map"] = {"": 0}
+    elif compute.dtype == "bfloat16":
+        options["attn_implementation"] = "eager"  # the fused attention of CPUs is slower than it in bfloat16
+    if load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=kind,
+        )
+    return options
 
 
 def _no_memory(load_in_4bit: bool) -> str:
@@ -185,32 +190,3 @@ def _no_memory(load_in_4bit: bool) -> str:
     if load_in_4bit:
         return "too large for the GPU's free memory: free some, or choose a smaller model"
     return "too large for the GPU's free memory: use --load-in-4bit, free some, or choose a smaller model"
-
-
-def _with_lora(model: Any, lora: Lora, seed: int) -> Any:
-    """The PEFT model with a fresh adapter; its first weights depend on the seed alone."""
-    layer_names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    targets: list[str] | str = "all-linear"
-    if layer_names.issuperset(lora.targets):
-        targets = list(lora.targets)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    with seeded("lora", seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers by a name that will go
-        return get_peft_model(model, config)
-
-
-def _saved_lora(folder: Path) -> Lora:
-    saved, default = adapter_config(folder), Lora()
-    targets = saved.get("target_modules")
-    return Lora(
-        saved.get("r", default.r),
-        saved.get("lora_alpha", default.alpha),
-        saved.get("lora_dropout", default.dropout),
-        tuple(targets) if isinstance(targets, list) else default.targets,
-    )

@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from agents.policy import adapter, score
 from agents.policy.adapter import Snapshot
 from agents.policy.batches import Batches
+from agents.policy.compute import Compute
 from agents.policy.generate import Generator
 from agents.policy.score import Pair
 from agents.policy.tokens import Tokens
@@ -35,6 +36,7 @@ class Policy:
         model: the PEFT model.
         tokenizer: its tokenizer; its chat template is used where it has one.
         batch_size: sequences in one forward pass, halved from then on whenever memory runs out.
+        compute: with which numbers and threads the model computes.
 
     Attributes:
         ema: exponential moving average of the adapter's weights, for the inverter `ema`, or None.
@@ -44,15 +46,18 @@ class Policy:
         batches: holds the batch size in use.
     """
 
-    def __init__(self, model: PeftModel, tokenizer: Any, batch_size: int = 128) -> None:
+    def __init__(
+        self, model: PeftModel, tokenizer: Any, batch_size: int = 128, compute: Compute | None = None
+    ) -> None:
         self.model = model
+        self.compute = compute or Compute(str(model.dtype).removeprefix("torch."), torch.get_num_threads())
         self.tokenizer = tokenizer
         self.ema: Snapshot | None = None
         self.start: Snapshot | None = None
         self.device = next(model.parameters()).device
         self.batches = Batches(batch_size)
         eos = model.generation_config.eos_token_id
-        self.tokens = Tokens(tokenizer, model.config.vocab_size, eos, self.device)
+        self.tokens = Tokens(tokenizer, model.config.get_text_config().vocab_size, eos, self.device)
         self.generator = Generator(model, self.tokens, self.batches)
         # Many models come with a repetition penalty and the like, with which samples do not follow the
         # log-probabilities.

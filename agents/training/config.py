@@ -39,6 +39,10 @@ class TrainConfig:
     """Start from the PEFT adapter in this folder."""
     load_in_4bit: bool = False
     """Load the base model in 4 bits (CUDA only)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers of the base model. auto: the faster ones on a CPU, measured at the start; 16 bits on a GPU."""
+    threads: int | None = None
+    """Threads of the CPU. Default: one for a small model, else all of them where they are faster."""
     output: str | None = None
     """Folder for runs. Default: runs/<agent>."""
     name: str | None = None
@@ -93,6 +97,7 @@ class TrainConfig:
 
         self._require_counts("cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha")
         self._require_counts("max_new_tokens", "eval_tasks", "eval_subset", "eval_samples")
+        self._require("threads", self.threads is None or self.threads >= 1, "must be 1 or more")
         for name in ("temperature", "lr"):
             self._require(name, 0 < getattr(self, name) < math.inf, "must be above 0")
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1): 0.05 is the default")

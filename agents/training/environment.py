@@ -1,4 +1,4 @@
-"""environment.json: the versions, the state of the checkout and the command line that a run began with."""
+"""environment.json: versions, checkout, command line, numbers and threads that a run began with."""
 
 from __future__ import annotations
 
@@ -41,11 +41,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def recorded_versions(folder: Path) -> dict[str, str | None] | None:
-    """The versions that a run recorded; None where the record is missing or damaged."""
+def recorded(folder: Path, key: str) -> dict[str, Any] | None:
+    """What a run recorded under a key; None where the record is missing or damaged."""
     try:
-        recorded = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        return dict(recorded["versions"])
+        return dict(json.loads((folder / "environment.json").read_text(encoding="utf-8"))[key])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -2,7 +2,7 @@
 
     runs/<agent>/<domain>-<reward>-s<seed>-<id>/
       config.yaml          the trainer (`agent`) and all settings
-      environment.json     versions, git state, command line
+      environment.json     versions, git state, command line, numbers and threads
       metrics.jsonl        one line per logged step, without wall-clock values: the same seed, the same bytes
       timings.jsonl        the wall-clock values
       rollouts.jsonl       every candidate with its scores
@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from agents.training import disk
-from agents.training.environment import changes, environment, recorded_versions
+from agents.training.environment import changes, environment, recorded
 from agents.training.tensorboard import Events
 from envs.messages import one_line
 from envs.types import InputError
@@ -158,6 +158,12 @@ class Run:
             ValueError: the value holds a NaN or an infinity.
         """
         disk.replace(self.folder / name, disk.as_json(value))
+
+    def record(self, key: str, value: Mapping[str, Any]) -> None:
+        """Adds what holds for the whole run to its environment.json; what is recorded already stays."""
+        known = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+        if key not in known:
+            self.write_json("environment.json", {**known, key: dict(value)})
 
     def append(self, log: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends one JSON line per record to a log of the run; durable after the next `commit`.
@@ -360,7 +366,7 @@ class Run:
 
     def _note_environment(self) -> None:
         """Adds a note if versions have changed since the run began. A damaged record is replaced."""
-        now, then = environment(), recorded_versions(self.folder)
+        now, then = environment(), recorded(self.folder, "versions")
         if then is None:
             self.write_json("environment.json", now)
         elif changed := changes(then, now["versions"]):

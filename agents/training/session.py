@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agents.policy.load import ALIASES, Lora, load_policy
+from agents.policy.lora import adapted
 from agents.policy.policy import Policy
 from agents.training.config import TrainConfig
+from agents.training.environment import recorded
 from agents.training.monitor import PROBES
 from agents.training.run import Run, new_name
 from envs.domain import domain_names
@@ -166,13 +168,19 @@ def _load(
     if config.resume:
         # A run that is extended and killed again must know how far it was to go.
         run.write_config({"agent": agent, **saved(config)})
+    chosen = recorded(run.folder, "compute") or {"dtype": config.dtype, "threads": config.threads}
     policy = load_policy(
         config.model or "embedded",
         adapter=str(checkpoint) if checkpoint else config.adapter,
         lora=Lora(config.lora_r, config.lora_alpha, config.lora_dropout),
         load_in_4bit=config.load_in_4bit,
+        dtype=chosen["dtype"],
+        threads=chosen["threads"],
         seed=config.seed,
     )
+    run.record("compute", asdict(policy.compute))
+    if config.model not in (None, "embedded"):
+        run.notes.append(f"LoRA of rank {config.lora_r} on {adapted(policy.model)}; {policy.compute}")
     if checkpoint is None:
         # An average next to --adapter is that of another run; the one of this run begins before its first
         # update.
