@@ -1,8 +1,9 @@
-"""Rollouts as data for other trainers: JSONL that TRL's SFTTrainer and DPOTrainer read as it is.
+"""What a run leaves for others: its rollouts as JSONL for TRL's own trainers, or its model as one folder.
 
     python -m agents.export runs/rejection_sft/A --format sft --output accepted.jsonl
     python -m agents.export runs/rejection_sft/A runs/ppo/B --format sft --select best
     python -m agents.export runs/dpo/A --format dpo --margin 0.1 --output pairs.jsonl
+    python -m agents.export runs/sft/A --merge --output warm           # then: --model warm
 
 `sft` writes `prompt` and `completion`, `dpo` writes `prompt`, `chosen` and `rejected`, one example per line,
 in the order of the runs. Only candidates that a run learnt from are taken (phase `before`), and none that was
@@ -12,12 +13,18 @@ no model is loaded and torch is not needed.
 For a model with a chat template, prompt and commands are messages (`[{"role": "user", "content": ...}]`): TRL
 puts them into the template, as generation does. For a model without one they are plain text: the prompt ends
 in a line feed, as in generation, and TRL adds the end-of-sequence token.
+
+`--merge` adds the run's adapter to the weights of its model. What starts from that folder has the trained
+model as its base: the KL penalty and `--reference base` hold to it. With `--adapter` they hold to the model
+as it was before. The count of labels that the run used goes with it.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +62,12 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Writes the rollouts of runs as JSONL for TRL: examples for SFTTrainer, or pairs for DPOTrainer."""
+    """Writes the rollouts of runs as JSONL for TRL's SFTTrainer or DPOTrainer, or the model of a run."""
 
     runs: Positional[tuple[str, ...]] = ()
     """Folders of runs, finished or still running."""
+    merge: bool = False
+    """Write the model of one finished run instead, its adapter merged into it: a folder for --model."""
     format: Literal["sft", "dpo"] = "sft"
     """sft: `prompt`, `completion`. dpo: `prompt`, `chosen`, `rejected` (best and worst of a task)."""
     select: Literal["accepted", "threshold", "best"] = "accepted"
@@ -70,11 +79,13 @@ class Config:
     style: Literal["auto", "messages", "text"] = "auto"
     """Messages, for a model with a chat template, or plain text. auto: what the model of the runs needs."""
     output: str | None = None
-    """File to write. By default runs/export/<names of the runs>.<format>.jsonl."""
+    """File to write; with --merge a folder. Default: runs/export/<names>.<format>.jsonl or <name>-merged."""
 
     def check(self) -> None:
         """Raises InputError where no run is given, or one twice, or a value is out of range."""
         check_folders(self.runs, "python -m agents.export runs/rejection_sft/A --format sft")
+        if self.merge and len(self.runs) > 1:
+            raise InputError("--merge: takes one run: give the others in calls of their own")
         if self.margin is not None and not 0 <= self.margin < float("inf"):
             raise InputError(f"--margin {self.margin}: must be 0 or more")
         if self.threshold is not None and not abs(self.threshold) < float("inf"):
@@ -91,6 +102,8 @@ class Config:
 
 def main(config: Config) -> int:
     """Reads the runs, writes the file and says what is in it."""
+    if config.merge:
+        return merge(config)
     records = [read_run(Path(folder)) for folder in config.runs]
     messages, why = style_of(config.style, records)
     output = output_of(config, records)
@@ -124,6 +137,42 @@ def output_of(config: Config, records: Sequence[RunRecord]) -> Path:
     if (output.parent / "config.yaml").exists():
         raise InputError(f"--output {output}: is in the folder of a run: choose another place")
     return output
+
+
+# ---- a model ----
+
+
+def merge(config: Config) -> int:
+    """Writes the model of a run with the adapter that it kept, all of the folder or nothing."""
+    from agents.policy.load import load_policy  # imports torch, which files of rollouts do not need
+
+    record = read_run(Path(config.runs[0]))
+    if not record.finished:
+        raise InputError(f"{record.folder}: has not ended: finish it with --resume, then merge it")
+    adapter = record.folder / "checkpoints" / f"cycle-{record.results['kept']:04d}"
+    output = Path(config.output or Path("runs/export") / f"{record.name}-merged")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"--output {output}: is there already: choose another folder")
+    model = str(record.settings["model"])
+    # Not in fewer bits, in which small changes of the weights would be lost.
+    policy = load_policy(model, adapter=str(adapter), dtype="float32")
+    temporary = output.with_name(f".tmp-{output.name}")
+    with writing(output):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        policy.save_merged(temporary)
+        of_pretraining = folder_of(model) / "pretrain.json"
+        if of_pretraining.is_file():  # by which the settings that suit the embedded model are found
+            shutil.copy(of_pretraining, temporary)
+        os.replace(temporary, output)
+    print(f"{model} with {adapter}; labels used: {policy.labels:,}")
+    print(output)
+    return 0
+
+
+def folder_of(model: str) -> Path:
+    """The folder of a model that is none of the hub."""
+    return EMBEDDED_MODEL if model == "embedded" else Path(model)
 
 
 # ---- examples ----
@@ -270,7 +319,7 @@ def style_of(style: str, records: Sequence[RunRecord]) -> tuple[bool, str]:
 
 def has_template(model: str) -> bool | None:
     """Whether a model has a chat template, by its files; None where it is not on this machine."""
-    folder = EMBEDDED_MODEL if model == "embedded" else Path(model)
+    folder = folder_of(model)
     try:
         if not folder.is_dir():
             folder = Path(str(try_to_load_from_cache(model, "tokenizer_config.json") or "nowhere")).parent

@@ -22,7 +22,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from agents import dpo, evaluate, grpo, ppo, rejection_sft, rloo
+from agents import dpo, evaluate, grpo, ppo, rejection_sft, rloo, sft
 from agents.cli.command import run_command
 from agents.training.config import TrainConfig
 from envs.types import InputError
@@ -33,6 +33,7 @@ TRAINERS: dict[str, type[TrainConfig]] = {
     "dpo": dpo.Config,
     "grpo": grpo.Config,
     "rloo": rloo.Config,
+    "sft": sft.Config,
 }
 COMMANDS: dict[str, type] = {**TRAINERS, "evaluate": evaluate.Config}
 

@@ -69,8 +69,8 @@ class FromTexts:
     """
 
     def __init__(self, tasks: Sequence[Task], exclude: Collection[str] = ()) -> None:
-        excluded = set(map(_plain, exclude))
-        self._tasks = [task for task in tasks if _plain(task.text) not in excluded]
+        excluded = set(map(plain_text, exclude))
+        self._tasks = [task for task in tasks if plain_text(task.text) not in excluded]
         self._held_out = len(tasks) - len(self._tasks)
         if not self._tasks:
             raise InputError("--task-source: every task in it is one of the evaluation's: give others")
@@ -109,7 +109,7 @@ class Proposed:
         self.model, self.domains, self.exclude, self.near = (
             model,
             domains,
-            frozenset(map(_plain, exclude)),
+            frozenset(map(plain_text, exclude)),
             near,
         )
         self._dropped: Counter[str] = Counter()
@@ -139,7 +139,7 @@ class Proposed:
                 if reason := self._fault(text, row[0].truncated, kept):
                     self._dropped[reason] += 1
                 elif len(tasks) < count:
-                    kept[_plain(text)] = _values(text)
+                    kept[plain_text(text)] = _values(text)
                     tasks.append(
                         Task(
                             "/".join(["proposed", *map(str, stream_parts), str(len(tasks))]),
@@ -159,7 +159,7 @@ class Proposed:
     def _fault(self, text: str, truncated: bool, kept: Mapping[str, list[str]]) -> str:
         if truncated or not 3 <= len(text.split()) <= 40 or not text.isprintable():
             return "malformed"
-        plain, values = _plain(text), _values(text)
+        plain, values = plain_text(text), _values(text)
         if plain in self.exclude:
             return "held_out"
         if plain in kept:
@@ -177,7 +177,7 @@ class Proposed:
         return dict(self._dropped)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """A text as it is compared: without letter case, white space, full stop, or Unicode composition."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".!? ")
 
@@ -247,15 +247,28 @@ def _file_task(path: Path, number: int, row: Mapping[str, Any], domains: Sequenc
     text = row.get("task")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{place}: task: is missing or not a text: {TASK}")
+    domain = domain_of_row(place, row, domains)
+    return Task(f"{path.name}/{number}", domain.where, " ".join(text.split()))
+
+
+def domain_of_row(place: str, row: Mapping[str, Any], domains: Sequence[Domain]) -> Domain:
+    """The domain that a row of a file names by its key `domain`; it may be left out where there is one.
+
+    Args:
+        place: file and line, for messages.
+
+    Raises:
+        InputError: it is missing, or not one of `domains`.
+    """
     name = row.get("domain")
     if name is None:
         if len(domains) > 1:
             fix = f'add "domain": "{domains[0].name}" or another, or give one --domain for all tasks'
             raise InputError(f"{place}: domain: is missing: {fix}")
-        name = domains[0].name
+        return domains[0]
     for domain in domains:
         if name in (domain.name, domain.where):
-            return Task(f"{path.name}/{number}", domain.where, " ".join(text.split()))
+            return domain
     names = [domain.name for domain in domains]
     raise InputError(f"{place}: domain: {name!r} is not one of --domain: {did_you_mean(name, names)}")
 

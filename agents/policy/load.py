@@ -16,6 +16,7 @@ from transformers.utils import logging
 from agents.policy import smollm2
 from agents.policy.batches import out_of_memory
 from agents.policy.compute import Compute, on_cpu
+from agents.policy.labels import read_labels
 from agents.policy.lora import Lora, saved_lora, with_lora
 from agents.policy.policy import Policy
 from envs.messages import one_line
@@ -69,8 +70,10 @@ def load_policy(
         if load_in_4bit:
             model = prepare_model_for_kbit_training(model)
         policy = Policy(with_lora(model, lora, seed), tokenizer, batch_size, compute)
+        policy.labels = read_labels(Path(where))
         if adapter_folder:
             policy.load(adapter_folder)
+            policy.labels = read_labels(adapter_folder, default=policy.labels)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

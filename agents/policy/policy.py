@@ -21,6 +21,7 @@ from agents.policy.adapter import Snapshot
 from agents.policy.batches import Batches
 from agents.policy.compute import Compute
 from agents.policy.generate import Generator
+from agents.policy.labels import write_labels
 from agents.policy.score import Pair
 from agents.policy.tokens import Tokens
 from envs.types import Completion, InputError
@@ -41,6 +42,7 @@ class Policy:
     Attributes:
         ema: exponential moving average of the adapter's weights, for the inverter `ema`, or None.
         start: the adapter with which the run began; None where it began with the base model.
+        labels: how many labels its weights have consumed, those of the base model included.
         tokens: what the tokenizer's tokens mean.
         generator: writes completions.
         batches: holds the batch size in use.
@@ -54,6 +56,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.ema: Snapshot | None = None
         self.start: Snapshot | None = None
+        self.labels = 0
         self.device = next(model.parameters()).device
         self.batches = Batches(batch_size)
         eos = model.generation_config.eos_token_id
@@ -191,8 +194,18 @@ class Policy:
         adapter.restore(self.model, snapshot)
 
     def save(self, folder: Path) -> None:
-        """Writes the adapter in PEFT's format (safetensors), and its average where one is kept."""
+        """Writes the adapter in PEFT's format, its average where one is kept, and its count of labels."""
         adapter.save(self.model, self.ema, folder)
+        write_labels(folder, self.labels)
+
+    def save_merged(self, folder: Path) -> None:
+        """Writes a model that needs no adapter any more, with its count of labels. Ends the policy's use."""
+        merged: Any = self.model.merge_and_unload()
+        ends = sorted(self.tokens.eos)
+        merged.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self.pad)
+        merged.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+        write_labels(folder, self.labels)
 
     def load(self, folder: Path) -> None:
         """Loads a PEFT adapter's folder, with its average if there is one. The adapter stays trainable.

@@ -22,8 +22,8 @@ NOTES = (
     "Share of the gap closed: (gain - reference) / (ceiling - reference), with Fieller's interval for a "
     "ratio of paired means. There is no interval where the ceiling itself is not shown to be above the "
     "reference.",
-    "A labelled arm learns from verdicts on its commands. It is no competitor, and no limit to what can "
-    "be learnt.",
+    "A labelled arm learns from references, or from verdicts on its commands. It is no competitor, and no "
+    "limit to what can be learnt.",
     "Reward AUC: how often the reward scores a right sample above a wrong one, 0.5 being chance; over all "
     "tasks, and among the samples of one task. It is measured on samples of the first 100 held-out tasks.",
     "pass@1, AUC and the score are of samples at the arm's own temperature, so they cannot be compared "

@@ -122,13 +122,14 @@ def describe(record: RunRecord, start: Sequence[HeldOutTask], end: Sequence[Held
     state = "finished"
     if not record.finished:
         state = f"cycle {record.cycles} of {record.settings.get('cycles')}"
-    keeps_best = record.settings.get("keep") == "best"
+    keeps_best = record.settings.get("keep", "last") != "last"
     found = {
         "name": record.name,
         "folder": str(record.folder),
         "trainer": record.trainer,
         "reward": str(record.settings.get("reward")),
         "labelled": record.labelled,
+        "labels": record.labels,
         "state": state,
         "kept": record.results.get("kept") if keeps_best else None,
     }
@@ -276,12 +277,24 @@ def _said(verdict: str) -> str:
 
 def show(report: Row) -> None:
     """Prints the comparison."""
-    header = ("run", "reward", "state", "greedy", "gain", "pass@1", "alarms", "candidates", "seconds")
+    header = [
+        "run",
+        "reward",
+        "labels",
+        "state",
+        "greedy",
+        "gain",
+        "pass@1",
+        "alarms",
+        "candidates",
+        "seconds",
+    ]
     rows = []
     for run in report["runs"]:
         cells = [
             run["name"],
             f"{run['reward']} (labelled)" if run["labelled"] else run["reward"],
+            f"{run['labels']:,}",
             run["state"],
             " -> ".join(map(number, run["greedy"])),
             signed(run["gain"]["value"]),

@@ -58,7 +58,7 @@ def is_finished(run: Path, cycles: int) -> bool:
     """Whether a run has written the results of all of its cycles."""
     try:
         results = json.loads((run / "self_improvement_results.json").read_text(encoding="utf-8"))
-        return len(results["cycles"]) >= cycles
+        return len(results["cycles"]) >= int(results.get("stopped", cycles))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -45,7 +45,7 @@ class Arm:
     Attributes:
         settings: what the trainer is given, flag names with underscores; the seed is added.
         resolved: every setting of the trainer, defaults included.
-        labelled: it learns from the truth: an upper bound and no competitor.
+        labelled: it learns from references or verdicts: no competitor of those that do not.
         evaluate_on: domains on which its start and end are evaluated as well.
         reference, ceiling: the arms that its gain is compared with; None where nothing fits.
     """
@@ -215,7 +215,7 @@ def _arm(
         _seeds(file, (*where, "seeds"), given["seeds"]) if "seeds" in given else seeds,
         settings,
         resolved,
-        is_labelled(reward),
+        config_type.supervised or is_labelled(reward),
         tuple(on),
         given.get("reference", data.get("reference")),
         given.get("ceiling", data.get("ceiling")),

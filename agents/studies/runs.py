@@ -50,6 +50,11 @@ class RunRecord:
         return bool(self.results.get("labelled", is_labelled(str(self.settings.get("reward")))))
 
     @property
+    def labels(self) -> int:
+        """Labels that its weights have consumed, those before the run included."""
+        return int(self.results.get("labels", {}).get("end", 0))
+
+    @property
     def cycles(self) -> int:
         """Cycles that are done."""
         return len(self.results.get("cycles", []))
@@ -57,7 +62,8 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         """Whether its last cycle was evaluated on all held-out tasks."""
-        return "end" in self.results.get("eval", {}) and self.cycles >= int(self.settings.get("cycles", 0))
+        last = self.results.get("stopped", self.settings.get("cycles", 0))
+        return "end" in self.results.get("eval", {}) and self.cycles >= int(last)
 
     @property
     def candidates(self) -> int:

@@ -100,6 +100,7 @@ def of_run(record: RunRecord) -> dict[str, Any]:
     return {
         **found,
         "alarms": record.alarms,
+        "labels": record.labels,
         "candidates": record.candidates,
         "seconds": record.seconds,
         "learning": record.learning,
@@ -140,7 +141,7 @@ def of_arm(arm: Arm, runs: Mapping[str, Mapping[int, Row]], failed: Mapping[int,
     for row in rows:
         raised += row["alarms"]
     found["alarms"] = {alarm: raised.count(alarm) for alarm in sorted(set(raised))}
-    for name in ("candidates", "seconds", "learning"):
+    for name in ("labels", "candidates", "seconds", "learning"):
         found[name] = mean(_column(rows, name))
     return found
 

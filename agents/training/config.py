@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from envs.types import InputError
 
@@ -24,6 +24,8 @@ def finite(what: str, value: float, step: int) -> float:
 @dataclass(frozen=True)
 class TrainConfig:
     """Improves a model on its own commands: it writes, reconstructs, scores and learns, cycle after cycle."""
+
+    supervised: ClassVar[bool] = False  # whether the trainer learns from references, whatever the reward is
 
     cycles: int = 10
     """Cycles of writing, scoring and training."""
@@ -55,6 +57,8 @@ class TrainConfig:
     """Passes over the examples of a cycle."""
     lora_r: int = 16
     """Rank of the LoRA adapter."""
+    lora_targets: Literal["attention", "all-linear"] = "attention"
+    """Layers with LoRA: the projections of attention (all, where a model has none), or all linear ones."""
     lora_alpha: int = 32
     """Scale of the LoRA adapter: its output is multiplied by alpha / r."""
     lora_dropout: float = 0.05

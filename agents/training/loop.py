@@ -49,10 +49,13 @@ class Loop:
         state = session.state
         # Recorded, because the file of a blend may be gone when the run is read.
         labelled = reward_info(config.reward).labelled
+        self._learns_from_verdicts = labelled and not config.supervised
+        labels = session.policy.labels
         self.results: dict[str, Any] = {
             "cycles": [],
+            "labels": {"start": labels, "end": labels},
             **state.get("results", {}),
-            "labelled": labelled,
+            "labelled": labelled or config.supervised,
             "config": saved(config),
         }
         self.memory: dict[str, Any] = dict(state.get("memory", {}))
@@ -71,15 +74,20 @@ class Loop:
     def __exit__(self, *error: Any) -> None:
         self._display.__exit__(*error)
 
+    @property
+    def last(self) -> int:
+        """The last cycle."""
+        return int(self.results.get("stopped", self.config.cycles))
+
     # What a trainer calls, in this order
 
     def cycles(self) -> Iterator[int]:
         """The cycles that are left. A new run is evaluated first, before any training."""
         if not self.session.state:
             self._start()
-        for cycle in range(self.cycle + 1, self.config.cycles + 1):
-            self.cycle, self._began, self._seconds = cycle, time.perf_counter(), {}
-            yield cycle
+        while self.cycle < self.last:  # which a trainer may move
+            self.cycle, self._began, self._seconds = self.cycle + 1, time.perf_counter(), {}
+            yield self.cycle
 
     def collect(self, phase: str) -> Batch:
         """tasks x candidates of this cycle, written and scored."""
@@ -120,6 +128,8 @@ class Loop:
         trained: Values,
         accepted: Sequence[int] | None = None,
         after: tuple[Batch, Sequence[int]] | None = None,
+        best: int | None = None,
+        stop: bool = False,
     ) -> None:
         """Ends the cycle: evaluates, watches, logs and saves.
 
@@ -129,8 +139,17 @@ class Loop:
             accepted: positions in it of the positive examples, for a trainer that chooses some.
             after: as many candidates of fresh tasks, which only measure, and positions of those it would
                 accept.
+            best: the best cycle so far, for a trainer that has a measure of its own: its adapter is kept.
+            stop: ends the run after this cycle.
         """
         session = self.session
+        if self._learns_from_verdicts:
+            session.policy.labels += len(batch.groups)
+        self.results["labels"]["end"] = session.policy.labels
+        if best is not None:
+            session.run.protected = {best}
+        if stop:
+            self.results["stopped"] = self.cycle
         with self._timed("evaluate"):
             held_out = session.evaluate(session.policy, session.reward, self.cycle)
         with self._timed("watch"):
@@ -138,7 +157,7 @@ class Loop:
             health = self._health(batch, watched)
             alarms, alarm_lines = self._monitor.observe({**health, **held_out})
         with self._timed("evaluate_whole"):
-            self._evaluate_whole()
+            self._evaluate_whole(best)
 
         self.step += len(batch.rollouts)
         entry = self._entry(batch, accepted, after, held_out)
@@ -174,6 +193,8 @@ class Loop:
         """The evaluation before any training, and its checkpoint."""
         session = self.session
         session.run.layout(LAYOUT)
+        if self._learns_from_verdicts:
+            session.policy.labels += len(session.probes)
         self._display.phase(0, "evaluate")
         first = session.evaluate(session.policy, session.reward, 0)
         self.results["eval"] = {"start": session.evaluate.whole(session.policy, session.reward, 0)}
@@ -200,21 +221,23 @@ class Loop:
     def _keep(self) -> Values:
         """The score that `--keep best` compares; protects the best cycle's checkpoint."""
         config, session = self.config, self.session
-        if config.keep == "last":
+        if config.keep != "best":
             return {}
         probes = probe(session.policy, session.reward, session.probes, config.max_new_tokens, config.seed)
         score = self._monitor.keep(self.cycle, probes)
         session.run.protected = {self._monitor.best}
         return {"keep/score": score}
 
-    def _evaluate_whole(self) -> None:
+    def _evaluate_whole(self, best: int | None) -> None:
         """After the last cycle evaluates the kept adapter on all held-out tasks; the policy is left alone."""
         self.results["eval"].pop("end", None)  # of a run that was extended
         self.results.pop("kept", None)
-        if self.cycle < self.config.cycles:
+        if self.cycle < self.last:
             return
         policy, reward, run = self.session.policy, self.session.reward, self.session.run
-        kept = self._monitor.best if self.config.keep == "best" else self.cycle
+        kept = self.cycle if best is None else best
+        if self.config.keep == "best":
+            kept = self._monitor.best
         weights, average = policy.snapshot(), policy.ema
         if kept != self.cycle:
             policy.load(run.checkpoint(kept))
@@ -259,7 +282,7 @@ class Loop:
         for text in alarms:
             self.line(text)
             run.text(self.step, "alarms", f"cycle {self.cycle}: {text}")
-        if self.cycle == self.config.cycles:
+        if self.cycle == self.last:
             run.hparams(self.results["config"], end_metrics(self.results))
 
     def _log_times(self) -> None:
@@ -322,7 +345,7 @@ def _add_totals(results: dict[str, Any]) -> None:
     for cycle in results["cycles"]:
         phases += [cycle[name] for name in ("before", "after") if name in cycle]
     results["total_generated"] = sum(phase["total_generated"] for phase in phases)
-    if all("accepted" in phase for phase in phases):
+    if phases and all("accepted" in phase for phase in phases):
         results["total_accepted"] = sum(phase["accepted"] for phase in phases)
     if phases:
         results["improvement"] = _rise(phases[0], phases[-1])

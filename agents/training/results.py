@@ -45,12 +45,20 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     greedy = f"greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}"
     sampled = f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
     print(f"held-out accuracy, {config.eval_tasks} tasks: {greedy}, {sampled}")
+    print(f"labels used: {results['labels']['end']:,}{_at_the_start(results['labels'])}")
     if note:
         print(note)
-    if config.keep == "best":
-        print(f"kept: cycle {results['kept']} of {config.cycles}, by a score without labels")
+    if config.keep != "last":
+        how = "a score without labels" if config.keep == "best" else "the validation loss"
+        print(f"kept: cycle {results['kept']} of {len(results['cycles'])}, by {how}")
     print(f"curves: tensorboard --logdir {run.folder.parent}; adapter: {run.checkpoint(results['kept'])}")
     print(run.folder)
+
+
+def _at_the_start(labels: Mapping[str, int]) -> str:
+    if labels["start"] == labels["end"]:
+        return ", all of them before this run" if labels["end"] else ""
+    return f", {labels['start']:,} of them before this run" if labels["start"] else ""
 
 
 def cycle_table(

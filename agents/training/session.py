@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.policy.load import ALIASES, Lora, load_policy
-from agents.policy.lora import adapted
+from agents.policy.load import ALIASES, load_policy
+from agents.policy.lora import ALL_LINEAR, Lora, adapted
 from agents.policy.policy import Policy
 from agents.training.config import TrainConfig
 from agents.training.environment import recorded
@@ -29,6 +29,7 @@ KEYWORDS: dict[str, Collection[str]] = {
     "model": ALIASES,
     "task_source": ("templates", "model"),
     "embedder": (TrainConfig.embedder,),
+    "pairs": (),  # of the one trainer that has them
 }
 
 
@@ -101,14 +102,7 @@ def open_session(
         InputError: what is wrong with the configuration, in one line.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    evaluate = evaluation(
-        config.domain,
-        config.eval_tasks,
-        config.eval_subset,
-        config.eval_samples,
-        config.temperature,
-        config.max_new_tokens,
-    )
+    evaluate = make_evaluation(config, evaluation)
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluate.texts)
     run = _open_run(agent, config)
@@ -126,11 +120,23 @@ def open_session(
         run.close()
 
 
+def make_evaluation(config: TrainConfig, evaluation: Callable[..., Evaluation]) -> Evaluation:
+    """The held-out evaluation that a configuration asks for; `evaluation` as in `open_session`."""
+    return evaluation(
+        config.domain,
+        config.eval_tasks,
+        config.eval_subset,
+        config.eval_samples,
+        config.temperature,
+        config.max_new_tokens,
+    )
+
+
 def saved(config: TrainConfig) -> dict[str, Any]:
     """The settings as a run keeps them: without `resume`, and with absolute paths."""
     values = {**asdict(config), "resume": None}
     for name, keywords in KEYWORDS.items():
-        value = values[name]
+        value = values.get(name)
         if value and value not in keywords and Path(value).exists():
             values[name] = str(Path(value).resolve())
     if is_blend(config.reward):
@@ -169,10 +175,11 @@ def _load(
         # A run that is extended and killed again must know how far it was to go.
         run.write_config({"agent": agent, **saved(config)})
     chosen = recorded(run.folder, "compute") or {"dtype": config.dtype, "threads": config.threads}
+    targets = ALL_LINEAR if config.lora_targets == "all-linear" else Lora.targets
     policy = load_policy(
         config.model or "embedded",
         adapter=str(checkpoint) if checkpoint else config.adapter,
-        lora=Lora(config.lora_r, config.lora_alpha, config.lora_dropout),
+        lora=Lora(config.lora_r, config.lora_alpha, config.lora_dropout, targets),
         load_in_4bit=config.load_in_4bit,
         dtype=chosen["dtype"],
         threads=chosen["threads"],

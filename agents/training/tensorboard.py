@@ -18,7 +18,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "training": {
         "score before and after": ["Multiline", ["reward/mean", "reward/after"]],
         "acceptance": ["Multiline", ["select/acceptance", "select/acceptance_after"]],
-        "loss": ["Multiline", ["train/loss"]],
+        "loss": ["Multiline", ["train/loss", "validation/loss"]],
     },
     "health": {
         "alarms": ["Multiline", ["alarm/.*"]],

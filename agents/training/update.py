@@ -23,11 +23,15 @@ Example = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids with
 def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
     """What to learn from rollouts: the tokens that were generated, then the end-of-sequence token."""
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
+    return with_end(policy, prompts, [rollout.completion.token_ids for rollout in rollouts])
+
+
+def with_end(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[Example]:
+    """Token ids of prompts and of what follows each -> examples that end with the end-of-sequence token."""
     end = policy.tokenizer.eos_token_id
-    examples: list[Example] = []
-    for prompt, rollout in zip(prompts, rollouts, strict=True):
-        examples.append((prompt, [*rollout.completion.token_ids, end]))
-    return examples
+    return [(prompt, [*ids, end]) for prompt, ids in zip(prompts, completions, strict=True)]
 
 
 @contextmanager

@@ -1,0 +1,43 @@
+"""How many labels a model has consumed: pairs of a task and its reference. The number travels with weights.
+
+A label is counted where it is used: as an example of supervised fine-tuning, trained on or held back; as a
+reference behind the reward `truth`; as a shot in a prompt. One that is used twice is counted twice. What a
+model saw before it came to this project is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from envs.messages import one_line
+from envs.types import InputError
+
+FILE = "labels.json"  # beside an adapter's or a model's weights
+
+
+def write_labels(folder: Path, count: int) -> None:
+    """Writes the count beside weights; a folder without the file counts as none."""
+    if count:
+        (folder / FILE).write_text(json.dumps({"labels": count}) + "\n", encoding="utf-8")
+
+
+def read_labels(folder: Path, default: int = 0) -> int:
+    """The count beside weights.
+
+    Args:
+        default: of a folder that says nothing.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / FILE
+    try:
+        count = json.loads(path.read_text(encoding="utf-8"))["labels"]
+    except (FileNotFoundError, NotADirectoryError):
+        return default
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}): restore it or remove it") from None
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise InputError(f"{path}: labels: must be a whole number of 0 or more: restore it or remove it")
+    return count
