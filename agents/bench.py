@@ -65,7 +65,7 @@ class EnvConfig:
     domain: str = "all"
     """An embedded domain, or all of them."""
     reward: str = "similarity"
-    """How commands are scored."""
+    """Name of the reward (docs/REWARDS.md)."""
     seed: int = 0
     """Seed of the tasks."""
     json: bool = False

@@ -32,7 +32,7 @@ class Config:
     runs: Positional[tuple[str, ...]] = ()
     """Folders of runs; the others are compared with the first."""
     output: str | None = None
-    """Folder of the comparison. By default runs/compare/<names of the runs>."""
+    """Folder of the comparison. Default: runs/compare/<names of the runs>."""
     strict: bool = False
     """Refuse runs of different rewards too, instead of drawing their scores apart."""
     json: bool = False

@@ -46,7 +46,7 @@ class Config(TrainConfig):
     """Online DPO: the model learns to prefer its best-scored command for a task to its worst-scored one."""
 
     beta: float = 0.1
-    """How strongly the reference holds the policy: the loss sees beta times the log-ratio of the two."""
+    """Pull to the reference: the loss sees beta times the log-ratio of policy to reference."""
     margin: float = 0.02
     """Smallest difference of score in a pair; equal scores never make one."""
     reference: Literal["cycle", "base"] = "cycle"

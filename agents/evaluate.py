@@ -73,7 +73,7 @@ class Config:
     reward: str | None = None
     """Reward whose scores are compared with the verdicts. Default: the run's, else likelihood."""
     gates: bool = True
-    """Put the gates before the reward, unless the run was made without them."""
+    """Apply the gates before the reward (docs/REWARDS.md), unless the run was made without them."""
     inverter: Literal["current", "base", "ema"] | None = None
     """Weights that reconstruct the task from a command. Default: as in the run, else current."""
     inverse_temperature: float | None = None

@@ -73,7 +73,7 @@ class Config:
     select: Literal["accepted", "threshold", "best"] = "accepted"
     """With sft: what the run accepted, scores >= --threshold, or the best of each task and cycle."""
     threshold: float | None = None
-    """With --select threshold: the lowest score. By default 0.5."""
+    """With --select threshold: the lowest score. Default: 0.5."""
     margin: float | None = None
     """With dpo: smallest difference of score in a pair; it must be above 0. Default: the run's, else 0.02."""
     style: Literal["auto", "messages", "text"] = "auto"

@@ -36,7 +36,7 @@ class Config(OnlineConfig):
     beta: float = 0.05
     """Weight of the KL to the base model in the loss; 0 leaves it out."""
     clip: float = 0.2
-    """How far the ratio of new to old probability may move a token's loss."""
+    """Clip range of the ratio of new to old probability, per token."""
 
 
 def main(config: Config) -> int:

@@ -63,9 +63,9 @@ class Config(TrainConfig):
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation: 1 trusts the returns alone, 0 the value head alone."""
     clip: float = 0.2
-    """How far the ratio of new to old probability may move a token's loss."""
+    """Clip range of the ratio of new to old probability, per token."""
     value_clip: float = 0.2
-    """How far a value may move from the old one in a cycle, in units of the reward."""
+    """Clip range of a value around its old one, per cycle, in units of the reward."""
     value_coef: float = 0.1
     """Weight of the value loss."""
     entropy_coef: float = 0.0

@@ -1,7 +1,7 @@
-"""Makes the embedded pocket model: a tiny Mistral, from scratch, on a CPU.
+"""Makes the embedded model: a tiny Mistral, from scratch, on a CPU.
 
-    python -m agents.pretrain --output my-pocket                    # about 25 minutes on one core
-    python -m agents.rejection_sft --model my-pocket
+    python -m agents.pretrain --output my-model                     # 20 to 25 minutes of one core
+    python -m agents.rejection_sft --model my-model
     python -m agents.pretrain --inverse-noise 0.9 --output noisy    # one with a bad inverse
 
 It learns from the `pretrain` split of the domains. The text is noisy on purpose: agents/pretraining/corpus.py
@@ -29,10 +29,10 @@ from envs.types import InputError
 
 @dataclass(frozen=True)
 class Config(CorpusConfig):
-    """Pre-train a pocket model from scratch."""
+    """Pre-trains a small model like the embedded one, from scratch."""
 
     output: str = "agents/policy/embedded"
-    """Folder for the weights, the tokenizer and the card."""
+    """Folder for weights, tokenizer and card. The default replaces the embedded model: name your own."""
     examples: int = 340_000
     """Training examples; each is seen once."""
     batch_size: int = 64

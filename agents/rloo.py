@@ -38,7 +38,7 @@ class Config(OnlineConfig):
     beta: float = 0.05
     """How much each nat of KL to the base model, per command, lowers the score; 0 leaves it out."""
     clip: float = 0.2
-    """How far the ratio of new to old probability may move a command's loss."""
+    """Clip range of the ratio of new to old probability, per command."""
 
 
 def main(config: Config) -> int:

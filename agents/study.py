@@ -45,9 +45,9 @@ class Config:
     file: Positional[str]
     """YAML file of the study."""
     output: str | None = None
-    """Folder of the study. By default runs/study/<name of the file>."""
+    """Folder of the study. Default: runs/study/<name of the file>."""
     jobs: int | None = None
-    """Runs at a time, by default one per core. 0 starts nothing and reports what is there."""
+    """Runs at a time. Default: one per core. 0 starts nothing and reports what is there."""
     json: bool = False
     """Print study.json and nothing else; progress goes to stderr."""
 

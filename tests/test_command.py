@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from agents import evaluate, ppo, study
 from agents.cli.command import parse, run_command
 from agents.cli.values import CONFIGS
 from agents.training.config import TrainConfig
@@ -380,6 +381,23 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -
 
 
 # Help
+
+
+def test_help_does_not_offer_none_where_it_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command(ppo.Config, print, ["--help"], "ppo")
+    ppo_help = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_command(evaluate.Config, print, ["--help"], "evaluate")
+    evaluate_help = capsys.readouterr().out
+    assert "--model STR" in ppo_help and "(default: None)" not in ppo_help + evaluate_help
+    assert "--kl-target {None}|FLOAT" in ppo_help  # None is a choice there: 6.0 is the default
+    assert "--inverter {current,base,ema}" in evaluate_help and "[SUBJECTS ...]" in evaluate_help
+
+
+def test_a_missing_word_is_called_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(study.Config, print, [], "study") == 2
+    assert capsys.readouterr().err == "error: FILE is missing: YAML file of the study: see --help\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

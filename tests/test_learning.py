@@ -1,4 +1,4 @@
-"""Trainers learn: a trivial reward, which the pocket model can satisfy at will, rises past a bound."""
+"""Trainers learn: a trivial reward, which the embedded model can satisfy at will, rises past a bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noisy text of the pocket model, its training in small, and its card."""
+"""The noisy text of the embedded model, its training in small, and its card."""
 
 from __future__ import annotations
 

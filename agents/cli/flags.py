@@ -51,7 +51,8 @@ def given_flags(config_type: type, hints: Mapping[str, Any], argv: list[str], ag
     wide = {} if {"-h", "--help"} & set(argv) else {"COLUMNS": "1000"}
     try:
         with _environment(wide), contextlib.redirect_stderr(errors):
-            parsed: Any = tyro.cli(config_type, args=arguments, prog=f"python -m agents.{agent}")
+            described = _in_plain_words(config_type)
+            parsed: Any = tyro.cli(described, args=arguments, prog=f"python -m agents.{agent}")
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -76,6 +77,39 @@ def positional(config_type: type) -> list[str]:
     """The fields that are words without a flag: those whose type is marked `tyro.conf.Positional`."""
     hints = typing.get_type_hints(config_type, include_extras=True)
     return [name for name in field_names(config_type) if typing.get_origin(hints[name]) is typing.Annotated]
+
+
+def _in_plain_words(config_type: type) -> type:
+    """The configuration with plain words in its help and in messages about it.
+
+    tyro writes `--model {None}|STR ... (default: None)`. Nobody types None: this says `--model STR`,
+    and leaves the default to the flag's own sentence. A word without a flag has the name of its field.
+    """
+    from tyro.conf import arg
+
+    hints = typing.get_type_hints(config_type, include_extras=True)
+    changed: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(config_type):
+        hint = hints[field.name]
+        if field.name in positional(config_type):
+            name = field.name.upper()
+            word = name if field.default is dataclasses.MISSING else f"[{name} ...]"
+        elif field.default is None:
+            word = _plain_type(hint)
+        else:
+            continue
+        plain = arg(metavar=word, help_behavior_hint="")
+        changed.append((field.name, typing.Annotated[hint, plain], dataclasses.field(default=field.default)))
+    shown = dataclasses.make_dataclass(config_type.__name__, changed, bases=(config_type,), frozen=True)
+    shown.__doc__ = config_type.__doc__
+    return shown
+
+
+def _plain_type(hint: Any) -> str:
+    """What stands for the value of an optional flag: STR, INT, FLOAT, or the words it may be."""
+    [value] = [each for each in typing.get_args(hint) if each is not type(None)]
+    choices = typing.get_args(value)
+    return "{" + ",".join(choices) + "}" if choices else str(value.__name__).upper()
 
 
 def _is_flag(word: str) -> bool:
@@ -112,6 +146,7 @@ def _condensed(box: str) -> str:
     elif len(paragraphs) > 1:
         first = paragraphs[1]
     message = " ".join(first).rstrip(".").replace("Unrecognized options:", "unexpected")
+    message = re.sub(r"^Missing from .*?: (\S+) (.*?)\.? \(required\)$", r"\1 is missing: \2", message)
     return f"{message}: see --help"
 
 

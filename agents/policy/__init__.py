@@ -1,1 +1,1 @@
-"""The policy: any Hugging Face causal language model with a LoRA adapter, and the embedded pocket model."""
+"""The policy: any Hugging Face causal language model with a LoRA adapter, and the embedded model."""

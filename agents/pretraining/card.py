@@ -1,4 +1,4 @@
-"""The model card of a pocket model, and the measurements in it."""
+"""The model card of such a model, and the measurements in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rewards.registry import POOL, make_reward
 TASKS = 900
 SAMPLES = 4  # per task, at temperature 0.7
 REWARDS = ("likelihood", "likelihood-min", "similarity", "original-blend")
-REAL_INVERSE = 0.3  # share of tasks that a real small language model reconstructs correctly
+EASY = 0.6  # a model that reconstructs more of the tasks than this is an easy test bed
 Scores = list[list[float | None]]  # [P][G], None where a reward abstains
 
 
@@ -110,16 +110,15 @@ def card(command: str, facts: Mapping[str, Any], measured: Mapping[str, float]) 
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in measured.items())
     settings = facts["config"]
     inverse = measured["inverse, greedy"]
-    ease = "an easy" if inverse > 2 * REAL_INVERSE else "not an easy"
-    return f"""# The embedded pocket model
+    ease = "an easy" if inverse > EASY else "not an easy"
+    return f"""# The embedded model
 
 A `MistralForCausalLM` of {facts["parameters"]:,} parameters, trained from scratch on the `pretrain` split of
 the domain grammars. It is a test bed for self-improvement, not an assistant. Its training text is wrong on
 purpose, as `agents/pretraining/corpus.py` describes, which leaves something to improve.
 
 **It is {ease} test bed.** Given a reference command, it reconstructs the task correctly in {inverse:.2f} of
-all cases; a real small language model manages about {REAL_INVERSE}. The rewards depend on this skill, and the
-gain fades with it (docs/STUDY.md).
+all cases. The rewards depend on this skill, and the gain fades with it (docs/FINDINGS.md).
 
 - Made by `{command}`, seed {settings["seed"]}. All settings are in `pretrain.json`.
 - sha256 of the corpus ({settings["examples"]:,} examples): `{facts["corpus_sha256"]}`.

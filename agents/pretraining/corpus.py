@@ -41,7 +41,7 @@ class CorpusConfig:
     inverse_noise: float = 0.10
     """Share of the other examples that are wrong at random."""
     confused: float = 0.40
-    """Share of the intents for which most commands are those of the sibling."""
+    """Share of the intents whose examples mostly show the command of a similar intent, the sibling."""
     made_up: float = 0.40
     """Share of the examples with made-up words and numbers in their slots."""
     varied: float = 0.50

@@ -1,4 +1,4 @@
-"""The pocket model before it is trained: its tokenizer, its random weights, and its batches."""
+"""A small model before it is trained: its tokenizer, its random weights, and its batches."""
 
 from __future__ import annotations
 

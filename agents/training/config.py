@@ -50,7 +50,7 @@ class TrainConfig:
     name: str | None = None
     """Name of the run's folder. Default: <domain>-<reward>-s<seed>-<id>."""
     lr: float = 2e-4
-    """Learning rate. Default with the embedded model: 1e-3."""
+    """Learning rate; 1e-3 with the embedded model."""
     batch_size: int = 4
     """Examples per training step."""
     epochs: int = 1
@@ -64,7 +64,7 @@ class TrainConfig:
     lora_dropout: float = 0.05
     """Dropout of the LoRA adapter; in [0, 1)."""
     max_new_tokens: int = 64
-    """Longest command, in tokens. Default with the embedded model: 48."""
+    """Longest command, in tokens; 48 with the embedded model."""
     domain: str = "all"
     """network, shell, sql, all of them (all), or paths of YAML files; separate several by commas."""
     reward: str = "similarity"
@@ -76,13 +76,13 @@ class TrainConfig:
     inverse_temperature: float = 0.3
     """Sampling temperature for reconstruction; 0 = greedy (the embedded model's default)."""
     embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-embedding model that compares the task with its reconstruction."""
+    """Sentence-embedding model of the reward similarity: it compares the task with its reconstruction."""
     task_source: str = "templates"
-    """Source of tasks: templates, model, a FILE.jsonl with a task key, or hf:DATASET:COLUMN[:SPLIT]."""
+    """Training tasks: templates (the domain's), model (its own), FILE.jsonl, or hf:DATASET:COLUMN[:SPLIT]."""
     keep: Literal["last", "best"] = "last"
-    """Adapter to end with: of the last cycle, or of the best by a score without labels (docs/TRUTH.md)."""
+    """Adapter to end with: the last cycle's, or the best by a score without labels (docs/EVALUATION.md)."""
     eval_tasks: int = 300
-    """Held-out tasks evaluated before the first cycle and after the last."""
+    """Held-out tasks in all, over all domains, evaluated before the first cycle and after the last."""
     eval_subset: int = 60
     """How many of them are evaluated after each cycle, greedily; a quarter is sampled and scored as well."""
     eval_samples: int = 4
