@@ -113,7 +113,7 @@ def pairs_of_batch(batch: Batch, margin: float) -> list[tuple[int, int]]:
     A truncated command has no end to learn, so it is in none. One with a closed gate may only be rejected.
     """
     values = [[rollout.complete_score for rollout in group] for group in batch.groups]
-    texts = [[rollout.completion.text for rollout in group] for group in batch.groups]
+    texts = [[rollout.command for rollout in group] for group in batch.groups]
     return pairs_of(values, texts, margin, batch.acceptable)
 
 

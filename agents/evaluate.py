@@ -24,6 +24,7 @@ from tyro.conf import Positional
 from agents.cli.command import run_command
 from agents.cli.files import file_name, write_json, writing
 from agents.cli.values import MODEL_FILES, model_defaults
+from agents.policy.chat import read_options
 from agents.studies.settings import read_settings
 from envs.domain import domain_names, load_domain
 from envs.types import InputError
@@ -38,6 +39,8 @@ FALLBACK = {
     "temperature": 0.7,
     "max_new_tokens": 64,
 }
+# Settings that a run need not have.
+OPTIONAL: dict[str, Any] = {"shots": 0, "prefill": None, "chat_template_kwargs": None}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class Config:
     """Sampling temperature. Default: the run's, else 0.7."""
     max_new_tokens: int | None = None
     """Longest command, in tokens. Default: the run's, else 64."""
+    shots: int | None = None
+    """Labelled examples of each domain before every prompt. Default: the run's, else 0."""
+    prefill: str | None = None
+    """How every command's answer begins. Default: the run's, else as the domain says."""
+    chat_template_kwargs: str | None = None
+    """Variables of the chat template, as JSON. Default: the run's, else what switches thinking off."""
     reward: str | None = None
     """Reward whose scores are compared with the verdicts. Default: the run's, else likelihood."""
     gates: bool = True
@@ -97,6 +106,9 @@ class Config:
             raise InputError(f"--temperature {self.temperature}: must be above 0")
         if self.inverse_temperature is not None and not 0 <= self.inverse_temperature < float("inf"):
             raise InputError(f"--inverse-temperature {self.inverse_temperature}: must be 0 (greedy) or more")
+        if self.shots is not None and self.shots < 0:
+            raise InputError(f"--shots {self.shots}: must be 0 or more")
+        read_options(self.chat_template_kwargs)
         if self.reward is not None:
             reward_info(self.reward)
         if self.subjects and (self.model or self.adapter):
@@ -299,7 +311,7 @@ def resolved(config: Config, subjects: Sequence[Subject]) -> dict[str, Any]:
         names = "; ".join(sorted(domains))
         raise InputError(f"--domain: the runs were made on different ones ({names}): say which is meant")
     found: dict[str, Any] = {}
-    for name, default in FALLBACK.items():
+    for name, default in {**FALLBACK, **OPTIONAL}.items():
         value = getattr(config, name)
         found[name] = last.get(name, default) if value is None else value
     if reward_info(found["reward"]).needs_group and config.samples < 2:

@@ -22,7 +22,8 @@ from rich.markup import escape
 
 from agents.cli.command import run_command
 from agents.cli.display import number, show_table
-from agents.policy.answers import take_out
+from agents.policy.chat import read_options
+from envs.answers import take_out
 from envs.domain import domain_names, load_domain
 from envs.jsonl import read_jsonl
 from envs.prompts import forward_prompt
@@ -78,6 +79,12 @@ class Config:
     """Sampling temperature of the commands."""
     max_new_tokens: int = 64
     """Maximum length of a command, in tokens."""
+    shots: int = 0
+    """Labelled examples of the domain before every prompt."""
+    prefill: str | None = None
+    """How every command's answer begins. Default: as the domain says."""
+    chat_template_kwargs: str | None = None
+    """Variables of the chat template, as JSON. Default: what switches thinking off."""
     trust: float | None = None
     """Warn if the best score is below this. Default: 0.53 for the embedded model with likelihood."""
     seed: int = 0
@@ -91,6 +98,9 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        if self.shots < 0:
+            raise InputError(f"--shots {self.shots}: must be 0 or more")
+        read_options(self.chat_template_kwargs)
         if not 0 < self.temperature < math.inf:
             raise InputError(f"--temperature {self.temperature}: must be above 0")
         if not 0 <= self.inverse_temperature < math.inf:
@@ -111,7 +121,9 @@ def main(config: Config) -> int:
     if config.extract is not None:
         extract(Path(config.extract))
         return 0
-    from agents.policy.load import load_policy  # loads torch, which --help must not wait for
+    # They load torch, which --help must not wait for.
+    from agents.evaluation.shots import draw_shots
+    from agents.policy.load import load_policy
 
     policy = load_policy(
         config.model or "embedded",
@@ -119,7 +131,10 @@ def main(config: Config) -> int:
         load_in_4bit=config.load_in_4bit,
         dtype=config.dtype,
         threads=config.threads,
+        chat_options=read_options(config.chat_template_kwargs),
     )
+    policy.tokens.prefill = config.prefill
+    policy.tokens.shots = draw_shots(config.domain, config.shots)
     if config.adapter and reward_info(config.reward).needs_start:
         policy.load_start(Path(config.adapter).expanduser())
     reward = make_reward(
@@ -170,10 +185,12 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
     """The choice for a task, and all different commands, best first.
 
     Returns:
-        What `--json` prints. `read_back` is a command's reconstruction, `written` how often it was written.
+        What `--json` prints. `read_back` is a command's reconstruction, `written` how often it was written;
+        `prompt` is what the model reads, `answer` its greedy answer as it wrote it.
     """
-    greedy, *sampled = write(policy, task, config)
-    commands = [greedy, *sampled]
+    answers = write(policy, task, config)
+    commands = [take_out(answer).command or "" for answer in answers]
+    greedy = commands[0]
     scores = reward([task], [commands], seed=seed_of(config.seed, "play reward"))[0]
     different = list(dict.fromkeys(commands))
     with policy.inverter(config.inverter):
@@ -208,11 +225,13 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
         "trusted": trusted,
         "trust": trust,
         "candidates": rows,
+        "prompt": policy.tokens.as_text(forward_prompt(task)),
+        "answer": answers[0],
     }
 
 
 def write(policy: Policy, task: Task, config: Config) -> list[str]:
-    """The greedy command, then the sampled ones."""
+    """The greedy answer, then the sampled ones."""
     prompts = [forward_prompt(task)]
     [greedy] = policy.generate(prompts, temperature=0.0, max_new_tokens=config.max_new_tokens)
     [sampled] = policy.generate(
@@ -244,7 +263,15 @@ def known_trust(config: Config) -> float | None:
 
 
 def show(answer: dict[str, Any]) -> None:
-    """Prints the candidates as a table, then the choice, then whether to trust it."""
+    """Prints the candidates as a table, then the choice, then whether to trust it.
+
+    Where the greedy answer is more than a command, what was asked and answered comes first.
+    """
+    if not take_out(answer["answer"]).plain:
+        for name in ("prompt", "answer"):
+            print(f"{name}:")
+            for line in answer[name].split("\n"):
+                print(f"    {visible(line)}")
     rows = []
     for row in answer["candidates"]:
         written = f"{row['written']} greedy" if row["greedy"] else str(row["written"])

@@ -20,8 +20,8 @@ Sources: Schulman et al. 2017, arXiv:1707.06347 (PPO) and 2016, arXiv:1506.02438
 in RLHF). After these, decided here:
 
 - The old log-probabilities come from the minibatches of the first epoch, so the first ratio is exactly 1.
-- The last token is the end of sequence, even if the model ended its line by a line feed. A truncated
-  command has no end. It gets a fixed low score, which `train/reward` counts and `reward/mean` does not.
+- The last token is what ends an answer, even if the model ended its line by a line feed. A truncated
+  answer has no end. It gets a fixed low score, which `train/reward` counts and `reward/mean` does not.
 - Unless rewards are scaled, the values start at the mean of the first scores.
 - The optimizer and its moments last for the whole run, at a constant learning rate.
 

@@ -68,6 +68,8 @@ class Config(TrainConfig):
     """Scale of the LoRA adapter: its output is multiplied by alpha / r."""
     lora_dropout: float = 0.0
     """Dropout of the LoRA adapter; in [0, 1)."""
+    force: bool = True
+    """Start although the first answers are mostly invalid: the pairs are to teach the format."""
     tasks: int = 20
     """Tasks per cycle for which commands are written, to be watched."""
     candidates: int = 2

@@ -11,7 +11,7 @@ import itertools
 import random
 from dataclasses import dataclass
 
-from envs.grammar import CHOICE, PLACEHOLDER, DomainSpec, fill, wordings
+from envs.grammar import CHOICE, DEFAULT_PROMPTS, PLACEHOLDER, DomainSpec, fill, wordings
 from envs.schema import EMBEDDED, fault, load_spec
 from envs.streams import stream, unit
 from envs.types import InputError, Task
@@ -52,7 +52,8 @@ class Domain:
         self.name = spec.name
         self.tools = tuple(spec.tools)
         self.principles = tuple(spec.principles)
-        self.prompts: dict[str, str] = {str(kind): text for kind, text in spec.prompts.items()}
+        self.system, self.prefill = spec.system.strip(), spec.prefill
+        self.prompts: dict[str, str] = {**DEFAULT_PROMPTS, **spec.prompts}
         self.slots = spec.slots
         self.intents = {
             intent.name: Intent(

@@ -40,6 +40,15 @@ PROMPT_FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "rate": (frozenset({"task", "reconstruction"}), frozenset()),
     "revise": (frozenset({"task", "command"}), frozenset({"principle"})),
 }
+# The prompts that a domain may leave out.
+DEFAULT_PROMPTS = {
+    "propose": "Propose one task for the tool {tool}, in one line.",
+    "judge": "Does this command do the task exactly? Answer yes or no.\nTask: {task}\nCommand: {command}",
+    "rate": "How similar are these two tasks, from 0 to 10? Answer with the number.\n"
+    "First: {task}\nSecond: {reconstruction}",
+    "revise": "Revise this command. {principle}\nTask: {task}\nCommand: {command}",
+}
+DEFAULT_PRINCIPLES = ["Do exactly what the task asks for.", "Use exactly the values that the task gives."]
 
 
 def _named(pattern: str, letters: str) -> AfterValidator:
@@ -349,14 +358,28 @@ class IntentSpec(_Strict):
         return command.strip()
 
 
+class ExampleSpec(_Strict):
+    """A task and its command, for `--shots`: a label, like the reference of an intent."""
+
+    task: Text
+    command: Text
+
+
 class DomainSpec(_Strict):
-    """The whole file, checked."""
+    """The whole file, checked.
+
+    `system` is what a model must know to answer, such as the tables of a database; `prefill` how its answers
+    begin. Of `prompts` only `forward` and `inverse` must be there.
+    """
 
     name: DomainName
-    description: str
+    description: str = ""
+    system: str = ""
+    prefill: str = ""
     tools: list[Text] = Field(min_length=1)
     prompts: dict[PromptKind, Text]
-    principles: list[Text] = Field(min_length=1)
+    principles: list[Text] = Field(default=DEFAULT_PRINCIPLES, min_length=1)
+    examples: list[ExampleSpec] = []
     slots: dict[SlotName, Slot]
     verify: Verify = ByText(kind="exact")
     intents: list[IntentSpec] = Field(min_length=1)

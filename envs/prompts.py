@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from envs.domain import load_domain
-from envs.types import Task
+from envs.domain import Domain, load_domain
+from envs.types import Kind, Prompt, Task
 
 
-def forward_prompt(task: Task) -> str:
+def forward_prompt(task: Task) -> Prompt:
     """Asks for a command that does the task."""
-    return load_domain(task.domain).prompt("forward", task=task.text, tool=task.tool)
+    domain = load_domain(task.domain)
+    text = domain.prompt("forward", task=task.text, tool=task.tool)
+    return Prompt(text, domain.where, "forward", domain.system, domain.prefill)
 
 
-def inverse_prompt(task: Task, command: str) -> str:
+def inverse_prompt(task: Task, command: str) -> Prompt:
     """Asks what task the command does. It uses only the task's domain, so the answer is not given away."""
-    return load_domain(task.domain).prompt("inverse", command=command)
+    domain = load_domain(task.domain)
+    return Prompt(domain.prompt("inverse", command=command), domain.where, "inverse", domain.system)
+
+
+def example_of(domain: Domain, kind: Kind, task: str, command: str, tool: str = "") -> tuple[str, str]:
+    """A pair as it stands before a prompt: what was asked, and what was answered."""
+    if kind == "forward":
+        return domain.prompt("forward", task=task, tool=tool), command
+    return domain.prompt("inverse", command=command), task
 
 
 def judge_prompt(task: Task, command: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from envs.grammar import Column, DomainSpec, IntentSpec, Slot, Table, Verify
+from envs.grammar import Column, DomainSpec, ExampleSpec, IntentSpec, Slot, Table, Verify
 from envs.messages import did_you_mean, short
 from envs.schema_checks import faults
 from envs.types import InputError
@@ -177,6 +177,8 @@ def _record_at(location: Sequence[Step]) -> type[BaseModel]:
     match list(location):
         case ["intents", _]:
             return IntentSpec
+        case ["examples", _]:
+            return ExampleSpec
         case ["slots", _, kind]:
             return SLOTS[str(kind)]
         case ["verify", kind]:

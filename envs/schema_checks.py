@@ -9,6 +9,7 @@ from typing import Any
 
 from envs.grammar import (
     CHOICE,
+    DEFAULT_PROMPTS,
     MOST_WORDINGS,
     PLACEHOLDER,
     PROMPT_FIELDS,
@@ -48,6 +49,8 @@ def _placeholders(text: str) -> set[str]:
 
 def _prompt_faults(spec: DomainSpec) -> Iterator[Fault]:
     for kind, (required, optional) in PROMPT_FIELDS.items():
+        if kind not in spec.prompts and kind in DEFAULT_PROMPTS:
+            continue
         if kind not in spec.prompts:
             yield ("prompts",), f"the prompt {kind!r} is missing: add it"
             continue

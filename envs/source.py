@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from envs.answers import first_line
 from envs.domain import Domain, domain_names, load_domain
 from envs.jsonl import read_jsonl
 from envs.messages import did_you_mean
@@ -135,7 +136,7 @@ class Proposed:
             prompts = [domain.prompt("propose", tool=tool) for domain, tool in asked]
             rows = self.model.generate(prompts, temperature=1.0, max_new_tokens=64, seed=rng.getrandbits(62))
             for (domain, tool), row in zip(asked, rows, strict=True):
-                text = " ".join(row[0].text.split())
+                text = " ".join(first_line(row[0].text).split())
                 if reason := self._fault(text, row[0].truncated, kept):
                     self._dropped[reason] += 1
                 elif len(tasks) < count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 
 class InputError(Exception):
@@ -29,15 +29,45 @@ class Task:
     tool: str = ""
 
 
+Kind = Literal["forward", "inverse"]
+# What a base model, which knows no turns, is to go on with after a prompt.
+CUES = {"forward": "Command:", "inverse": "Task:"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A user's message, and what stands around it.
+
+    Attributes:
+        text: the message.
+        domain: whose examples may stand before it (`--shots`); empty for none.
+        kind: whether it asks for a command or for a task.
+        system: what the model must know to answer, such as a database's schema; empty for nothing.
+        prefill: how the answer begins. The model goes on from there.
+    """
+
+    text: str
+    domain: str = ""
+    kind: Kind = "forward"
+    system: str = ""
+    prefill: str = ""
+
+    @property
+    def cue(self) -> str:
+        """The line after which a base model answers."""
+        return CUES[self.kind]
+
+
 @dataclass(frozen=True)
 class Completion:
     """What a language model wrote after one prompt.
 
     Attributes:
-        text: the first non-empty line, stripped.
-        token_ids: the tokens of that line as generated, without end-of-line or end-of-sequence tokens.
+        text: the answer, stripped; of a model that answers in one line, the first line that is not empty.
+            The command is yet to be taken out of it: see `envs.answers`.
+        token_ids: the tokens of the answer as generated, without the token that ended it.
         logprobs: natural-log probability of each of `token_ids` at temperature 1, same length.
-        truncated: True where the token limit cut the line before it ended.
+        truncated: True where the token limit cut the answer before it ended.
     """
 
     text: str
@@ -74,7 +104,7 @@ class LanguageModel(Protocol):
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         n: int = 1,
         *,
         temperature: float,
@@ -84,12 +114,12 @@ class LanguageModel(Protocol):
         """Writes `n` completions after each of P prompts -> [P][n]. Temperature 0 is greedy."""
         ...
 
-    def logprobs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+    def logprobs(self, prompts: Sequence[str | Prompt], continuations: Sequence[str]) -> list[list[float]]:
         """Natural-log probability of each token of each continuation after its prompt -> [P][T_p]."""
         ...
 
     def entropies(
-        self, prompts: Sequence[str], continuations: Sequence[str]
+        self, prompts: Sequence[str | Prompt], continuations: Sequence[str]
     ) -> list[tuple[float, float] | None]:
         """Mean entropy and self-certainty along each continuation, nats -> [P]; None for an empty one."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envs.answers import first_line
 from envs.prompts import inverse_prompt, rate_prompt
 from envs.types import LanguageModel, Reward, Score, Task
 from rewards.base import EMPTY, Ingredients, grouped, pairs_of
@@ -41,7 +42,7 @@ def reconstruct(
     """What the model says that the command of each (task, command) pair does. It does not see the task."""
     prompts = [inverse_prompt(task, command) for task, command in pairs]
     written = model.generate(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-    return [row[0].text for row in written]
+    return [first_line(row[0].text) for row in written]
 
 
 class _Reconstructing:
@@ -158,7 +159,7 @@ class OriginalBlend(_Reconstructing):
             if text.strip():
                 prompts.append(rate_prompt(task, text))
         replies = self.model.generate(prompts, temperature=0.0, max_new_tokens=8)
-        return [row[0].text for row in replies]
+        return [first_line(row[0].text) for row in replies]
 
     @staticmethod
     def _score(task: Task, text: str, rating: float | None) -> Score:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from envs.answers import take_out
 from envs.prompts import forward_prompt
 from envs.streams import unit
 from envs.types import InputError, Reward, Score, Task
@@ -24,9 +25,12 @@ RewardFunc = Callable[..., "list[float | None]"]
 
 def task_row(task: Task) -> dict[str, Any]:
     """A row of a dataset: `prompt`, a user's message as chat models take it, and the task in `COLUMNS`."""
-    message = {"role": "user", "content": forward_prompt(task)}
+    prompt = forward_prompt(task)
+    messages = [{"role": "user", "content": prompt.text}]
+    if prompt.system:
+        messages.insert(0, {"role": "system", "content": prompt.system})
     return {
-        "prompt": [message],
+        "prompt": messages,
         "task_id": task.id,
         "domain": task.domain,
         "task": task.text,
@@ -37,7 +41,7 @@ def task_row(task: Task) -> dict[str, Any]:
 def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
     """A reward for TRL's `reward_funcs`.
 
-    It scores the first line of a completion that is not blank. A score of None is passed on: TRL leaves that
+    It scores the command in a completion, see `envs.answers`. A score of None is passed on: TRL leaves that
     candidate out. Random numbers come from `seed` and the trainer's step.
 
     Args:
@@ -53,7 +57,7 @@ def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
     ) -> list[float | None]:
         state = columns.get("trainer_state")
         step = 0 if state is None else state.global_step
-        commands = [first_line(text_of(completion)) for completion in completions]
+        commands = [take_out(text_of(completion)).command or "" for completion in completions]
         seed_of_step = int(unit("trl", seed, step) * 2**62)
         scores = score_rows(reward, commands, columns, seed_of_step)
         return [score.value for score in scores]
@@ -106,8 +110,3 @@ def text_of(completion: Any) -> str:
     if not isinstance(content, str):
         return ""
     return content
-
-
-def first_line(text: str) -> str:
-    """The first line that is not blank, without white space around it, as in `Completion.text`."""
-    return text.strip().split("\n")[0].strip()

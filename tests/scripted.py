@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from envs.domain import load_domain
-from envs.types import Completion, Score, Task
+from envs.types import Completion, Prompt, Score, Task
 from rewards.reconstruction import Similarity
 from rewards.registry import make_reward
 from rewards.text import token_overlap
@@ -62,16 +62,17 @@ class Scripted:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         n: int = 1,
         *,
         temperature: float,
         max_new_tokens: int = 64,
         seed: int = 0,
     ) -> list[list[Completion]]:
-        self.asked += prompts
+        texts = texts_of(prompts)
+        self.asked += texts
         self.seeds.append(seed)
-        return [[Completion(self._answer(prompt))] * n for prompt in prompts]
+        return [[Completion(self._answer(text))] * n for text in texts]
 
     def _answer(self, prompt: str) -> str:
         if prompt in self.table:
@@ -82,20 +83,26 @@ class Scripted:
         first, second = (line.split(": ", 1)[1] for line in prompt.splitlines()[1:])
         return str(round(10 * token_overlap(first, second)))
 
-    def logprobs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+    def logprobs(self, prompts: Sequence[str | Prompt], continuations: Sequence[str]) -> list[list[float]]:
         """Words of the reconstruction have probability 0.9, others 0.1."""
-        self.asked += prompts
+        asked = texts_of(prompts)
+        self.asked += asked
         rows = []
-        for prompt, text in zip(prompts, continuations, strict=True):
+        for prompt, text in zip(asked, continuations, strict=True):
             expected = self.table.get(prompt, "yes").split()
             rows.append([math.log(0.9) if word in expected else math.log(0.1) for word in text.split()])
         return rows
 
     def entropies(
-        self, prompts: Sequence[str], continuations: Sequence[str]
+        self, prompts: Sequence[str | Prompt], continuations: Sequence[str]
     ) -> list[tuple[float, float] | None]:
-        self.asked += prompts
+        self.asked += texts_of(prompts)
         return [(len(text) / 100, 100 / len(text)) for text in continuations]
+
+
+def texts_of(prompts: Sequence[str | Prompt]) -> list[str]:
+    """The messages of prompts."""
+    return [prompt.text if isinstance(prompt, Prompt) else prompt for prompt in prompts]
 
 
 def by_prompt(read: Mapping[str, str]) -> dict[str, str]:

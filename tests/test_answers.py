@@ -9,7 +9,7 @@ import yaml
 from references import reference
 
 from agents import play
-from agents.policy.answers import take_out
+from envs.answers import take_out
 from envs.domain import load_domain
 from envs.types import InputError
 

@@ -508,7 +508,7 @@ def test_unusual_but_good_files_load(tmp_path: Path, text: str) -> None:
 SAME = "same"  # the mistake is in the line of the replacement
 # name: (what is replaced, by what, the line that the message names: the first with this text, what the message says)
 MISTAKES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
-    "key missing": ("description: a tiny domain\n", "", "name: tiny", ("'description'", "missing", "add it")),
+    "key missing": ("tools: [head, cp]\n", "", "name: tiny", ("'tools'", "missing", "add it")),
     "key of an intent missing": ("    tool: cp\n", "", "- name: copy", ("intents[1]", "'tool'", "add it")),
     "key of a slot missing": ("low: 2, ", "", "  n: {", ("slots.n", "'low'", "missing")),
     "unknown key": ("description: a", "descripton: a", SAME, ("unknown key 'descripton'", "did you mean description?")),
@@ -566,7 +566,7 @@ MISTAKES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "one word": ("words: [backup, draft]", "words: [backup]", SAME, ("slots.other.words: needs at least 2",)),
     "no suffixes": ("suffixes: [.txt, .log]", "suffixes: []", SAME, ("slots.file.suffixes: needs at least 1",)),
     "empty word": ("words: [backup, draft]", "words: [backup, '']", SAME, ("slots.other.words[1]", "is empty")),
-    "prompt missing": ('  judge: "Right? {task} {command}"\n', "", "prompts:", ("prompts", "'judge' is missing")),
+    "prompt missing": ('  inverse: "Say. {command}"\n', "", "prompts:", ("prompts", "'inverse' is missing")),
     "prompt without its placeholder": ("Write. {task}", "Write.", "  forward:", ("prompts.forward", "{task} is missing")),
     "prompt with an unknown placeholder": ("Say. {command}", "Say. {command} {task}", SAME, ("prompts.inverse", "{task}", "use {command}")),
     "unknown prompt": ("  rate: ", '  rating: "x"\n  rate: ', "rating", ("prompts.rating", "unknown prompt", "did you mean rate?")),

@@ -31,7 +31,7 @@ SUBSET = {
     "invalid",
     "not_executed",
 }
-SUBSET |= {"exact", "inverse", "auc", "calibration_error", "risk_area", "distinct"}
+SUBSET |= {"exact", "plain", "inverse", "auc", "calibration_error", "risk_area", "distinct"}
 SINCE = {"eval/since_peak", "eval/since_peak/high", "eval/since_peak/cycles"}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from references import reference
-from scripted import DOMAIN, FOREIGN, OTHER, READ, RIGHT, SWAPPED, TASK, Scripted, build, value
+from scripted import DOMAIN, FOREIGN, OTHER, READ, RIGHT, SWAPPED, TASK, Scripted, build, texts_of, value
 
 from envs.types import Score
 from rewards.controls import Random, Shuffled
@@ -64,7 +64,7 @@ class Answers(Scripted):
         self.probabilities = probabilities
 
     def logprobs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
-        self.asked += prompts
+        self.asked += texts_of(prompts)
         rows = []
         for text in continuations:
             tokens = self.probabilities.get(text, [0.0])

@@ -119,7 +119,7 @@ def test_text_metrics() -> None:
     assert found["policy/copied"] == pytest.approx(
         (1 / 5 + 2 / 2) / 2
     )  # docs of list, all, the, files, docs; count and lines
-    same = text_metrics([rollout("x", "a b c")] * 4)
+    same = text_metrics([rollout("x", "wc b c")] * 4)
     assert same == {"policy/distinct": 0.25, "policy/distinct_2": 0.25, "policy/copied": None}
     assert text_metrics([]) == {"policy/distinct": None, "policy/distinct_2": None, "policy/copied": None}
 

@@ -13,7 +13,7 @@ import pytest
 
 from agents.cli.command import run_command
 from agents.play import Config, best_of, main, show, visible
-from envs.types import Completion, Score, Task
+from envs.types import Completion, Prompt, Score, Task
 
 
 class Scripted:
@@ -21,12 +21,16 @@ class Scripted:
 
     def __init__(self, greedy: str, sampled: Sequence[str]) -> None:
         self.greedy, self.sampled = greedy, sampled
+        self.tokens = self
+
+    def as_text(self, prompt: Prompt) -> str:
+        return prompt.text
 
     def generate(
-        self, prompts: Sequence[str], n: int = 1, *, temperature: float, **_: Any
+        self, prompts: Sequence[Prompt], n: int = 1, *, temperature: float, **_: Any
     ) -> list[list[Completion]]:
-        if "Command: " in prompts[0]:
-            return [[Completion(prompt.split("Command: ")[1].upper())] for prompt in prompts]
+        if prompts[0].kind == "inverse":
+            return [[Completion(prompt.text.split("Command: ")[1].upper())] for prompt in prompts]
         commands = self.sampled if temperature > 0 else [self.greedy]
         written = [Completion(text) for text in commands]
         return [written for _ in prompts]
@@ -57,32 +61,32 @@ def answer(
 
 
 def test_the_best_scored_is_the_choice_and_equal_commands_are_one() -> None:
-    found = answer({"a": 0.2, "b": 0.9, "c": 0.9}, "a", ["b", "a", "c", "b"])
+    found = answer({"x": 0.2, "b": 0.9, "c": 0.9}, "x", ["b", "x", "c", "b"])
     assert [(row["command"], row["written"], row["greedy"]) for row in found["candidates"]] == [
         ("b", 2, False),
         ("c", 1, False),
-        ("a", 2, True),
+        ("x", 2, True),
     ]
-    assert [row["read_back"] for row in found["candidates"]] == ["B", "C", "A"]
+    assert [row["read_back"] for row in found["candidates"]] == ["B", "C", "X"]
     assert (found["choice"], found["score"], found["trusted"]) == ("b", 0.9, True)
 
 
 def test_doubt_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    low = answer({"a": 0.52}, "a", ["a"])
+    low = answer({"x": 0.52}, "x", ["x"])
     assert low["trusted"] is False
     show(low)
     assert "WARNING: do not trust it: its score 0.520 is below 0.53" in capsys.readouterr().out
-    assert answer({"a": 0.52}, "a", ["a"], trust=0.5)["trusted"] is True
-    unknown = answer({"a": 0.52}, "a", ["a"], reward="similarity")
+    assert answer({"x": 0.52}, "x", ["x"], trust=0.5)["trusted"] is True
+    unknown = answer({"x": 0.52}, "x", ["x"], reward="similarity")
     assert unknown["trusted"] is None
     for other in ({"model": "mistral-7b"}, {"adapter": "runs/x"}, {"domain": "mine.yaml"}, {"gates": False}):
-        assert answer({"a": 0.9}, "a", ["a"], **other)["trusted"] is None
+        assert answer({"x": 0.9}, "x", ["x"], **other)["trusted"] is None
     show(unknown)
     assert "trust: unknown for these settings" in capsys.readouterr().out
 
 
 def test_what_abstains_is_last_and_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    assert answer({"": None, "a": -3.0}, "", ["a"], reward="lift")["choice"] == "a"
+    assert answer({"": None, "x": -3.0}, "", ["x"], reward="lift")["choice"] == "x"
     nothing = answer({"": None}, "", [""])
     assert nothing["choice"] is None and nothing["trusted"] is False
     show(nothing)

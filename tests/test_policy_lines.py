@@ -137,15 +137,17 @@ def test_a_tokenizer_like_mistrals(foreign_mistral: Path, script: Callable[..., 
     wanted = ids_of(policy, "ls -a")
     assert tokens(wanted) == ["▁ls", "▁", "-", "a"]
     space, feed = policy.tokenizer.convert_tokens_to_ids(["▁", "<0x0A>"])
-    for rows in (
-        [*wanted, feed, *wanted],
-        [space, feed, *wanted, feed],
-        [*wanted, policy.tokenizer.eos_token_id],
+    end = policy.tokenizer.eos_token_id
+    # An answer is the whole turn, over several lines.
+    for rows, text in (
+        ([*wanted, end], "ls -a"),
+        ([*wanted, feed, *wanted, end], "ls -a\n ls -a"),
+        ([space, feed, *wanted, feed, end], "ls -a"),
     ):
         script(policy, [rows])
         [[completion]] = policy.generate(["x"], temperature=0.0, max_new_tokens=20)
-        assert (completion.text, completion.truncated) == ("ls -a", False)
-        assert completion.token_ids[-len(wanted) :] == tuple(wanted)
+        assert (completion.text, completion.truncated) == (text, False)
+        assert completion.token_ids == tuple(rows[:-1])
 
 
 def test_end_of_sequence_tokens_of_model_and_tokenizer_both_count(

@@ -56,21 +56,21 @@ def said(text: str) -> list[dict[str, str]]:
 
 def test_flat_rows_become_groups_and_scores_come_back_flat() -> None:
     reward = Recorder()
-    written = ["a", "bb", "", "dddd", "eeeee", "", "ggg", "hh", "i"]
+    written = ["x", "bb", "", "dddd", "eeeee", "", "ggg", "hh", "y"]
     scores = as_reward_func(reward)(
         completions=[said(text) for text in written], completion_ids=[[1]] * 9, **columns(TASKS, 3)
     )
     [(tasks, commands, _)] = reward.calls
     assert tasks == TASKS
-    assert commands == [["a", "bb", ""], ["dddd", "eeeee", ""], ["ggg", "hh", "i"]]
+    assert commands == [["x", "bb", ""], ["dddd", "eeeee", ""], ["ggg", "hh", "y"]]
     assert scores == [1.0, 2.0, None, 4.0, 5.0, None, 3.0, 2.0, 1.0]
 
 
 def test_groups_may_differ_in_size_and_a_task_may_come_again() -> None:
     reward = Recorder()
     tasks = [TASKS[0], TASKS[0], TASKS[1], TASKS[0]]
-    as_reward_func(reward)(completions=["a", "b", "c", "d"], **columns(tasks))
-    assert reward.calls[0][:2] == ([TASKS[0], TASKS[1], TASKS[0]], [["a", "b"], ["c"], ["d"]])
+    as_reward_func(reward)(completions=["x", "b", "c", "d"], **columns(tasks))
+    assert reward.calls[0][:2] == ([TASKS[0], TASKS[1], TASKS[0]], [["x", "b"], ["c"], ["d"]])
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,10 @@ def test_a_row_holds_the_prompt_and_the_task() -> None:
     [task] = Templates([load_domain("sql")]).tasks(1, 0)
     row = task_row(task)
     assert [row[name] for name in COLUMNS] == [task.id, task.domain, task.text, task.tool]
+    domain = load_domain("sql")
     assert row["prompt"] == [
-        {"role": "user", "content": load_domain("sql").prompt("forward", task=task.text, tool=task.tool)}
+        {"role": "system", "content": domain.system},
+        {"role": "user", "content": domain.prompt("forward", task=task.text, tool=task.tool)},
     ]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from envs.answers import take_out
 from envs.domain import domain_names, load_domain
 from envs.prompts import forward_prompt
 from envs.source import Templates
@@ -25,14 +26,19 @@ class Judged:
     """A command with its verdict.
 
     Attributes:
+        command: empty where the answer has none.
         exact: whether it equals the reference, white space apart.
         score: what the reward gave it; None where no reward was asked.
+        answer: what was written.
+        plain: whether the answer was nothing but the command.
     """
 
     command: str
     verdict: Verdict
     exact: bool
     score: Score | None = None
+    answer: str = ""
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def ask(
     """
     prompts = [forward_prompt(case.task) for case in cases]
     greedy_P = policy.generate(prompts, temperature=0.0, max_new_tokens=max_new_tokens)
-    greedy = judge(cases, [row[0].text for row in greedy_P])
+    greedy = judge_answers(cases, [row[0].text for row in greedy_P])
 
     written_P_G = policy.generate(
         prompts[:sampled],
@@ -96,19 +102,20 @@ def ask(
         max_new_tokens=max_new_tokens,
         seed=seed_of("evaluation"),
     )
-    commands_P_G = [[completion.text for completion in row] for row in written_P_G]
     owners: list[Case] = []
-    commands: list[str] = []
-    for case, row in zip(cases[:sampled], commands_P_G, strict=True):
+    written: list[str] = []
+    commands_P_G = []
+    for case, row in zip(cases[:sampled], written_P_G, strict=True):
         owners += [case] * len(row)
-        commands += row
+        written += [completion.text for completion in row]
+        commands_P_G.append([take_out(completion.text).command or "" for completion in row])
     scores: list[Score] | None = None
     if reward is not None:
         tasks = [case.task for case in cases[:sampled]]
         scores = []
         for row_of_scores in reward(tasks, commands_P_G, seed=seed_of("evaluation reward")):
             scores += row_of_scores
-    judged = judge(owners, commands, scores)
+    judged = judge_answers(owners, written, scores)
 
     answers = []
     for place, case in enumerate(cases):
@@ -127,6 +134,21 @@ def judge(
         exact = command.split() == case.reference.split()
         score = None if scores is None else scores[place]
         judged.append(Judged(command, verdicts[place], exact, score))
+    return judged
+
+
+def judge_answers(
+    cases: Sequence[Case], written: Sequence[str], scores: Sequence[Score] | None = None
+) -> list[Judged]:
+    """Takes the command out of one answer for each case, and verifies it."""
+    answers = [take_out(text) for text in written]
+    judged = []
+    commands = [answer.command or "" for answer in answers]
+    for text, answer, row in zip(written, answers, judge(cases, commands, scores), strict=True):
+        verdict = row.verdict
+        if answer.command is None and text:
+            verdict = replace(verdict, reason=answer.reason)
+        judged.append(replace(row, verdict=verdict, answer=text, plain=answer.plain))
     return judged
 
 
@@ -166,6 +188,8 @@ def record(answer: Answer) -> dict[str, Any]:
 def _plain(judged: Judged) -> dict[str, Any]:
     verdict = judged.verdict
     row: dict[str, Any] = {"command": judged.command, "status": verdict.status}
+    if not judged.plain:
+        row["answer"] = judged.answer
     if verdict.reason:
         row["reason"] = verdict.reason
     if verdict.differed:

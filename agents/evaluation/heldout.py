@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from agents.evaluation.answers import Answer, ask, held_out_cases, not_executed, record
 from agents.evaluation.bootstrap import ROUNDS, resamples
 from agents.evaluation.metrics import correctness
+from agents.evaluation.shots import draw_shots
 from agents.evaluation.statistics import estimates, fall_since_peak, mean_estimate, table
 from envs.domain import domain_names
 from envs.types import Reward
@@ -67,6 +68,10 @@ class HeldOut:
         for name in domain_names(self.domain):
             asked += held_out_cases(name, A_DOMAIN)
         return frozenset(case.task.text for case in asked)
+
+    def shots(self, count: int) -> dict[tuple[str, str], list[tuple[str, str]]]:
+        """Labelled examples of each domain, to stand before its prompts: see `agents.evaluation.shots`."""
+        return draw_shots(self.domain, count)
 
     def attach(self, run: Run) -> None:
         """Logs to a run, and recalls what it evaluated before it was interrupted. Call it after a restore."""

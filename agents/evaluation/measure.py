@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.answers import Answer, ask, ask_inverse, held_out_cases
+from agents.evaluation.shots import draw_shots
+from agents.policy.chat import read_options
 from agents.policy.load import load_policy
 from envs.domain import domain_names
 from envs.source import make_source
@@ -51,7 +53,16 @@ def measure(
     Raises:
         InputError: the model or the adapter cannot be loaded.
     """
-    policy = load_policy(model, adapter=adapter, load_in_4bit=load_in_4bit, dtype=dtype, threads=threads)
+    policy = load_policy(
+        model,
+        adapter=adapter,
+        load_in_4bit=load_in_4bit,
+        dtype=dtype,
+        threads=threads,
+        chat_options=read_options(settings["chat_template_kwargs"]),
+    )
+    policy.tokens.prefill = settings["prefill"]
+    policy.tokens.shots = draw_shots(settings["domain"], settings["shots"])
     if start and reward_info(settings["reward"]).needs_start:
         policy.load_start(Path(start).expanduser())
     pool = make_source("templates", settings["domain"]).tasks(POOL, 0, "pool")

@@ -61,7 +61,7 @@ def table(answers: Sequence[Answer], k: int) -> Table:
         "best_of_k",
         "auc_within",
     )
-    names += ("abstained", "invalid", "not_executed", "exact", "inverse")
+    names += ("abstained", "invalid", "not_executed", "exact", "plain", "inverse")
     means = {name: np.full(len(answers), np.nan) for name in names}
     for row, answer in enumerate(answers):
         for column, sample in enumerate(answer.samples):
@@ -83,6 +83,7 @@ def _of_commands(answer: Answer, k: int) -> dict[str, float | None]:
     found: dict[str, float | None] = {
         "greedy": correctness(answer.greedy.verdict.status),
         "exact": float(answer.greedy.exact),
+        "plain": float(answer.greedy.plain),
         "inverse": None if inverse is None else float(inverse),
     }
     counts = Counter(judged.verdict.status for judged in answer.commands)

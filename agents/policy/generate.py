@@ -1,4 +1,4 @@
-"""Batched generation: one-line completions, each with the log-probabilities of its tokens."""
+"""Batched generation: answers, each with the log-probabilities of its tokens."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from agents.policy.batches import Batches
 from agents.policy.seeds import seeded
 from agents.policy.tokens import EndOfLine, Tokens
-from envs.types import Completion
+from envs.types import Completion, Prompt
 
 # What a model's `forward` must take for its prompts to be read before generation.
 NEEDED_TO_READ_AHEAD = {"position_ids", "past_key_values", "logits_to_keep"}
+
+
+Row = tuple[list[int], str]  # token ids of a prompt, and the start of its answer
 
 
 class Generator:
@@ -39,21 +42,25 @@ class Generator:
         )
 
     def sample(
-        self, prompts: Sequence[str], n: int, temperature: float, max_new_tokens: int, seed: int
+        self, prompts: Sequence[str | Prompt], n: int, temperature: float, max_new_tokens: int, seed: int
     ) -> list[list[Completion]]:
         """Draws `n` completions of each of P prompts -> [P][n]. With temperature 0 all `n` are the same."""
-        rows: list[list[int]] = []
-        for ids in self.tokens.of_prompts(prompts):
-            rows += [ids] * n
+        rows: list[Row] = []
+        for prompt, ids in zip(prompts, self.tokens.of_prompts(prompts), strict=True):
+            rows += [(ids, self.tokens.prefill_of(prompt))] * n
 
-        def decode(batch: Sequence[list[int]], first: int) -> list[Completion]:
+        def decode(batch: Sequence[Row], first: int) -> list[Completion]:
             with seeded("generate", seed, first):
-                return self._decode(batch, temperature, max_new_tokens)
+                written = self._decode([ids for ids, _ in batch], temperature, max_new_tokens)
+            completions = []
+            for (ids, logprobs), (_, prefill) in zip(written, batch, strict=True):
+                completions.append(self.tokens.completion(ids, logprobs, prefill))
+            return completions
 
-        completions = self.batches.longest_first(rows, len, decode)
+        completions = self.batches.longest_first(rows, _prompt_length, decode)
         return [completions[start : start + n] for start in range(0, len(completions), n)]
 
-    def greedy(self, prompts: Sequence[str], max_new_tokens: int) -> list[Completion]:
+    def greedy(self, prompts: Sequence[str | Prompt], max_new_tokens: int) -> list[Completion]:
         """The most likely token at every step -> [P] completions. Equal prompts are decoded once."""
         distinct = list(dict.fromkeys(reversed(prompts)))
         distinct.reverse()
@@ -63,8 +70,8 @@ class Generator:
 
     def _decode(
         self, prompts_B: Sequence[list[int]], temperature: float, max_new_tokens: int
-    ) -> list[Completion]:
-        """One batch of B rows, each begun by a prompt's token ids."""
+    ) -> list[tuple[list[int], list[float]]]:
+        """One batch of B rows, each begun by a prompt's token ids -> the tokens after it, with logprobs."""
         distinct = list(dict.fromkeys(map(tuple, prompts_B)))
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
         of_row_B = torch.tensor([row_of[tuple(prompt)] for prompt in prompts_B], device=self.tokens.device)
@@ -74,11 +81,12 @@ class Generator:
             already_read = self._read_ahead(inputs_U_W, mask_U_W, of_row_B)
 
         width = inputs_U_W.shape[1]
+        line_ends = [EndOfLine(self.tokens, start=width)] if self.tokens.one_line else []
         output: Any = self.model.generate(
             input_ids=inputs_U_W[of_row_B],
             attention_mask=mask_U_W[of_row_B],
             generation_config=self._settings(temperature, max_new_tokens),
-            stopping_criteria=StoppingCriteriaList([EndOfLine(self.tokens, start=width)]),
+            stopping_criteria=StoppingCriteriaList(line_ends),
             **already_read,
         )
         tokens_B_T = output.sequences[:, width:]
@@ -86,8 +94,7 @@ class Generator:
         for step, logits_B_V in enumerate(output.logits):
             logprobs.append(logits_B_V.log_softmax(-1).gather(1, tokens_B_T[:, step, None])[:, 0])
         logprobs_B_T = torch.stack(logprobs, dim=1)
-        rows = zip(tokens_B_T.tolist(), logprobs_B_T.tolist(), strict=True)
-        return [self.tokens.completion(ids, values) for ids, values in rows]
+        return list(zip(tokens_B_T.tolist(), logprobs_B_T.tolist(), strict=True))
 
     def _left_padded(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask. Padding is on the left: all completions begin in the same column."""
@@ -139,6 +146,10 @@ class Generator:
             return {}
         cache.batch_select_indices(of_row_B)
         return {"past_key_values": cache}
+
+
+def _prompt_length(row: Row) -> int:
+    return len(row[0])
 
 
 def _has_rows(cache: Any) -> bool:

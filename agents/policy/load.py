@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def load_policy(
     threads: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
+    chat_options: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Loads a model with a fresh LoRA adapter, or with the weights of a saved one.
 
@@ -56,6 +58,7 @@ def load_policy(
         threads: of the CPU; by default one for a small model, and otherwise what is faster.
         seed: of the adapter's first weights.
         batch_size: sequences in one forward pass, to begin with.
+        chat_options: variables of the chat template, see `agents.policy.chat.read_options`.
 
     Raises:
         InputError: there is no such model, or this machine cannot load it.
@@ -69,7 +72,7 @@ def load_policy(
         model, tokenizer, compute = _pretrained(name, where, load_in_4bit, dtype, threads)
         if load_in_4bit:
             model = prepare_model_for_kbit_training(model)
-        policy = Policy(with_lora(model, lora, seed), tokenizer, batch_size, compute)
+        policy = Policy(with_lora(model, lora, seed), tokenizer, batch_size, compute, chat_options)
         policy.labels = read_labels(Path(where))
         if adapter_folder:
             policy.load(adapter_folder)

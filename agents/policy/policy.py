@@ -7,7 +7,7 @@ mean in tokens.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from agents.policy.generate import Generator
 from agents.policy.labels import write_labels
 from agents.policy.score import Pair
 from agents.policy.tokens import Tokens
-from envs.types import Completion, InputError
+from envs.types import Completion, InputError, Prompt
 
 # Decay of the averaged adapter per training phase: the last three phases are half of the average.
 EMA = 0.8
@@ -38,6 +38,7 @@ class Policy:
         tokenizer: its tokenizer; its chat template is used where it has one.
         batch_size: sequences in one forward pass, halved from then on whenever memory runs out.
         compute: with which numbers and threads the model computes.
+        chat_options: variables of the chat template.
 
     Attributes:
         ema: exponential moving average of the adapter's weights, for the inverter `ema`, or None.
@@ -49,7 +50,12 @@ class Policy:
     """
 
     def __init__(
-        self, model: PeftModel, tokenizer: Any, batch_size: int = 128, compute: Compute | None = None
+        self,
+        model: PeftModel,
+        tokenizer: Any,
+        batch_size: int = 128,
+        compute: Compute | None = None,
+        chat_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.compute = compute or Compute(str(model.dtype).removeprefix("torch."), torch.get_num_threads())
@@ -60,7 +66,8 @@ class Policy:
         self.device = next(model.parameters()).device
         self.batches = Batches(batch_size)
         eos = model.generation_config.eos_token_id
-        self.tokens = Tokens(tokenizer, model.config.get_text_config().vocab_size, eos, self.device)
+        size = model.config.get_text_config().vocab_size
+        self.tokens = Tokens(tokenizer, size, eos, self.device, chat_options)
         self.generator = Generator(model, self.tokens, self.batches)
         # Many models come with a repetition penalty and the like, with which samples do not follow the
         # log-probabilities.
@@ -74,41 +81,47 @@ class Policy:
 
     @property
     def ends(self) -> frozenset[int]:
-        """Token ids that end a completion that others generate."""
+        """Token ids that end an answer that others generate."""
         return self.tokens.ends
+
+    @property
+    def end(self) -> list[int]:
+        """Token ids that are trained after an answer: those that the chat template writes there."""
+        return self.tokens.end
 
     @property
     def checkpointing(self) -> bool:
         """Whether activations are computed again in the backward pass, to save memory."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
 
-    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+    def prompt_ids(self, prompts: Sequence[str | Prompt]) -> list[list[int]]:
         """Token ids of each prompt, ready for a completion to follow."""
         return self.tokens.of_prompts(prompts)
 
     def completion_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text as it would follow a prompt, without an end-of-sequence token."""
+        """Token ids of each text as it would follow a prompt, without the token that ends it."""
         return self.tokens.of_completions(texts)
 
-    def completion(self, ids: list[int], logprobs: list[float]) -> Completion:
-        """Generated token ids and their log-probabilities -> the completion: its first line with text."""
-        return self.tokens.completion(ids, logprobs)
+    def completion(self, ids: list[int], logprobs: list[float], prompt: str | Prompt = "") -> Completion:
+        """Token ids that were generated after a prompt, and their log-probabilities -> the answer."""
+        return self.tokens.completion(ids, logprobs, self.tokens.prefill_of(prompt))
 
     # ---- writing ----
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         n: int = 1,
         *,
         temperature: float,
         max_new_tokens: int = 64,
         seed: int = 0,
     ) -> list[list[Completion]]:
-        """Writes `n` one-line completions of each of P prompts. Samples depend on `seed` alone.
+        """Writes `n` answers to each of P prompts. Samples depend on `seed` alone.
 
-        A line ends at a line feed or an end-of-sequence token; blank lines before it are skipped. With
-        temperature 0 (greedy) all completions of a prompt are the same.
+        An answer is the model's whole turn. Models without a chat template, and the embedded one, answer in
+        one line: it ends at a line feed, and blank lines before it are skipped. With temperature 0 (greedy)
+        all answers to a prompt are the same.
 
         Returns:
             [P][n] completions.
@@ -122,7 +135,7 @@ class Policy:
 
     # ---- scoring ----
 
-    def logprobs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+    def logprobs(self, prompts: Sequence[str | Prompt], continuations: Sequence[str]) -> list[list[float]]:
         """Natural-log probability of each token of each continuation after its prompt -> [P][T_p]."""
         return self.logprobs_of_ids(self._pairs(prompts, continuations))
 
@@ -132,7 +145,7 @@ class Policy:
             return score.logprobs(self.model, pairs, self.pad, self.batches)
 
     def entropies(
-        self, prompts: Sequence[str], continuations: Sequence[str]
+        self, prompts: Sequence[str | Prompt], continuations: Sequence[str]
     ) -> list[tuple[float, float] | None]:
         """Mean entropy and self-certainty (nats) along each continuation -> [P]; None for an empty one."""
         with self._evaluating():
@@ -231,7 +244,7 @@ class Policy:
         """The adapter's parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def _pairs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Pair]:
+    def _pairs(self, prompts: Sequence[str | Prompt], continuations: Sequence[str]) -> list[Pair]:
         return list(zip(self.prompt_ids(prompts), self.completion_ids(continuations), strict=True))
 
     @contextlib.contextmanager

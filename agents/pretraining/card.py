@@ -13,7 +13,7 @@ from agents.policy.load import load_policy
 from agents.policy.policy import Policy
 from envs.prompts import forward_prompt
 from envs.streams import seed_of
-from envs.types import InputError, Task
+from envs.types import InputError, Prompt, Task
 from rewards.registry import POOL, make_reward
 
 TASKS = 900
@@ -73,7 +73,7 @@ def _pass_at(k: int, right_P_G: Sequence[Sequence[bool]]) -> float | None:
 
 def _confidence(policy: Policy, tasks: Sequence[Task], commands_P_G: Sequence[Sequence[str]]) -> Scores:
     """Log-probability of each command given its task."""
-    prompts: list[str] = []
+    prompts: list[str | Prompt] = []
     commands: list[str] = []
     for task, row in zip(tasks, commands_P_G, strict=True):
         prompts += [forward_prompt(task)] * len(row)

@@ -53,6 +53,7 @@ def make_tokenizer(corpus: Examples, size: int) -> PreTrainedTokenizerFast:
         model_max_length=512,
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        one_line_answers=True,  # for `agents.policy.tokens`: it was trained on the domains' prompts alone
     )
 
 

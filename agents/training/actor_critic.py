@@ -23,7 +23,8 @@ from torch import Tensor
 from agents.policy.policy import Policy
 from agents.policy.seeds import seeded
 from agents.training.rollouts import Rollout
-from agents.training.update import adamw, clipped_step, examples_of, save_optimizer, updating
+from agents.training.update import adamw, clipped_step, save_optimizer, updating
+from envs.prompts import forward_prompt
 
 VALUE_HEAD_FILE = "value_head.safetensors"  # beside the adapter in a checkpoint; PEFT does not look at it
 
@@ -94,19 +95,21 @@ def mean_score(episodes: Sequence[Episode]) -> float:
 
 
 def episodes_of(policy: Policy, rollouts: Sequence[Rollout], cut_score: float | None) -> list[Episode]:
-    """The candidates to learn from: all that have a score.
+    """The candidates to learn from: all that have a score, with the tokens that were generated.
 
-    The end-of-sequence token ends each, but for a truncated command, which did not end. That one gets
-    `cut_score`, or the lowest score of all if that is lower; without a `cut_score` it is left out.
+    What ends an answer follows each, but for a truncated one, which did not end. That one gets `cut_score`,
+    or the lowest score of all if that is lower; without a `cut_score` it is left out.
     """
     scored = [rollout for rollout in rollouts if rollout.score.value is not None]
     scores = [float(rollout.score.value or 0.0) for rollout in scored]
     episodes = []
-    for (prompt, ended), rollout, score in zip(examples_of(policy, scored), scored, scores, strict=True):
+    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in scored])
+    for prompt, rollout, score in zip(prompts, scored, scores, strict=True):
+        written = rollout.completion.token_ids
         if not rollout.completion.truncated:
-            episodes.append(Episode(prompt, ended, score))
-        elif cut_score is not None and rollout.completion.token_ids:
-            episodes.append(Episode(prompt, rollout.completion.token_ids, min(cut_score, *scores)))
+            episodes.append(Episode(prompt, [*written, *policy.end], score))
+        elif cut_score is not None and written:
+            episodes.append(Episode(prompt, written, min(cut_score, *scores)))
     return episodes
 
 

@@ -45,6 +45,14 @@ class TrainConfig:
     """Numbers of the base model. auto: the faster ones on a CPU, measured at the start; 16 bits on a GPU."""
     threads: int | None = None
     """Threads of the CPU. Default: one for a small model, else all of them where they are faster."""
+    shots: int = 0
+    """Labelled examples of each domain before every prompt: its own, else pairs that no run trains on."""
+    prefill: str | None = None
+    """How every command's answer begins, such as ```bash and a line feed. Default: as the domain says."""
+    chat_template_kwargs: str | None = None
+    """Variables of the chat template, as JSON. Default: what switches thinking off."""
+    force: bool = False
+    """Start although the first answers are mostly invalid or all the same."""
     output: str | None = None
     """Folder for runs. Default: runs/<agent>."""
     name: str | None = None
@@ -96,6 +104,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises InputError with flag and fix: a value out of range, an unknown reward, a faulty domain."""
+        from agents.policy.chat import read_options
         from envs.domain import domain_names, load_domain
         from rewards.registry import reward_info
 
@@ -107,7 +116,9 @@ class TrainConfig:
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1): 0.05 is the default")
         greedy = 0 <= self.inverse_temperature < math.inf
         self._require("inverse_temperature", greedy, "must be 0 (greedy) or more")
-        self._require("seed", self.seed >= 0, "must be 0 or more")
+        for name in ("seed", "shots"):
+            self._require(name, getattr(self, name) >= 0, "must be 0 or more")
+        read_options(self.chat_template_kwargs)
         for name in ("model", "adapter", "output", "domain", "reward", "embedder", "task_source"):
             filled = getattr(self, name) != ""
             self._require(name, filled, "must not be empty: leave the flag out for its default")

@@ -24,6 +24,7 @@ import numpy as np
 from agents.evaluation.metrics import mean
 from agents.policy.policy import Policy
 from agents.training.rollouts import Rollout
+from envs.answers import take_out
 from envs.prompts import forward_prompt
 from envs.streams import seed_of
 from envs.types import Reward, Task
@@ -78,12 +79,12 @@ def text_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     The last is the share of a task's words that its command repeats. Only plain words of three letters or
     more count, because a command must repeat the names and numbers of its task.
     """
-    commands = [rollout.completion.text for rollout in rollouts]
+    commands = [rollout.command for rollout in rollouts]
     pairs = [pair for command in commands for pair in itertools.pairwise(command.split())]
     copied = []
     for rollout in rollouts:
         words = {word for word in rollout.task.text.lower().split() if re.fullmatch(r"[a-z]{3,}", word)}
-        written = set(re.findall(r"[a-z]{3,}", rollout.completion.text.lower()))
+        written = set(re.findall(r"[a-z]{3,}", rollout.command.lower()))
         if words:
             copied.append(len(words & written) / len(words))
     return {
@@ -227,7 +228,7 @@ def probe(policy: Policy, reward: Reward, tasks: Sequence[Task], max_new_tokens:
     """
     prompts = [forward_prompt(task) for task in tasks]
     written = policy.generate(prompts, temperature=0.0, max_new_tokens=max_new_tokens)
-    commands = [row[0].text for row in written]
+    commands = [take_out(row[0].text).command or "" for row in written]
     twin = with_inverter(reward, "base")
     scores = twin(tasks, [[command] for command in commands], seed=seed_of(seed, "keep"))
     values = []

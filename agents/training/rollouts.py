@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from agents.evaluation.metrics import mean
 from agents.policy.policy import Policy
+from envs.answers import Answer, take_out
 from envs.prompts import forward_prompt
 from envs.source import Source
 from envs.streams import seed_of
 from envs.types import Completion, Reward, Score, Task
-from rewards.wrappers import inverter_of, with_inverter
+from rewards.wrappers import check_scores, inverter_of, with_inverter
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One candidate: the task, the command written for it, its score."""
+    """One candidate: the task, what was written for it, its score."""
 
     task: Task
     completion: Completion
     score: Score
 
+    @functools.cached_property
+    def answer(self) -> Answer:
+        """The command in what was written, or why there is none."""
+        return take_out(self.completion.text)
+
+    @property
+    def command(self) -> str:
+        """The command that was written; empty where there is none."""
+        return self.answer.command or ""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the command was cut. Words after it may be cut without harm."""
+        return self.completion.truncated and self.completion.text.split()[-1:] == self.command.split()[-1:]
+
     @property
     def complete_score(self) -> float | None:
         """The score of a command that was not truncated; a truncated one has no end to learn."""
-        return None if self.completion.truncated else self.score.value
+        return None if self.truncated else self.score.value
 
     @property
     def acceptable(self) -> float | None:
@@ -87,16 +104,35 @@ def roll_out(
         seed=seed_of(*stream, "generate"),
     )
     generated = time.perf_counter()
-    commands_P_G = [[completion.text for completion in row] for row in written_P_G]
-    scores_P_G = reward(tasks_P, commands_P_G, seed=seed_of(*stream, "reward"))
-    scored = time.perf_counter()
-
-    groups = []
-    for task, completions, scores in zip(tasks_P, written_P_G, scores_P_G, strict=True):
-        pairs = zip(completions, scores, strict=True)
-        groups.append([Rollout(task, completion, score) for completion, score in pairs])
-    seconds = {"generate": generated - started, "reward": scored - generated}
+    groups = scored(reward, tasks_P, written_P_G, seed_of(*stream, "reward"))
+    seconds = {"generate": generated - started, "reward": time.perf_counter() - generated}
     return Batch(groups, source.dropped(), seconds)
+
+
+def scored(
+    reward: Reward, tasks_P: Sequence[Task], written_P_G: Sequence[Sequence[Completion]], seed: int
+) -> list[list[Rollout]]:
+    """Takes the commands out of what was written for P tasks, and scores them -> [P][G].
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    unscored = Score(None)
+    groups = []
+    for task, row in zip(tasks_P, written_P_G, strict=True):
+        groups.append([Rollout(task, completion, unscored) for completion in row])
+    commands_P_G = [[rollout.command for rollout in group] for group in groups]
+    scores_P_G = reward(tasks_P, commands_P_G, seed=seed)
+    check_scores(type(reward).__name__, tasks_P, commands_P_G, scores_P_G)
+    found = []
+    for group, scores in zip(groups, scores_P_G, strict=True):
+        scored_group = []
+        for rollout, score in zip(group, scores, strict=True):
+            if rollout.answer.command is None and rollout.completion.text:
+                score = replace(score, reason=rollout.answer.reason)
+            scored_group.append(replace(rollout, score=score))
+        found.append(scored_group)
+    return found
 
 
 def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
@@ -116,22 +152,25 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
 
 
 def policy_metrics(policy: Policy, groups: Sequence[Sequence[Rollout]]) -> dict[str, float | None]:
-    """`policy/entropy`, `policy/kl` to the base model, `policy/length`, `policy/truncated`.
+    """`policy/entropy`, `policy/kl` to the base model, `policy/length`, `policy/truncated`, `policy/plain`.
 
     Entropy and KL are those of the whole next-token distribution at temperature 1, in nats. They are
     averaged over the tokens of each task's first candidate, which was drawn at the sampling temperature.
-    Length, in tokens, and the truncated share are over all candidates.
+    Length, in tokens, the truncated share, and the share of answers that were nothing but a command are over
+    all candidates.
     """
     first = [group[0] for group in groups]
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in first])
     pairs = [(prompt, rollout.completion.token_ids) for prompt, rollout in zip(prompts, first, strict=True)]
     entropy, divergence = policy.entropy_and_kl(pairs)
-    completions = [rollout.completion for group in groups for rollout in group]
+    rollouts = [rollout for group in groups for rollout in group]
+    completions = [rollout.completion for rollout in rollouts]
     return {
         "policy/entropy": entropy,
         "policy/kl": divergence,
         "policy/length": mean([float(len(completion.token_ids)) for completion in completions]),
         "policy/truncated": mean([float(completion.truncated) for completion in completions]),
+        "policy/plain": mean([float(rollout.answer.plain) for rollout in rollouts]),
     }
 
 
@@ -144,7 +183,7 @@ def inverter_gap(reward: Reward, groups: Sequence[Sequence[Rollout]], seed: int)
     if inverter_of(reward) is None:
         return None
     tasks = [group[0].task for group in groups]
-    commands = [[rollout.completion.text for rollout in group] for group in groups]
+    commands = [[rollout.command for rollout in group] for group in groups]
     current_P_G = with_inverter(reward, "current")(tasks, commands, seed=seed)
     base_P_G = with_inverter(reward, "base")(tasks, commands, seed=seed)
     differences = []
@@ -165,7 +204,8 @@ def records(rollouts: Sequence[Rollout], accepted: Iterable[int], **where: Any) 
             "domain": r.task.domain,
             "task": r.task.text,
             "tool": r.task.tool,
-            "command": r.completion.text,
+            "command": r.command,
+            "answer": r.completion.text,
             "token_ids": r.completion.token_ids,
             "logprob": sum(r.completion.logprobs),
             "truncated": r.completion.truncated,
@@ -193,7 +233,7 @@ def read_accepted(path: Path, phase: str) -> list[Rollout]:
             if not row["accepted"] or row["phase"] != phase:
                 continue
             task = Task(row["task_id"], row["domain"], row["task"], row["tool"])
-            completion = Completion(row["command"], tuple(row["token_ids"]), truncated=row["truncated"])
+            completion = Completion(row["answer"], tuple(row["token_ids"]), truncated=row["truncated"])
             rollout = Rollout(task, completion, Score(row["score"], row["parts"], row["reconstruction"]))
             if rollout.acceptable is not None:
                 found.append(rollout)

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from agents.policy.chat import read_options
 from agents.policy.load import ALIASES, load_policy
 from agents.policy.lora import ALL_LINEAR, Lora, adapted
 from agents.policy.policy import Policy
+from agents.policy.tokens import Shots
 from agents.training.config import TrainConfig
 from agents.training.environment import recorded
 from agents.training.monitor import PROBES
+from agents.training.preflight import preflight
 from agents.training.run import Run, new_name
 from envs.domain import domain_names
 from envs.schema import EMBEDDED
@@ -44,6 +47,10 @@ class Evaluation(Protocol):
     @property
     def texts(self) -> Collection[str]:
         """Texts of held-out tasks, which no training task may have."""
+        ...
+
+    def shots(self, count: int) -> Shots:
+        """Labelled examples of each domain, to stand before its prompts."""
         ...
 
     def attach(self, run: Run) -> None:
@@ -184,10 +191,15 @@ def _load(
         dtype=chosen["dtype"],
         threads=chosen["threads"],
         seed=config.seed,
+        chat_options=read_options(config.chat_template_kwargs),
     )
     run.record("compute", asdict(policy.compute))
     if config.model not in (None, "embedded"):
         run.notes.append(f"LoRA of rank {config.lora_r} on {adapted(policy.model)}; {policy.compute}")
+    policy.tokens.prefill = config.prefill
+    policy.tokens.shots = evaluate.shots(config.shots)
+    if checkpoint is None:
+        policy.labels += config.shots * len(domain_names(config.domain))
     if checkpoint is None:
         # An average next to --adapter is that of another run; the one of this run begins before its first
         # update.
@@ -214,5 +226,7 @@ def _load(
     )
     for note in run.notes:
         print(note, flush=True)
+    if not config.resume:
+        preflight(policy, source, reward, config)
     evaluate.attach(run)
     return Session(agent, policy, source, reward, evaluate, run, state, checkpoint, probes)

@@ -112,7 +112,7 @@ def sample_text(rollouts: Sequence[Rollout], count: int = 8) -> str:
     for rollout in rollouts[::step][:count]:
         value = rollout.score.value
         score = "abstained" if value is None else f"{value:.3f}"
-        task, command = _cell(rollout.task.text), _cell(rollout.completion.text)
+        task, command = _cell(rollout.task.text), _cell(rollout.command)
         rows.append(f"| {task} | `{command}` | {_cell(rollout.score.reconstruction or '')} | {score} |")
     return "\n".join(rows)
 

@@ -5,10 +5,10 @@ writes tasks x candidates, calls back `Online._score` for their rewards, and tak
 candidates are recorded as for any other trainer, and whatever TRL changes on the model apart from the
 adapter is undone. TRL's own logs, checkpoints, seeds and evaluation are not used.
 
-- TRL writes at --temperature without any cut (top_p 1, top_k 0), in the template that evaluation uses. A
-  completion ends with a token that has a line feed in it, or with the end-of-sequence token, and this
-  last token is trained, as it was written. So a model that begins with an empty line has written an empty
-  command, where our own generation would wait for the next line.
+- TRL writes at --temperature without any cut (top_p 1, top_k 0), after the tokens of our own prompts. The
+  token that ends an answer is trained, as it was written. What is scored is the command in the answer. A
+  model that answers in one line ends it with any token that has a line feed in it: if it begins with an
+  empty line it has written an empty command, where our own generation would wait for the next line.
 - A truncated candidate counts among the scores of its task, but none of its tokens is trained or held to
   the base.
 - A candidate on which the reward abstains counts nowhere. Under an unbounded reward that includes closed
@@ -38,10 +38,9 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback
 
-from agents.policy.policy import Policy
 from agents.training.config import TrainingError
 from agents.training.loop import Loop
-from agents.training.rollouts import Batch, Rollout
+from agents.training.rollouts import Batch, scored
 from agents.training.session import Evaluation, Session, open_session
 from agents.training.trl_config import OnlineConfig
 from agents.training.trl_policy import contained, logged_steps, precise
@@ -49,9 +48,9 @@ from agents.training.update import adamw, must_have_changed, save_optimizer, tra
 from envs.messages import one_line
 from envs.prompts import forward_prompt
 from envs.streams import seed_of
-from envs.types import Completion, InputError, Reward, Task
+from envs.types import Completion, InputError, Prompt, Reward, Task
 from rewards.registry import shown
-from rewards.trl import score_rows, task_row
+from rewards.trl import task_row
 
 # TRL's name -> ours. Its scores and lengths are logged from the rollouts, as for every trainer.
 METRICS = {
@@ -138,7 +137,8 @@ class Online:
         drawn = self.session.source.tasks(config.tasks, config.seed, cycle, "before")
         # A model may propose fewer tasks; TRL takes no fewer.
         self._tasks = list(itertools.islice(itertools.cycle(drawn), config.tasks))
-        self.trainer.train_dataset = Dataset.from_list([_row(policy, task) for task in self._tasks])
+        rows = [task_row(task) | {"prompt": task.id} for task in self._tasks]
+        self.trainer.train_dataset = Dataset.from_list(rows)
         before = policy.adapter_hash()
         with training_mode(policy, config.seed, cycle, "train"), contained(policy):
             # Steps count from 0 in each cycle, so TRL would believe that vLLM has the newest weights.
@@ -160,8 +160,9 @@ class Online:
             ends = {"stop_token_ids": sorted(policy.ends)}
             arguments.generation_kwargs = {**ends, **(arguments.generation_kwargs or {})}
         trainer_type = getattr(trl, f"{self.config.algorithm}Trainer")
-        # Without this method TRL would tell the Hub that it runs.
-        silent = type(trainer_type.__name__, (trainer_type,), {"_send_telemetry": lambda trainer: None})
+        # Without its own methods TRL would tell the Hub that it runs, and render prompts in its own way.
+        own = {"_send_telemetry": _send_nothing, "_tokenize_prompts": self._tokenize}
+        silent = type(trainer_type.__name__, (trainer_type,), own)
         try:
             with contained(policy), precise(policy):
                 policy.model.generation_config.eos_token_id = sorted(policy.ends)
@@ -200,29 +201,33 @@ class Online:
         Args:
             prompts, completions: texts, not used: the tokens are what was written.
             completion_ids: N rows of tokens, the candidates of a task one after the other.
-            columns: N values each, of the columns in `rewards.trl.task_row`.
+            columns: not used: they are those of the tasks.
         """
         started = time.perf_counter()
-        written_N = self._read(completion_ids)
-        commands = [completion.text for completion in written_N]
+        written_N = iter(self._read(completion_ids))
+        written_P_G = [list(itertools.islice(written_N, self.config.candidates)) for _ in self._tasks]
         seed = seed_of(self.config.seed, self._cycle, "before", "reward")
-        scores_N = score_rows(self.session.reward, commands, columns, seed)
-
-        rollouts = iter(zip(written_N, scores_N, strict=True))
-        groups = []
-        for task in self._tasks:
-            candidates = itertools.islice(rollouts, self.config.candidates)
-            groups.append([Rollout(task, completion, score) for completion, score in candidates])
+        groups = scored(self.session.reward, self._tasks, written_P_G, seed)
         seconds = {"generate": started - self._began, "reward": time.perf_counter() - started}
         self._batch = Batch(groups, self.session.source.dropped(), seconds)
-        return [score.value for score in scores_N]
+        return [rollout.score.value for rollout in self._batch.rollouts]
+
+    def _tokenize(self, prompts: Sequence[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """In place of TRL's own: our tokens of the tasks whose ids it knows as prompts."""
+        by_id = {task.id: task for task in self._tasks}
+        asked = [forward_prompt(by_id[name]) for name in prompts]
+        return self.session.policy.prompt_ids(asked), None, {}
 
     def _read(self, completion_ids: Sequence[Sequence[int]]) -> list[Completion]:
         """TRL's tokens as completions, with log-probabilities. What ended for TRL has ended."""
         policy = self.session.policy
-        prompts = policy.prompt_ids([forward_prompt(task) for task in self._tasks])
-        prompts_N = [prompt for prompt in prompts for _ in range(self.config.candidates)]
-        read_N = [policy.completion(list(ids), [0.0] * len(ids)) for ids in completion_ids]
+        asked_N: list[Prompt] = []
+        for task in self._tasks:
+            asked_N += [forward_prompt(task)] * self.config.candidates
+        read_N = []
+        for prompt, ids in zip(asked_N, completion_ids, strict=True):
+            read_N.append(policy.completion(list(ids), [0.0] * len(ids), prompt))
+        prompts_N = policy.prompt_ids(asked_N)
         pairs = [(prompt, read.token_ids) for prompt, read in zip(prompts_N, read_N, strict=True)]
         logprobs_N = policy.logprobs_of_ids(pairs)
         written_N = []
@@ -258,9 +263,5 @@ def step_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return found
 
 
-def _row(policy: Policy, task: Task) -> dict[str, Any]:
-    """A task for TRL, so that it reads the tokens of `Policy.prompt_ids`."""
-    row = task_row(task)
-    if not policy.tokenizer.chat_template:
-        row["prompt"] = forward_prompt(task) + "\n"
-    return row
+def _send_nothing(trainer: Any) -> None:
+    pass

@@ -17,21 +17,27 @@ from envs.prompts import forward_prompt
 from envs.streams import stream
 
 OPTIMIZER_FILE = "optimizer.pt"  # beside the adapter in a checkpoint
-Example = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids with the end-of-sequence token
+Example = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids with those that end an answer
 
 
 def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
-    """What to learn from rollouts: the tokens that were generated, then the end-of-sequence token."""
+    """What to learn from rollouts: the bare command, and what ends an answer.
+
+    The tokens are those that were generated, if nothing but the command was.
+    """
     prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
-    return with_end(policy, prompts, [rollout.completion.token_ids for rollout in rollouts])
+    bare = policy.completion_ids([rollout.command for rollout in rollouts])
+    completions: list[Sequence[int]] = []
+    for rollout, ids in zip(rollouts, bare, strict=True):
+        completions.append(rollout.completion.token_ids if rollout.answer.plain else ids)
+    return with_end(policy, prompts, completions)
 
 
 def with_end(
     policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> list[Example]:
-    """Token ids of prompts and of what follows each -> examples that end with the end-of-sequence token."""
-    end = policy.tokenizer.eos_token_id
-    return [(prompt, [*ids, end]) for prompt, ids in zip(prompts, completions, strict=True)]
+    """Token ids of prompts and of what follows each -> examples that end as an answer does."""
+    return [(prompt, [*ids, *policy.end]) for prompt, ids in zip(prompts, completions, strict=True)]
 
 
 @contextmanager

@@ -95,6 +95,21 @@ def find_case(task: Task) -> Case | None:
     )
 
 
+def labelled_pairs(domain: str, count: int) -> list[tuple[Task, str]]:
+    """Tasks of a domain with their commands: the file's own `examples`, then pairs of the split `pretrain`.
+
+    Neither training without labels nor the evaluation uses that split.
+    """
+    pairs = []
+    for number, example in enumerate(load_spec(domain).examples[:count]):
+        pairs.append((Task(f"example/{number}", domain, example.task), example.command))
+    for task in load_domain(domain).tasks("pretrain", count - len(pairs), "shots"):
+        case = find_case(task)
+        if case is not None:
+            pairs.append((task, case.reference))
+    return pairs
+
+
 def read_cases(path: Path, domain: str) -> list[Case]:
     """Tasks of a file with their references: one JSON object per line.
 

@@ -124,6 +124,12 @@ class Answer:
     plain: bool = False
 
 
+def first_line(answer: str) -> str:
+    """The first line after any thought that is not blank: what is read where no command is wanted."""
+    text = _without_thoughts(answer.strip()) or ""
+    return text.split("\n")[0].strip()
+
+
 def take_out(answer: str) -> Answer:
     """The command in an answer."""
     text = answer.replace("\r\n", "\n").replace("\u00a0", " ").strip()
@@ -261,7 +267,7 @@ def _cleaned(text: str) -> str:
     prompted = [line for line in lines if PROMPT.match(line)]
     if prompted:  # a session: what has no prompt is what was printed
         lines = [PROMPT.sub("", line) for line in prompted]
-    lines = [line for line in lines if not line.lstrip().startswith(("#", "--"))] if len(lines) > 1 else lines
+    lines = [line for line in lines if not line.lstrip().startswith(("#", "--"))]
     joined = _joined([_bare(line) if len(lines) == 1 else line.strip() for line in lines])
     return "\n".join(dict.fromkeys(joined))
 

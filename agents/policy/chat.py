@@ -1,0 +1,163 @@
+"""Prompts in a model's chat template: as the model's makers write a conversation, up to where it answers.
+
+- Thinking is switched off by what the template knows: `enable_thinking`, `thinking`, `reasoning_effort`, or
+  a thought that is opened and closed at once. `--chat-template-kwargs` says otherwise.
+- The date that some templates print is always `DATE`, so that a run has the same prompts on every day.
+- Where a template has no place for a system message, its text stands before the user's.
+- Control tokens inside a message, such as `</s>` or `<|im_end|>`, are text.
+- What the template writes after an answer ends it, and is trained after a command.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from envs.types import InputError
+
+DATE = datetime.date(2026, 1, 1)
+# What a template may ask for -> the value with which the model does not think, or as little as it can.
+NO_THINKING = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
+OPEN_THOUGHT = re.compile(r"<(think|thinking|thought)>\s*\Z")
+NOW = re.compile(r"strftime_now\(\s*(['\"])(?P<format>.*?)\1\s*\)")
+# Unlikely enough to be found again in what a template makes of them.
+ASKED, ANSWERED, TOLD = "qzasked", "qzanswered", "qztold"
+Message = dict[str, str]
+
+
+def read_options(text: str | None) -> dict[str, Any]:
+    """The variables in a JSON object, as `--chat-template-kwargs` takes them; InputError if it is none."""
+    if text is None:
+        return {}
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        fix = 'write a JSON object, such as {"enable_thinking": true}'
+        raise InputError(f"--chat-template-kwargs {text}: {fix}")
+    return options
+
+
+class Chat:
+    """A tokenizer's chat template.
+
+    Args:
+        tokenizer: has a chat template.
+        options: variables of the template, from `--chat-template-kwargs`.
+
+    Attributes:
+        options: these, and those that switch thinking off.
+        system: whether the template has a place for a system message.
+        opening: what stands between the start of the model's turn and its answer.
+        end: token ids that the template writes after an answer.
+
+    Raises:
+        InputError: the template cannot be rendered.
+    """
+
+    def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template = NOW.sub(_frozen, tokenizer.chat_template)
+        names = re.findall(r"\w+", self.template)
+        self.options = {name: value for name, value in NO_THINKING.items() if name in names}
+        self.options |= options or {}
+        self.system = self._has_system_role()
+        self.opening, closing = self._around_an_answer()
+        self.end = self._first_control_token(closing)
+
+    def prompt_ids(
+        self, conversations: Sequence[Sequence[Message]], prefills: Sequence[str]
+    ) -> list[list[int]]:
+        """Token ids of each conversation, up to and with the start of the model's answer."""
+        rows = self.tokenizer.apply_chat_template(
+            [list(messages) for messages in conversations],
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            sanitize_control_tokens=True,
+            **self.options,
+        )["input_ids"]
+        found = []
+        for ids, prefill in zip(rows, prefills, strict=True):
+            begun = self.opening + prefill
+            found.append(list(ids) + (self._encode(begun) if begun else []))
+        return found
+
+    def render(self, messages: Sequence[Message], prompt: bool = True) -> str:
+        """The text of a conversation, with the start of the model's turn if it is a prompt."""
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self.template,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                **self.options,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"--model: its chat template cannot be rendered: {reason}: see --chat-template-kwargs"
+            ) from None
+        return str(text)
+
+    def messages(self, text: str, system: str, shots: Sequence[tuple[str, str]]) -> list[Message]:
+        """A conversation that asks for an answer to `text`.
+
+        Args:
+            system: what the model must know first.
+            shots: pairs of what was asked and answered before.
+        """
+        turns: list[Message] = []
+        for asked, answered in shots:
+            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        turns.append({"role": "user", "content": text})
+        if system and self.system:
+            return [{"role": "system", "content": system}, *turns]
+        if system:
+            turns[0] = {"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}
+        return turns
+
+    def _has_system_role(self) -> bool:
+        """Some templates refuse a system message, some leave it out."""
+        messages = [{"role": "system", "content": TOLD}, {"role": "user", "content": ASKED}]
+        try:
+            return TOLD in self.render(messages)
+        except InputError:
+            return False
+
+    def _around_an_answer(self) -> tuple[str, str]:
+        """What the template writes between the start of the model's turn and an answer, and after it."""
+        question = {"role": "user", "content": ASKED}
+        start = self.render([question])
+        whole = self.render([question, {"role": "assistant", "content": ANSWERED}], prompt=False)
+        before, _, after = whole.partition(ANSWERED)
+        opening = before.removeprefix(start) if before.startswith(start) else ""
+        thought = OPEN_THOUGHT.search(start + opening)
+        wants_thought = any(self.options.get(name) for name in ("enable_thinking", "thinking"))
+        if thought is not None and not wants_thought:
+            opening += f"\n</{thought[1]}>\n\n"
+        return opening, after
+
+    def _first_control_token(self, text: str) -> list[int]:
+        """The tokens of a text up to its first control token; the tokenizer's own end where it has none."""
+        ids = self._encode(text) if text else []
+        control = {row for row, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        for place, token in enumerate(ids):
+            if token in control:
+                return ids[: place + 1]
+        return [int(self.tokenizer.eos_token_id)]
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _frozen(match: re.Match[str]) -> str:
+    """The date in a template's own format, as a text in the template's language."""
+    return repr(DATE.strftime(match["format"]))
