@@ -790,3 +790,47 @@ def test_broken_files_are_reported_whatever_is_broken(tmp_path: Path) -> None:
             for split in SPLITS:
                 domain.tasks(split, 4, trial)
     assert 50 < refused < 150
+
+
+def test_a_domain_of_ones_own_is_tools_two_prompts_and_tasks(tmp_path: Path) -> None:
+    lines = []
+    for line in GOOD.splitlines(keepends=True):
+        if not line.startswith(("description", "  propose", "  judge", "  rate", "  revise")):
+            lines.append(line)
+    text = re.sub(r"principles:.*?(?=^\w)", "", "".join(lines), flags=re.DOTALL | re.MULTILINE)
+    domain = load_domain(save(tmp_path, text))
+    assert domain.prompt("propose", tool="cp") == "Propose one task for the tool cp, in one line."
+    assert domain.prompt("rate", task="x", reconstruction="y").endswith("First: x\nSecond: y")
+    assert (domain.system, domain.prefill) == ("", "")
+    assert domain.principles
+
+
+def test_examples_come_before_pairs_of_the_file_and_training_never_sees_them(tmp_path: Path) -> None:
+    from envs.verify.truth import labelled_pairs
+
+    extra = "system: Know this.\nprefill: '$ '\nexamples:\n  - {task: show everything, command: cat all}\n"
+    where = save(tmp_path, GOOD.replace("tools:", extra + "tools:", 1))
+    domain = load_domain(where)
+    assert (domain.system, domain.prefill) == ("Know this.", "$ ")
+    assert "cat all" not in repr(vars(domain))
+    pairs = labelled_pairs(where, 3)
+    assert (pairs[0][0].text, pairs[0][1]) == ("show everything", "cat all")
+    assert [task.id.split("/")[0] for task, _ in pairs[1:]] == ["pretrain", "pretrain"]
+    assert labelled_pairs(where, 0) == []
+
+
+def test_an_example_without_its_command_is_named(tmp_path: Path) -> None:
+    text = GOOD.replace("tools:", "examples:\n  - {task: show everything, comand: x}\ntools:", 1)
+    assert "examples[0].comand: unknown key 'comand': did you mean command?" in complaint(save(tmp_path, text))
+
+
+def test_the_schema_in_prompts_is_the_one_of_the_tables() -> None:
+    from envs.grammar import ByQuery
+    from envs.schema import load_spec
+
+    spec = load_spec("sql")
+    assert isinstance(spec.verify, ByQuery)
+    for name, table in spec.verify.tables.items():
+        [line] = [line for line in spec.system.splitlines() if line.startswith(f"{name}(")]
+        found = re.findall(r"(\w+) (?:INTEGER|TEXT)", line)
+        assert found == list(table.columns)
