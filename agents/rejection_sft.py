@@ -40,6 +40,8 @@ class Config(TrainConfig):
     """Acceptance: score >= --threshold, best of each task, or top --keep-share. Default: the reward's own."""
     keep_share: float | None = None
     """Share accepted: of the tasks' best candidates (best; 0.8 if not given) or of all (quantile; 0.3)."""
+    warmup: float | None = None
+    """Share of a cycle's steps in which the learning rate rises; then it falls to 0. Default: constant."""
     replay: Literal["none", "all"] = "none"
     """Train on the accepted candidates of this cycle alone (none), or of all cycles so far (all)."""
 
@@ -47,6 +49,7 @@ class Config(TrainConfig):
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
         self._require("threshold", 0 <= self.threshold <= 1, "must be in [0, 1]")
+        self._require("warmup", self.warmup is None or 0 <= self.warmup < 1, "must be in [0, 1)")
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
 
 
@@ -142,6 +145,7 @@ def main(config: Config) -> int:
                             lr=config.lr,
                             batch_size=config.batch_size,
                             epochs=config.epochs,
+                            warmup=config.warmup,
                             stream_parts=(config.seed, cycle, "train"),
                         )
                     else:

@@ -821,7 +821,9 @@ def test_examples_come_before_pairs_of_the_file_and_training_never_sees_them(tmp
 
 def test_an_example_without_its_command_is_named(tmp_path: Path) -> None:
     text = GOOD.replace("tools:", "examples:\n  - {task: show everything, comand: x}\ntools:", 1)
-    assert "examples[0].comand: unknown key 'comand': did you mean command?" in complaint(save(tmp_path, text))
+    assert "examples[0].comand: unknown key 'comand': did you mean command?" in complaint(
+        save(tmp_path, text)
+    )
 
 
 def test_the_schema_in_prompts_is_the_one_of_the_tables() -> None:

@@ -12,6 +12,7 @@ from conftest import stir
 
 from agents.policy.load import Lora, load_policy
 from agents.policy.policy import Policy
+from agents.training import update
 from agents.training.config import TrainingError
 from agents.training.update import Example, fine_tune
 
@@ -178,3 +179,31 @@ def test_a_rate_that_is_far_too_high_does_not_pass_for_training(
     with pytest.raises(TrainingError, match="the last checkpoint is intact"):
         train(policy, examples, lr=1e30, epochs=5)
     assert not policy.model.training
+
+
+@pytest.mark.parametrize(
+    ("warmup", "wanted"),
+    [
+        (None, [1.0] * 6),
+        (0.0, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        (0.4, [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls(
+    policy: Policy,
+    examples: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+    warmup: float | None,
+    wanted: list[float],
+) -> None:
+    rates = []
+    real = update.clipped_step
+
+    def step(optimizer: Any, *rest: Any) -> float:
+        rates.append(optimizer.param_groups[0]["lr"] / 1e-3)
+        return real(optimizer, *rest)
+
+    monkeypatch.setattr(update, "clipped_step", step)
+    parts = (0, 1, "train")
+    fine_tune(policy, examples[:4], lr=1e-3, batch_size=2, epochs=3, stream_parts=parts, warmup=warmup)
+    assert rates == pytest.approx(wanted)

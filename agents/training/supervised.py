@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from agents.policy.policy import Policy
 from agents.training.config import finite
 from agents.training.pairs import Pair
-from agents.training.update import Example, adamw, clipped_step, save_optimizer, updating, with_end
+from agents.training.update import (
+    Example,
+    Schedule,
+    adamw,
+    clipped_step,
+    save_optimizer,
+    updating,
+    with_end,
+)
 from envs.prompts import forward_prompt, inverse_prompt
 from envs.streams import stream
 
@@ -30,21 +37,6 @@ def inverse_examples(policy: Policy, pairs: Sequence[Pair]) -> list[Example]:
     """The command is asked about, the text of the task is the answer."""
     prompts = policy.prompt_ids([inverse_prompt(task, command) for task, command in pairs])
     return with_end(policy, prompts, policy.completion_ids([task.text for task, _ in pairs]))
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate: it rises linearly over the first `warmup` steps, then falls linearly to 0."""
-
-    peak: float
-    warmup: int
-    steps: int
-
-    def at(self, step: int) -> float:
-        """The rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / (self.warmup + 1)
-        return self.peak * (self.steps - step) / max(1, self.steps - self.warmup)
 
 
 class Tuner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -90,6 +91,21 @@ def clipped_step(
     return norm
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate: it rises linearly over the first `warmup` steps, then falls linearly to 0."""
+
+    peak: float
+    warmup: int
+    steps: int
+
+    def at(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        return self.peak * (self.steps - step) / max(1, self.steps - self.warmup)
+
+
 def fine_tune(
     policy: Policy,
     examples: Sequence[Example],
@@ -98,6 +114,7 @@ def fine_tune(
     batch_size: int,
     epochs: int,
     stream_parts: tuple[object, ...],
+    warmup: float | None = None,
 ) -> dict[str, float | None]:
     """Supervised fine-tuning of the adapter: AdamW on the mean negative log-likelihood of completion tokens.
 
@@ -106,6 +123,8 @@ def fine_tune(
     Args:
         examples: (prompt ids, completion ids), in the template that generation uses.
         stream_parts: (seed, cycle, purpose): order of the examples and dropout derive from it.
+        warmup: share of the steps in which the learning rate rises to `lr`, to fall to 0 over the rest; None
+            keeps it constant.
 
     Returns:
         `train/loss` (nats per token of the whole update), `train/grad_norm`, `train/steps`, `train/examples`.
@@ -118,6 +137,10 @@ def fine_tune(
         raise ValueError("no examples to train on")
     parameters = policy.trainable()
     optimizer = adamw(parameters, lr, None)
+    schedule = None
+    if warmup is not None:
+        steps = epochs * math.ceil(len(examples) / batch_size)
+        schedule = Schedule(lr, int(warmup * steps), steps)
     losses: list[float] = []  # of each step, summed over its tokens
     norms: list[float] = []
     tokens = 0
@@ -133,6 +156,8 @@ def fine_tune(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 step = len(losses) + 1
+                if schedule is not None:
+                    optimizer.param_groups[0]["lr"] = schedule.at(step - 1)
                 losses.append(finite("loss", loss.item() * len(logprobs_N), step))
                 norms.append(clipped_step(optimizer, parameters, 1.0, step))
                 tokens += len(logprobs_N)
