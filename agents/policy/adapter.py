@@ -124,7 +124,7 @@ def _read(folder: Path, name: str, model: Any) -> Snapshot:
     own = weights(model)
     if _shapes(tensors) != _shapes(own):
         raise InputError(
-            f"--adapter {folder}: its layers or ranks differ from those of --model and --lora-r: "
+            f"--adapter {folder}: its layers or ranks differ from those of --model, --lora-r, --lora-targets: "
             "use the ones that it was trained with"
         )
     return {key: tensor.to(own[key].device) for key, tensor in tensors.items()}
