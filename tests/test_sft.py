@@ -223,7 +223,7 @@ def test_labels_travel_with_a_merged_model_and_with_an_adapter(
     argv = ["--model", str(merged), "--output", str(tmp_path), "--name", "next", "--cycles", "1", *SMALL]
     argv += ["--reward", "random", "--lr", "0.01"]
     assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
-    assert "labels used: 24, all of them before this run" in capsys.readouterr().out
+    assert "labels used: 24 (24 at its start)" in capsys.readouterr().out
     last = tmp_path / "next" / "checkpoints" / "cycle-0001"
     assert results_of(tmp_path / "next")["labels"] == {"start": 24, "end": 24}
     assert not results_of(tmp_path / "next")["labelled"]
@@ -231,7 +231,7 @@ def test_labels_travel_with_a_merged_model_and_with_an_adapter(
 
     longer = run(merged, tmp_path, "longer", "--cycles", "1")
     assert results_of(longer)["labels"] == {"start": 24, "end": 48}
-    assert "labels used: 48, 24 of them before this run" in capsys.readouterr().out
+    assert "labels used: 48 (24 at its start)" in capsys.readouterr().out
 
 
 def test_the_reward_truth_counts_the_tasks_it_judges(pocket: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     greedy = f"greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}"
     sampled = f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
     print(f"held-out accuracy, {config.eval_tasks} tasks: {greedy}, {sampled}")
-    print(f"labels used: {results['labels']['end']:,}{_at_the_start(results['labels'])}")
+    print(labels_used(results["labels"]))
     if note:
         print(note)
     if config.keep != "last":
@@ -55,10 +55,12 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     print(run.folder)
 
 
-def _at_the_start(labels: Mapping[str, int]) -> str:
-    if labels["start"] == labels["end"]:
-        return ", all of them before this run" if labels["end"] else ""
-    return f", {labels['start']:,} of them before this run" if labels["start"] else ""
+def labels_used(labels: Mapping[str, int]) -> str:
+    """How many labels the weights and the shots of a run have consumed, and how many when it began."""
+    line = f"labels used: {labels['end']:,}"
+    if labels["start"]:
+        line += f" ({labels['start']:,} at its start)"
+    return line
 
 
 def cycle_table(
