@@ -59,6 +59,7 @@ def test_a_final_channel_is_opened_for_the_answer(chat: Any) -> None:
 def test_the_date_is_the_same_on_every_day(chat: Any) -> None:
     dated = chat("{{ strftime_now('%d %b %Y') }}|" + TURNS + OPEN)
     assert rendered(dated).startswith("01 Jan 2026|")
+    assert dated.dated and not chat(TURNS + OPEN).dated
     defined = '{% if strftime_now is defined %}{% set d = strftime_now("%Y-%m-%d") %}{% endif %}{{ d }}|'
     assert rendered(chat(defined + TURNS + OPEN)).startswith("2026-01-01|")
 

@@ -54,6 +54,7 @@ class Chat:
     Attributes:
         options: these, and those that switch thinking off.
         system: whether the template has a place for a system message.
+        dated: whether the template prints a date, which is `DATE` then.
         opening: what stands between the start of the model's turn and its answer.
         end: token ids that the template writes after an answer.
 
@@ -64,6 +65,7 @@ class Chat:
     def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
         self.template = NOW.sub(_frozen, tokenizer.chat_template)
+        self.dated = self.template != tokenizer.chat_template
         names = re.findall(r"\w+", self.template)
         self.options = {name: value for name, value in NO_THINKING.items() if name in names}
         self.options |= options or {}

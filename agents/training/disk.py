@@ -77,3 +77,16 @@ def sha256(path: Path) -> str:
 def as_json(value: Any) -> bytes:
     """A value as an indented JSON file; ValueError if it holds a NaN or an infinity."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def size_of_lines(log: Path, lines: int) -> int:
+    """Bytes in the first `lines` lines of a log; ValueError if it has fewer."""
+    if lines == 0:
+        return 0
+    if not log.is_file():
+        raise ValueError(f"{log.name} is missing")
+    with log.open("rb") as file:
+        for _ in range(lines):
+            if not file.readline().endswith(b"\n"):
+                raise ValueError(f"{log.name} has fewer than the {lines} lines recorded")
+        return file.tell()

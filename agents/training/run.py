@@ -312,7 +312,10 @@ class Run:
         for folder in self._checkpoints():
             try:
                 record = _verified(folder)
-                sizes = {name: _size(self.folder / name, lines) for name, lines in record["lines"].items()}
+                sizes = {
+                    name: disk.size_of_lines(self.folder / name, lines)
+                    for name, lines in record["lines"].items()
+                }
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 damaged.append(f"{folder.name}: {one_line(error)}")
             else:
@@ -410,16 +413,3 @@ def _verified(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(f"{name} does not match its sha256 sum")
     record: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return record
-
-
-def _size(log: Path, lines: int) -> int:
-    """Bytes in the first `lines` lines of a log; ValueError if it has fewer."""
-    if lines == 0:
-        return 0
-    if not log.is_file():
-        raise ValueError(f"{log.name} is missing")
-    with log.open("rb") as file:
-        for _ in range(lines):
-            if not file.readline().endswith(b"\n"):
-                raise ValueError(f"{log.name} has fewer than the {lines} lines recorded")
-        return file.tell()

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.policy.chat import read_options
+from agents.policy.chat import DATE, read_options
 from agents.policy.load import ALIASES, load_policy
 from agents.policy.lora import ALL_LINEAR, Lora, adapted
 from agents.policy.policy import Policy
@@ -196,6 +196,8 @@ def _load(
     run.record("compute", asdict(policy.compute))
     if config.model not in (None, "embedded"):
         run.notes.append(f"LoRA of rank {config.lora_r} on {adapted(policy.model)}; {policy.compute}")
+    if policy.tokens.chat is not None and policy.tokens.chat.dated:
+        run.record("prompts", {"date": DATE.isoformat()})
     policy.tokens.prefill = config.prefill
     policy.tokens.shots = evaluate.shots(config.shots)
     if checkpoint is None:
