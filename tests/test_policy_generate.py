@@ -14,6 +14,7 @@ import torch
 from conftest import PROMPTS, close, spy, stir
 from peft import LoraConfig, get_peft_model
 
+from agents.policy.generate import LastLogits
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
 from agents.policy.seeds import seeded
@@ -64,6 +65,21 @@ def test_greedy_duplicates_are_decoded_once(policy: Policy, monkeypatch: pytest.
         and written[0] == [written[0][0]] * 3
     )
     assert len({row[0].text for row in written}) == 4
+
+
+def test_no_step_keeps_its_logits(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(policy, monkeypatch)
+    holders: list[LastLogits] = []
+    real = LastLogits.__call__
+
+    def call(self: LastLogits, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        holders.append(self)
+        return real(self, input_ids, scores)
+
+    monkeypatch.setattr(LastLogits, "__call__", call)
+    policy.generate(PROMPTS, 2, temperature=0.7, max_new_tokens=6)
+    assert len(holders) > 2 and {holder.logits_B_V for holder in holders} == {None}
+    assert [(output.logits, output.scores) for output in calls] == [(None, None)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

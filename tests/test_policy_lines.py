@@ -87,8 +87,10 @@ def test_generation_stops_when_all_lines_have_ended(
     calls = spy(policy, monkeypatch)
     wanted = ids_of(policy, "ls")
     script(policy, [[*wanted, *ids_of(policy, "\n")]])
-    policy.generate(["x", "yy"], temperature=0.0, max_new_tokens=50)
-    assert len(calls[0].logits) == len(wanted) + 1
+    prompts = ["x", "yy"]
+    policy.generate(prompts, temperature=0.0, max_new_tokens=50)
+    longest = max(len(ids) for ids in policy.prompt_ids(prompts))
+    assert calls[0].sequences.shape[1] - longest == len(wanted) + 1
 
 
 def test_random_text_has_no_line_feed(policy: Policy) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import PROMPTS, close, ids_of, save_model
 
+from agents.policy import score
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
 
@@ -52,6 +53,32 @@ def test_only_losses_have_gradients(policy: Policy) -> None:
         close(row[wanted].tolist(), value) for row, wanted, value in zip(logprobs, mask, values, strict=True)
     )
     assert not logprobs[~mask].any()
+
+
+def test_only_the_logits_of_completions_are_computed(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["ls -a docs", "ls", ""]
+    wanted = policy.logprobs(PROMPTS[:3], texts)
+    shapes: list[tuple[int, ...]] = []
+    output = policy.model.get_output_embeddings()
+    with output.register_forward_hook(lambda module, inputs, logits: shapes.append(tuple(logits.shape))):
+        assert policy.logprobs(PROMPTS[:3], texts) == wanted
+        tokens = sum(map(len, policy.completion_ids(texts)))
+        assert [shape[:2] for shape in shapes] == [(1, tokens)]
+    # A model that does not call its output embeddings computes all of them, and they are chosen then.
+    monkeypatch.setattr(policy.model, "get_output_embeddings", lambda: torch.nn.Linear(1, 1))
+    for values, others in zip(policy.logprobs(PROMPTS[:3], texts), wanted, strict=True):
+        assert close(values, others)
+
+
+def test_distributions_are_made_a_few_at_a_time(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["ls -a docs", "ls", ""]
+    pairs = list(zip(policy.prompt_ids(PROMPTS[:3]), policy.completion_ids(texts), strict=True))
+    logprobs, entropies = policy.logprobs(PROMPTS[:3], texts), policy.entropies(PROMPTS[:3], texts)
+    means = policy.entropy_and_kl(pairs)
+    monkeypatch.setattr(score, "NUMBERS", 2 * len(policy.tokens.texts))
+    assert policy.logprobs(PROMPTS[:3], texts) == logprobs
+    assert policy.entropies(PROMPTS[:3], texts) == entropies
+    assert close(policy.entropy_and_kl(pairs), means, 1e-5)
 
 
 def test_padding_that_is_the_end_of_sequence_token_is_no_context(foreign_mistral: Path) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from agents.policy.batches import Batches
@@ -81,19 +88,21 @@ class Generator:
             already_read = self._read_ahead(inputs_U_W, mask_U_W, of_row_B)
 
         width = inputs_U_W.shape[1]
-        line_ends = [EndOfLine(self.tokens, start=width)] if self.tokens.one_line else []
+        logits = LastLogits()
+        chosen = ChosenLogprobs(logits)
+        stops: list[StoppingCriteria] = [chosen]
+        if self.tokens.one_line:
+            stops.append(EndOfLine(self.tokens, start=width))
         output: Any = self.model.generate(
             input_ids=inputs_U_W[of_row_B],
             attention_mask=mask_U_W[of_row_B],
             generation_config=self._settings(temperature, max_new_tokens),
-            stopping_criteria=StoppingCriteriaList(line_ends),
+            logits_processor=LogitsProcessorList([logits]),
+            stopping_criteria=StoppingCriteriaList(stops),
             **already_read,
         )
         tokens_B_T = output.sequences[:, width:]
-        logprobs = []
-        for step, logits_B_V in enumerate(output.logits):
-            logprobs.append(logits_B_V.log_softmax(-1).gather(1, tokens_B_T[:, step, None])[:, 0])
-        logprobs_B_T = torch.stack(logprobs, dim=1)
+        logprobs_B_T = torch.stack(chosen.logprobs_T_B, dim=1)
         return list(zip(tokens_B_T.tolist(), logprobs_B_T.tolist(), strict=True))
 
     def _left_padded(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
@@ -116,7 +125,6 @@ class Generator:
             pad_token_id=self.tokens.pad,
             eos_token_id=sorted(self.tokens.eos),
             return_dict_in_generate=True,
-            output_logits=True,
             **sampling,
         )
 
@@ -150,6 +158,39 @@ class Generator:
 
 def _prompt_length(row: Row) -> int:
     return len(row[0])
+
+
+class LastLogits(LogitsProcessor):
+    """Holds the logits of the current step, as they are before the temperature: (B, V)."""
+
+    def __init__(self) -> None:
+        self.logits_B_V: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.logits_B_V = scores
+        return scores
+
+
+class ChosenLogprobs(StoppingCriteria):
+    """Gathers the log-probability of each token when it is chosen, and stops nothing.
+
+    The logits of all steps together would take T times the memory: 8 GB for 128 rows of 64 tokens and a
+    vocabulary of 262144.
+
+    Attributes:
+        logprobs_T_B: one tensor (B,) for each step.
+    """
+
+    def __init__(self, last: LastLogits) -> None:
+        self.last = last
+        self.logprobs_T_B: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        assert self.last.logits_B_V is not None
+        logprobs_B_V = self.last.logits_B_V.log_softmax(-1)
+        self.logprobs_T_B.append(logprobs_B_V.gather(1, input_ids[:, -1:])[:, 0])
+        self.last.logits_B_V = None
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _has_rows(cache: Any) -> bool:

@@ -6,8 +6,10 @@ vocabulary, and N completion tokens: those of all sequences, one after the other
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from agents.policy.batches import Batches
 
+# Numbers of distributions that are in memory together beside the logits, where there are no gradients: 64 MB.
+NUMBERS = 2**24
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
@@ -36,10 +40,39 @@ def token_logits(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[Tensor, T
         wanted[row, len(prompt) : end] = True
     device = next(model.parameters()).device
     inputs, attention, wanted = inputs.to(device), attention.to(device), wanted.to(device)
-    # The logits at a position are of the token after it.
-    logits = model(input_ids=inputs, attention_mask=attention, use_cache=False).logits[:, :-1]
     mask = wanted[:, 1:]
-    return logits[mask].float(), inputs[:, 1:][mask], mask
+    with _output_at(model, mask) as narrowed:
+        logits = model(input_ids=inputs, attention_mask=attention, use_cache=False).logits
+    logits_N_V = logits[0] if narrowed else logits[:, :-1][mask]
+    return logits_N_V.float(), inputs[:, 1:][mask], mask
+
+
+@contextlib.contextmanager
+def _output_at(model: Any, mask_B_T: Tensor) -> Iterator[list[bool]]:
+    """Context in which the output embeddings see N hidden states as one sequence, and compute no others.
+
+    The logits of the prompts are most of a forward pass's memory where the vocabulary is large. Whatever a
+    model does to its logits afterwards, such as a soft cap, it does to these.
+
+    Args:
+        mask_B_T: where the tokens are that the logits are of: the state before each token is kept.
+
+    Yields:
+        a list that is not empty after the forward pass if it worked; a model may not call its embeddings.
+    """
+    narrowed: list[bool] = []
+
+    def select(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states_B_T_H, *others = inputs
+        narrowed.append(True)
+        return (states_B_T_H[:, :-1][mask_B_T][None], *others)
+
+    output = model.get_output_embeddings()
+    hook = output.register_forward_pre_hook(select)
+    try:
+        yield narrowed
+    finally:
+        hook.remove()
 
 
 def token_logprobs(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[Tensor, Tensor]:
@@ -55,9 +88,13 @@ def logprobs(model: Any, pairs: Sequence[Pair], pad: int, batches: Batches) -> l
 
     def score(batch: Sequence[Pair], first: int) -> list[list[float]]:
         with torch.no_grad():
-            logprobs_B_T, mask_B_T = token_logprobs(model, batch, pad)
-        rows = zip(logprobs_B_T, mask_B_T, strict=True)
-        return [values_T[mask_T].tolist() for values_T, mask_T in rows]
+            logits_N_V, targets_N, mask_B_T = token_logits(model, batch, pad)
+            values: list[float] = []
+            rows = _rows(logits_N_V)
+            for logits, targets in zip(logits_N_V.split(rows), targets_N.split(rows), strict=True):
+                values += logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].tolist()
+        left = iter(values)
+        return [list(itertools.islice(left, length)) for length in mask_B_T.sum(1).tolist()]
 
     return batches.longest_first(pairs, _length, score)
 
@@ -74,9 +111,12 @@ def entropies(
     def measure(batch: Sequence[Pair], first: int) -> list[tuple[float, float]]:
         with torch.no_grad():
             logits_N_V, _, mask_B_T = token_logits(model, batch, pad)
-            logprobs_N_V = logits_N_V.log_softmax(-1)
-        entropy_N = -(logprobs_N_V.exp() * logprobs_N_V).sum(-1)
-        certainty_N = -math.log(logprobs_N_V.shape[-1]) - logprobs_N_V.mean(-1)
+            parts = []
+            for logits in logits_N_V.split(_rows(logits_N_V)):
+                logprobs = logits.log_softmax(-1)
+                entropy = -(logprobs.exp() * logprobs).sum(-1)
+                parts.append((entropy, -math.log(logprobs.shape[-1]) - logprobs.mean(-1)))
+        entropy_N, certainty_N = (torch.cat(values) for values in zip(*parts, strict=True))
         lengths = mask_B_T.sum(1).tolist()
         rows = zip(entropy_N.split(lengths), certainty_N.split(lengths), strict=True)
         return [(float(entropy.mean()), float(certainty.mean())) for entropy, certainty in rows]
@@ -97,12 +137,16 @@ def entropy_and_kl(
 
     def measure(batch: Sequence[Pair], first: int) -> list[tuple[float, float, int]]:
         with torch.no_grad():
-            own_N_V = token_logits(model, batch, pad)[0].log_softmax(-1)
+            own_N_V = token_logits(model, batch, pad)[0]
             with model.disable_adapter():
-                base_N_V = token_logits(model, batch, pad)[0].log_softmax(-1)
-        entropy = -(own_N_V.exp() * own_N_V).sum().item()
-        divergence = (own_N_V.exp() * (own_N_V - base_N_V)).sum().item()
-        return [(entropy, divergence, len(own_N_V))]
+                base_N_V = token_logits(model, batch, pad)[0]
+        rows, parts = _rows(own_N_V), []
+        for own_logits, base_logits in zip(own_N_V.split(rows), base_N_V.split(rows), strict=True):
+            own, base = own_logits.log_softmax(-1), base_logits.log_softmax(-1)
+            entropy = -(own.exp() * own).sum().item()
+            divergence = (own.exp() * (own - base)).sum().item()
+            parts.append((entropy, divergence, len(own)))
+        return parts
 
     with_tokens = [pair for pair in pairs if pair[1]]
     sums = batches.run(with_tokens, measure)
@@ -112,6 +156,11 @@ def entropy_and_kl(
     entropy = sum(entropy for entropy, _, _ in sums)
     divergence = sum(divergence for _, divergence, _ in sums)
     return entropy / tokens, divergence / tokens
+
+
+def _rows(logits_N_V: Tensor) -> int:
+    """How many distributions to compute together."""
+    return max(1, NUMBERS // logits_N_V.shape[1])
 
 
 def _length(pair: Pair) -> int:
