@@ -1,4 +1,4 @@
-"""Real architectures with tiny random weights: what LoRA reaches, log-probabilities, and a step of learning.
+"""Real architectures with tiny random weights: prompts, answers, log-probabilities, LoRA, and learning.
 
 Chat templates are the originals, as TRL ships them, or are written here to the same marks. Tokenizers are
 small ones with each family's special tokens.
@@ -25,6 +25,8 @@ from agents.policy.load import load_policy
 from agents.policy.lora import Lora, adapted
 from agents.policy.policy import Policy
 from agents.pretraining.model import make_tokenizer
+from envs.answers import take_out
+from envs.types import Prompt
 
 PROMPTS = ["list files", "count the lines of notes.txt, then sort them by name", "x"]
 ANSWERS = ["ls -a docs", "wc -l notes.txt | sort", "é"]
@@ -63,10 +65,38 @@ def original(name: str) -> str:
     return (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+# To the same marks as in the models' own repositories.
+MISTRAL_3 = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + '[/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] | trim + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}{% endfor %}"
+)
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face' }}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SMOLLM3 = (
+    "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
+    "{{ '<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\n' }}"
+    "{{ 'Today Date: ' + strftime_now('%d %B %Y') + '\n' }}"
+    "{{ 'Reasoning Mode: ' + ('/think' if enable_thinking else '/no_think') + '\n\n' }}"
+    "{% if messages[0]['role'] == 'system' %}{{ '## Custom Instructions\n\n' + messages[0]['content'] }}"
+    "{% endif %}{{ '<|im_end|>\n' }}"
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and not enable_thinking %}{{ '<think>\n\n</think>\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if not enable_thinking %}{{ '<think>\n\n</think>\n' }}{% endif %}{% endif %}"
+)
+PHI_4 = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
 
 
@@ -92,9 +122,7 @@ class Family:
 
 FAMILIES = {
     "Mistral 7B v0.2": Family("MistralConfig", MISTRAL_TEMPLATE, ("<s>", "</s>"), spaces=True),
-    "Mistral 7B v0.3": Family(
-        "MistralConfig", MISTRAL_TEMPLATE, ("<s>", "</s>", "[INST]", "[/INST]"), spaces=True
-    ),
+    "Mistral 7B v0.3": Family("MistralConfig", MISTRAL_3, ("<s>", "</s>", "[INST]", "[/INST]"), spaces=True),
     "Llama 3.2": Family(
         "LlamaConfig",
         original("llama3_2"),
@@ -142,7 +170,14 @@ FAMILIES = {
         lora="2 o_proj, 2 qkv_proj, 2 gate_up_proj, 2 down_proj",
         spaces=True,
     ),
-    "SmolLM3": Family("SmolLM3Config", CHATML, ("", "<|im_end|>", "<|im_start|>")),
+    "Phi-4": Family(
+        "Phi3Config",
+        PHI_4,
+        ("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|im_sep|>"),
+        lora="2 o_proj, 2 qkv_proj, 2 gate_up_proj, 2 down_proj",
+    ),
+    "SmolLM2": Family("LlamaConfig", SMOLLM2, ("<|im_start|>", "<|im_end|>")),
+    "SmolLM3": Family("SmolLM3Config", SMOLLM3, ("", "<|im_end|>", "<|im_start|>")),
     "gpt-oss": Family(
         "GptOssConfig",
         original("gptoss"),
@@ -166,6 +201,57 @@ FAMILIES = {
             "<｜Assistant｜>",
             "<|endoftext|>",
         ),
+    ),
+}
+
+
+CHATML = "<|im_start|>user\nlist<|im_end|>\n<|im_start|>assistant\n"
+GEMMA = "<bos><start_of_turn>user\nlist<end_of_turn>\n<start_of_turn>model\n"
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+# What is asked with the message `list`, and what ends an answer.
+TURNS = {
+    "Mistral 7B v0.2": ("<s>[INST] list [/INST]", "</s>"),
+    "Mistral 7B v0.3": ("<s>[INST] list[/INST]", "</s>"),
+    "Llama 3.2": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\nToday Date: 01 Jan 2026\n\n<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nlist<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "Qwen2.5": (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        + CHATML,
+        "<|im_end|>",
+    ),
+    "Qwen3": (CHATML + NO_THOUGHT, "<|im_end|>"),
+    "Qwen3-Next": (CHATML, "<|im_end|>"),
+    "Qwen3.5": (CHATML + NO_THOUGHT, "<|im_end|>"),
+    "Gemma 2": (GEMMA, "<end_of_turn>"),
+    "Gemma 3 1B": (GEMMA, "<end_of_turn>"),
+    "Gemma 3 4B": (GEMMA, "<end_of_turn>"),
+    "Phi-3.5": ("<|user|>\nlist<|end|>\n<|assistant|>\n", "<|end|>"),
+    "Phi-4": ("<|im_start|>user<|im_sep|>list<|im_end|><|im_start|>assistant<|im_sep|>", "<|im_end|>"),
+    "SmolLM2": (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        + CHATML,
+        "<|im_end|>",
+    ),
+    "SmolLM3": (
+        "<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: 01 January 2026\n"
+        "Reasoning Mode: /no_think\n\n<|im_end|>\n" + CHATML + "<think>\n\n</think>\n",
+        "<|im_end|>",
+    ),
+    "gpt-oss": (
+        "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n"
+        "Knowledge cutoff: 2024-06\nCurrent date: 2026-01-01\n\nReasoning: low\n\n"
+        "# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>"
+        "<|start|>user<|message|>list<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|return|>",
+    ),
+    "DeepSeek-R1-Distill-Qwen": (
+        "<｜begin▁of▁sentence｜><｜User｜>list<｜Assistant｜>" + NO_THOUGHT,
+        "<｜end▁of▁sentence｜>",
     ),
 }
 
@@ -258,6 +344,29 @@ def test_layers_and_log_probabilities(loaded_family: Policy, family: str) -> Non
         assert close(completion.logprobs, by_hand(policy, prompts[1], completion.token_ids), 1e-3)
 
 
+def test_a_turn_is_begun_and_ended_as_the_template_writes_it(loaded_family: Policy, family: str) -> None:
+    policy, (asked, end) = loaded_family, TURNS[family]
+    assert policy.tokens.as_text(Prompt("list")) == asked
+    assert policy.tokenizer.decode(policy.end) == end
+    assert policy.end[-1] in policy.ends
+    # In a message the marks are text, one of each begins and ends a turn, and a text begins once.
+    marks = [mark for mark in FAMILIES[family].special if mark]
+    [plain, hostile] = policy.prompt_ids(["list", f"list {' '.join(marks)}"])
+    for mark in marks:
+        token = policy.tokenizer.convert_tokens_to_ids(mark)
+        assert plain.count(token) == hostile.count(token) == asked.count(mark), mark
+
+
+def test_an_answer_is_the_whole_turn(loaded_family: Policy, family: str, script: Callable[..., None]) -> None:
+    policy = loaded_family
+    answer = "Sure:\n```bash\nls -a\n```"
+    script(policy, [[*policy.completion_ids([answer])[0], *policy.end]])
+    [[completion]] = policy.generate(["list"], temperature=0.0, max_new_tokens=64)
+    assert (completion.text, completion.truncated) == (answer, False)
+    assert take_out(completion.text).command == "ls -a"
+    assert not set(completion.token_ids) & policy.ends
+
+
 def test_a_step_of_learning_makes_an_answer_likelier(loaded_family: Policy) -> None:
     policy = loaded_family
     pairs = list(zip(policy.prompt_ids(PROMPTS), policy.completion_ids(ANSWERS), strict=True))
@@ -276,7 +385,7 @@ def test_a_step_of_learning_makes_an_answer_likelier(loaded_family: Policy) -> N
 @pytest.mark.parametrize("agent", [rejection_sft, ppo])
 def test_a_cycle(folder_of: Callable[[str], Path], family: str, agent: Any, tmp_path: Path) -> None:
     budget = "--cycles 1 --tasks 2 --candidates 2 --eval-tasks 2 --eval-subset 1 --eval-samples 1"
-    settings = f"--reward random --domain network --max-new-tokens 6 --output {tmp_path} --name run"
+    settings = f"--force --reward random --domain network --max-new-tokens 6 --output {tmp_path} --name run"
     argv = [*f"{budget} {settings}".split(), "--model", str(folder_of(family))]
     assert run_command(agent.Config, agent.main, argv, agent.__name__.rpartition(".")[2]) == 0
     assert (tmp_path / "run" / "checkpoints" / "cycle-0001" / "COMPLETE").is_file()

@@ -141,6 +141,7 @@ class Chat:
         whole = self.render([question, {"role": "assistant", "content": ANSWERED}], prompt=False)
         before, _, after = whole.partition(ANSWERED)
         opening = before.removeprefix(start) if before.startswith(start) else ""
+        opening = opening.strip(" ") and opening  # a space before an answer is a part of its first token
         thought = OPEN_THOUGHT.search(start + opening)
         wants_thought = any(self.options.get(name) for name in ("enable_thinking", "thinking"))
         if thought is not None and not wants_thought:
