@@ -185,8 +185,8 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
     """The choice for a task, and all different commands, best first.
 
     Returns:
-        What `--json` prints. `read_back` is a command's reconstruction, `written` how often it was written;
-        `prompt` is what the model reads, `answer` its greedy answer as it wrote it.
+        What `--json` prints. `written` is how often a command was written, `prompt` what the model reads,
+        `answer` its greedy answer as it wrote it.
     """
     answers = write(policy, task, config)
     commands = [take_out(answer).command or "" for answer in answers]
@@ -203,7 +203,7 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
         row = {
             "command": command,
             "score": score.value,
-            "read_back": text if command.strip() else "",
+            "reconstruction": text if command.strip() else "",
             "written": commands.count(command),
             "greedy": command == greedy,
             "reason": score.reason,
@@ -275,10 +275,10 @@ def show(answer: dict[str, Any]) -> None:
     rows = []
     for row in answer["candidates"]:
         written = f"{row['written']} greedy" if row["greedy"] else str(row["written"])
-        command, reconstruction = visible(row["command"]), visible(row["read_back"])
+        command, reconstruction = visible(row["command"]), visible(row["reconstruction"])
         rows.append((number(row["score"]), written, escape(command), escape(reconstruction)))
     header = ("score", "written", "command", "reconstruction")
-    show_table(escape(visible(answer["task"])), header, rows)
+    show_table(escape(visible(answer["task"])), header, rows, sentences=("command", "reconstruction"))
 
     if answer["choice"] is None:
         reason = answer["candidates"][0]["reason"] or "the reward abstained"

@@ -67,7 +67,7 @@ def test_the_best_scored_is_the_choice_and_equal_commands_are_one() -> None:
         ("c", 1, False),
         ("x", 2, True),
     ]
-    assert [row["read_back"] for row in found["candidates"]] == ["B", "C", "X"]
+    assert [row["reconstruction"] for row in found["candidates"]] == ["B", "C", "X"]
     assert (found["choice"], found["score"], found["trusted"]) == ("b", 0.9, True)
 
 

@@ -59,15 +59,17 @@ class Display:
         self.console.print(text, markup=False, soft_wrap=True)
 
 
-def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table, numbers to the right."""
+def show_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], sentences: Sequence[str] = ()
+) -> None:
+    """Prints a table, numbers to the right; the columns in `sentences` hold text and start at the left."""
     console = Console(highlight=False)
     console.width = max(
         console.width, 110
     )  # a file or a pipe has no width, and numbers that are broken cannot be read
     table = Table(title=title, title_justify="left")
     for name in header:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="left" if name in sentences else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
