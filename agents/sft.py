@@ -10,7 +10,7 @@ cycle as in every trainer, but here they are only watched.
 The pairs are labels. Without --pairs they are the domain's own, from its split `pretrain`: other trainers
 draw their tasks from `train` and the evaluation from `heldout`, and no sentence is in two of the three. Some
 pairs are held back. The loss on these chooses the cycle to keep and ends the run early, so they count as
-labels too. The count lies beside the adapter, and every run that starts from it says it.
+labels too. The count lies next to the adapter, and every run that starts from it says it.
 
 This is the one trainer that looks up references. It is supervised by definition.
 """
@@ -41,7 +41,7 @@ class Config(TrainConfig):
     pairs: str | None = None
     """FILE.jsonl with `task`, `command` and, if --domain has several, `domain`. Default: the domain's own."""
     examples: int | None = None
-    """Pairs to use, those held back included: so many labels. Default: 200, or all of --pairs."""
+    """Pairs to use, those held back included. Each counts as a label. Default: 200, or all of --pairs."""
     validation: float = 0.1
     """Share of the pairs held back for the validation loss; 0 holds none back and never ends early."""
     both_directions: bool = True

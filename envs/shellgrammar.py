@@ -120,7 +120,7 @@ class _Parser:
         self._add(found)
 
     def _words(self, most: int | None = None) -> list[Token]:
-        """The next words, at most so many."""
+        """The next words, at most `most` of them."""
         start = self.at
         while self.at < len(self.tokens) and self.tokens[self.at].kind == "word":
             if self.at - start == most:

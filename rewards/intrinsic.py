@@ -44,7 +44,7 @@ class Certainty:
     `self-certainty` is the mean of KL(uniform || p) over the tokens (Intuitor: Zhao et al. 2025,
     arXiv:2505.19590). `entropy` is the negative mean entropy (RENT: Prabhudesai et al. 2025,
     arXiv:2505.22660). p is the next-token distribution at temperature 1. Both in nats: self-certainty has no
-    upper bound, negative entropy is at most 0. The command is tokenised anew, without an end-of-sequence
+    upper bound, negative entropy is at most 0. The command is tokenised again, without an end-of-sequence
     token.
     """
 

@@ -61,7 +61,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 def memory(folder: Path) -> dict[str, float]:
-    """What the last checkpoint keeps for the trainer besides."""
+    """What else the last checkpoint keeps for the trainer."""
     state = json.loads((max((folder / "checkpoints").glob("cycle-*")) / "state.json").read_text())["state"]
     return dict(state["memory"])
 
@@ -584,7 +584,7 @@ def test_it_goes_on_from_the_adapter_of_another_trainer(
     assert metrics(folder)[0]["train/kl"] != 0.0  # the base is without any adapter
     again = run(
         tmp_path, "again", "--cycles", "1", "--adapter", str(files[2].parent)
-    )  # its own, with a value head beside it
+    )  # its own, with a value head next to it
     heads = [
         (path / "checkpoints" / "cycle-0000" / "value_head.safetensors").read_bytes()
         for path in (folder, again)

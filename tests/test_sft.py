@@ -387,7 +387,7 @@ def test_other_input_that_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     one = "has 1 different pairs without tasks of the evaluation"
     assert refused(capsys, "--pairs", str(path)) == f"--pairs {path}: {one}: give 2 or more"
     write(path, [*rows, {"task": "ping a.test", "command": "ping a.test"}])
-    fix = "ask for at most so many, or leave it out"
+    fix = "ask for at most that many, or leave it out"
     assert (
         refused(capsys, "--pairs", str(path), "--examples", "3")
         == f"--examples 3: --pairs {one.replace('1', '2')}: {fix}"

@@ -117,7 +117,7 @@ def test_a_command_for_each_task() -> None:
         verify([FOREIGN], ["ls"], [])
 
 
-@pytest.mark.parametrize("fails", [SandboxError("no sandbox: mend it"), None])
+@pytest.mark.parametrize("fails", [SandboxError("no sandbox: fix it"), None])
 def test_what_could_not_be_executed_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, fails: SandboxError | None
 ) -> None:
@@ -129,14 +129,14 @@ def test_what_could_not_be_executed_is_tried_again(
             return Verdict("correct")
         if fails is not None:
             raise fails
-        return Verdict("not_executed", "no sandbox: mend it")
+        return Verdict("not_executed", "no sandbox: fix it")
 
     monkeypatch.setattr(shell, "compare", compare)
     task = tasks_of("shell", 1)[0]
-    assert verify([task, task], ["x", "x"]) == [Verdict("not_executed", "no sandbox: mend it")] * 2
+    assert verify([task, task], ["x", "x"]) == [Verdict("not_executed", "no sandbox: fix it")] * 2
     assert verify([task], ["x"])[0].correct
     assert verify([task], ["x"])[0].correct
-    assert made == ["x", "x"]  # once in vain, once for good
+    assert made == ["x", "x"]  # the second time with success
 
 
 def test_our_own_mistakes_are_loud(monkeypatch: pytest.MonkeyPatch) -> None:

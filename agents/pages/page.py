@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from agents.cli.display import interval, number, p_value, signed
 
-LONGEST = 2000  # characters of one text; what is cut is in the JSON file beside the page
+LONGEST = 2000  # characters of one text; what is cut is in the JSON file next to the page
 # Drawn as nothing, though Unicode counts them as letters or marks.
 BLANKS = "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}

@@ -1,8 +1,8 @@
 """With which numbers and how many threads a model computes on a CPU: as asked, or by a short measurement.
 
 Whether bfloat16 is faster depends on the processor: 1.8 times with AVX512-BF16, a seventh as fast without.
-Two threads can be slower than one beside another program. What was chosen is recorded with a run, since the
-last bits of its results depend on it.
+Two threads can be slower than one while another program runs. What was chosen is recorded with a run, since
+the last bits of its results depend on it.
 """
 
 from __future__ import annotations
@@ -101,6 +101,6 @@ def seconds(call: Callable[[], object]) -> list[float]:
 
 
 def mean_seconds(call: Callable[[], object]) -> float:
-    """How long a call takes on average: beside another program, the quickest of many says little."""
+    """How long a call takes on average: while another program runs, the quickest of many says little."""
     taken = seconds(call)
     return sum(taken) / len(taken)

@@ -13,17 +13,17 @@ from pathlib import Path
 from envs.messages import one_line
 from envs.types import InputError
 
-FILE = "labels.json"  # beside an adapter's or a model's weights
+FILE = "labels.json"  # next to an adapter's or a model's weights
 
 
 def write_labels(folder: Path, count: int) -> None:
-    """Writes the count beside weights; a folder without the file counts as none."""
+    """Writes the count next to the weights; a folder without the file counts as none."""
     if count:
         (folder / FILE).write_text(json.dumps({"labels": count}) + "\n", encoding="utf-8")
 
 
 def read_labels(folder: Path, default: int = 0) -> int:
-    """The count beside weights.
+    """The count next to the weights.
 
     Args:
         default: of a folder that says nothing.

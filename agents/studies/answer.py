@@ -168,7 +168,7 @@ def capitalized(text: str) -> str:
 
 
 def transfer_domains(study: Row) -> list[str]:
-    """The domains on which any arm was evaluated besides its own."""
+    """The domains on which any arm was evaluated, apart from its own."""
     domains: dict[str, None] = {}
     for arm in study["arms"].values():
         domains.update(dict.fromkeys(arm["transfer"]))

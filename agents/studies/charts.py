@@ -316,7 +316,7 @@ def _whisker(axes: Any, x: Sequence[float], y: Sequence[float], colour: str) -> 
 
 
 def _label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names beside the points, moved up where they would lie on one another."""
+    """Names next to the points, moved up where they would lie on one another."""
     axes.margins(x=0.2, y=0.08)
     axes.figure.draw_without_rendering()
     taken: list[tuple[float, float, float]] = []  # left end, right end, height
@@ -341,7 +341,7 @@ def _overlaps(left: float, right: float, height: float, taken: Sequence[tuple[fl
 def _annotate(
     axes: Any, label: str, point: tuple[float, float], right: float, up: float, colour: str
 ) -> None:
-    """Text beside a point, some pixels to the right and up; a thin line leads back from far away."""
+    """Text next to a point, some pixels to the right and up; a thin line leads back from far away."""
     thin = {"arrowstyle": "-", "color": "#b5bcc4", "linewidth": 0.6} if up > 6 else None
     scale = 72 / axes.figure.dpi
     axes.annotate(

@@ -83,7 +83,7 @@ def _draw_group(study: Row, names: Sequence[str], folder: Path, place: int) -> N
 
 
 def _draw_scores(arms: Mapping[str, Row], folder: Path) -> None:
-    """Each arm's own score beside its accuracy, and the change of one against the gain of the other."""
+    """Each arm's own score next to its accuracy, and the change of one against the gain of the other."""
     panels, points = [], []
     for name, arm in arms.items():
         if len(arm["curve"]) < 2 or len(arm["score_curve"]) < 2:

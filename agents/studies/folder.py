@@ -94,7 +94,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 class Ledger:
-    """What a study remembers besides its runs: what failed last time, and how long it took so far.
+    """What a study remembers apart from its runs: what failed last time, and how long it took so far.
 
     Attributes:
         failed: name of a job -> why.

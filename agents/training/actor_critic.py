@@ -26,7 +26,7 @@ from agents.training.rollouts import Rollout
 from agents.training.update import adamw, clipped_step, save_optimizer, updating
 from envs.prompts import forward_prompt
 
-VALUE_HEAD_FILE = "value_head.safetensors"  # beside the adapter in a checkpoint; PEFT does not look at it
+VALUE_HEAD_FILE = "value_head.safetensors"  # next to the adapter in a checkpoint; PEFT does not look at it
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def some_of(pairs: Sequence[Pair], count: int | None, seed: int) -> list[Pair]:
     """`count` pairs of a file, or all of them, in random order; InputError where it has fewer."""
     if count is not None and count > len(pairs):
         why = f"--pairs has {len(pairs)} different pairs without tasks of the evaluation"
-        raise InputError(f"--examples {count}: {why}: ask for at most so many, or leave it out")
+        raise InputError(f"--examples {count}: {why}: ask for at most that many, or leave it out")
     order = list(pairs)
     stream("pairs", seed).shuffle(order)
     return order[:count]

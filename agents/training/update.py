@@ -17,7 +17,7 @@ from agents.training.rollouts import Rollout
 from envs.prompts import forward_prompt
 from envs.streams import stream
 
-OPTIMIZER_FILE = "optimizer.pt"  # beside the adapter in a checkpoint
+OPTIMIZER_FILE = "optimizer.pt"  # next to the adapter in a checkpoint
 Example = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids with those that end an answer
 
 
