@@ -68,7 +68,7 @@ class Config:
     samples: int = 4
     """Commands sampled for each task: the K of pass@K."""
     best_of: int | None = None
-    """Best of N: sample N commands, let the reward pick one, compare with greedy. Replaces --samples."""
+    """Headroom: what is gained where a reward chooses among greedy and N samples. Replaces --samples."""
     temperature: float | None = None
     """Sampling temperature. Default: the run's, else 0.7."""
     max_new_tokens: int | None = None
@@ -80,7 +80,8 @@ class Config:
     chat_template_kwargs: str | None = None
     """Variables of the chat template, as JSON. Default: the run's, else what switches thinking off."""
     reward: str | None = None
-    """Reward whose scores are compared with the verdicts. Default: the run's, else likelihood."""
+    """Reward whose scores are compared with the verdicts; with --best-of several, separated by commas.
+    Default: the run's, else likelihood."""
     gates: bool = True
     """Apply the gates before the reward (docs/REWARDS.md), unless the run was made without them."""
     inverter: Literal["current", "base", "ema"] | None = None
@@ -109,8 +110,11 @@ class Config:
         if self.shots is not None and self.shots < 0:
             raise InputError(f"--shots {self.shots}: must be 0 or more")
         read_options(self.chat_template_kwargs)
-        if self.reward is not None:
-            reward_info(self.reward)
+        names = rewards_of(self)
+        for name in names:
+            reward_info(name)
+        if len(names) > 1 and self.best_of is None:
+            raise InputError(f"--reward {self.reward}: needs --best-of N, for several rewards to choose")
         if self.subjects and (self.model or self.adapter):
             flag = "--model" if self.model else "--adapter"
             raise InputError(
@@ -131,6 +135,7 @@ def main(config: Config) -> int:
     # Slow to import, and not needed for --help.
     from agents.evaluation.measure import cases_of, measure
     from agents.evaluation.report import make_report
+    from agents.evaluation.selection import measure_selection
     from agents.evaluation.terminal import show
     from agents.pages.evaluation import write_evaluation
 
@@ -155,7 +160,13 @@ def main(config: Config) -> int:
             dtype=config.dtype,
             threads=config.threads,
         )
-        about = {"name": subject.name, "model": subject.model, "adapter": subject.adapter}
+        about: dict[str, Any] = {
+            "name": subject.name,
+            "model": subject.model,
+            "adapter": subject.adapter,
+        }
+        if subject.run is not None:
+            about["selection"] = measure_selection(subject.run)
         measured.append((about, answers))
     labelled = reward_info(settings["reward"]).labelled
     shown = {**settings, "labelled": labelled, "samples": config.samples, "tasks_file": config.tasks_file}
@@ -179,6 +190,13 @@ def check_tasks_file(tasks_file: str | None, domain: str) -> None:
         )
 
 
+def rewards_of(config: Config) -> list[str]:
+    """The rewards that --reward names, each once."""
+    if config.reward is None:
+        return []
+    return list(dict.fromkeys(name.strip() for name in config.reward.split(",")))
+
+
 # ---- what is evaluated ----
 
 
@@ -189,6 +207,7 @@ class Subject:
     Attributes:
         settings: those of the run it comes from, else those that suit the model.
         start: the adapter with which its run began; the adapter itself where it is of no run.
+        run: the folder of the whole run that it is the end of.
     """
 
     name: str
@@ -196,6 +215,7 @@ class Subject:
     adapter: str | None
     settings: Mapping[str, Any]
     start: str | None = None
+    run: Path | None = None
     load_in_4bit: bool = False
 
 
@@ -208,7 +228,9 @@ def subjects_of(config: Config) -> list[Subject]:
     if not config.subjects:
         model = config.model or "embedded"
         name = f"{model} + {config.adapter}" if config.adapter else model
-        return [Subject(name, model, config.adapter, suited(model), config.adapter, config.load_in_4bit)]
+        settings = suited(model)
+        in_4bit = config.load_in_4bit
+        return [Subject(name, model, config.adapter, settings, start=config.adapter, load_in_4bit=in_4bit)]
     if len(config.subjects) == 1:
         run = Path(config.subjects[0])
         if (run / "config.yaml").is_file():
@@ -222,7 +244,7 @@ def subjects_of(config: Config) -> list[Subject]:
 def start_and_end(run: Path) -> list[Subject]:
     """A run's model as it started, and with its last or kept adapter."""
     last = subject_of_run(run, run)
-    start = replace(last, name=f"{last.name}, start", adapter=last.start)
+    start = replace(last, name=f"{last.name}, start", adapter=last.start, run=None)
     is_finished = (run / "self_improvement_results.json").is_file()
     when = "end" if is_finished else Path(str(last.adapter)).name
     return [start, replace(last, name=f"{last.name}, {when}")]
@@ -240,7 +262,8 @@ def subject_at(where: str, load_in_4bit: bool) -> Subject:
         fix = "give its base as --model and the folder as --adapter"
         raise InputError(f"{where}: an adapter that is in no run: {fix}")
     settings = suited(where)
-    return Subject(where, where, None, settings, None, load_in_4bit or bool(settings.get("load_in_4bit")))
+    in_4bit = load_in_4bit or bool(settings.get("load_in_4bit"))
+    return Subject(where, where, None, settings, load_in_4bit=in_4bit)
 
 
 def subject_of_run(run: Path, folder: Path) -> Subject:
@@ -262,8 +285,15 @@ def subject_of_run(run: Path, folder: Path) -> Subject:
     adapter = last_checkpoint(run)
     if folder != run:
         name, adapter = f"{run.name}, {name}", folder
-    in_4bit = bool(settings.get("load_in_4bit"))
-    return Subject(name, settings["model"], str(adapter), settings, settings.get("adapter"), in_4bit)
+    return Subject(
+        name,
+        settings["model"],
+        str(adapter),
+        settings,
+        start=settings.get("adapter"),
+        run=run if folder == run else None,
+        load_in_4bit=bool(settings.get("load_in_4bit")),
+    )
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -314,6 +344,9 @@ def resolved(config: Config, subjects: Sequence[Subject]) -> dict[str, Any]:
     for name, default in {**FALLBACK, **OPTIONAL}.items():
         value = getattr(config, name)
         found[name] = last.get(name, default) if value is None else value
+    rewards = rewards_of(config) or [found["reward"]]
+    found["reward"] = rewards[0]
+    found["choosing"] = [] if config.best_of is None else rewards
     if reward_info(found["reward"]).needs_group and config.samples < 2:
         why = f"since the reward {found['reward']} compares candidates"
         raise InputError(f"--samples {config.samples}: must be 2 or more, {why}")

@@ -22,6 +22,7 @@ from envs.verify.truth import Case, _verdict
 from envs.verify.verdict import Status, Verdict
 
 Evaluate = Callable[..., dict[str, Any]]
+MADE_BY_NONE = ("any right", "most votes", "random pick")
 FEW = ["--tasks", "6", "--samples", "2"]
 MISSING = "bubblewrap is not installed: apt-get install bubblewrap"
 
@@ -546,7 +547,47 @@ def test_best_of_n_against_greedy(command: Evaluate, capsys: pytest.CaptureFixtu
     (subject,) = report["subjects"]
     gain = subject["all"]["best_of_k"]["value"] - subject["all"]["greedy"]["value"]
     assert subject["best_of_k"]["value"] == pytest.approx(gain)
-    assert "best of 3 by likelihood against greedy: " in capsys.readouterr().out
+    assert set(subject["headroom"]["sizes"][-1]["choices"]) == {*MADE_BY_NONE, "likelihood"}
+    assert "headroom of 3" in capsys.readouterr().out
+
+
+def test_several_rewards_choose_among_the_same_candidates(
+    command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    flags = ("--model", "embedded", "--domain", "network", "--best-of", "3", "--temperature", "1.2")
+    report = command(*flags, "--reward", "likelihood,length, truth")
+    assert report["settings"]["reward"] == "likelihood"
+    assert report["settings"]["choosing"] == ["likelihood", "length", "truth"]
+    (subject,) = report["subjects"]
+    two, three = subject["headroom"]["sizes"]
+    assert (two["samples"], three["samples"]) == (2, 3) and 1 <= two["different"] <= three["different"] <= 4
+    chosen = {name: row["accuracy"]["value"] for name, row in three["choices"].items()}
+    assert list(chosen) == [
+        "any right",
+        "likelihood",
+        "length",
+        "truth (labelled)",
+        "most votes",
+        "random pick",
+    ]
+    assert chosen["truth (labelled)"] == chosen["any right"] >= chosen["likelihood"]
+    assert subject["headroom"]["greedy"] == subject["all"]["greedy"]
+    assert subject["all"]["reward"]["value"] == pytest.approx(
+        command(*flags)["subjects"][0]["all"]["reward"]["value"]
+    )
+    said = capsys.readouterr().out
+    assert "truth (labelled)" in said and "random pick" in said
+    alone = command("--model", "embedded", "--domain", "network")
+    assert alone["subjects"][0]["headroom"] is None
+    assert "headroom" not in (tmp_path / "report" / "report.html").read_text().lower()
+
+
+def test_several_rewards_need_something_to_choose(refused: Callable[..., str]) -> None:
+    said = refused("--reward", "likelihood,channel")
+    assert said == "--reward likelihood,channel: needs --best-of N, for several rewards to choose"
+    assert refused("--best-of", "2", "--reward", "likelihood,chanel") == (
+        "--reward chanel: no such reward: did you mean channel?"
+    )
 
 
 def test_best_of_one_is_no_choice(capsys: pytest.CaptureFixture[str]) -> None:

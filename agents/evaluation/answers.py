@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from envs.answers import take_out
@@ -48,12 +48,14 @@ class Answer:
     Attributes:
         inverse: whether it reconstructed the task from the reference command; None where it was not asked or
             cannot be checked.
+        scores: reward -> scores of `commands`; empty where the greedy command is not scored.
     """
 
     case: Case
     greedy: Judged
     samples: tuple[Judged, ...] = ()
     inverse: bool | None = None
+    scores: Mapping[str, tuple[Score, ...]] = field(default_factory=dict)
 
     @property
     def commands(self) -> tuple[Judged, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.answers import Answer, ask, ask_inverse, held_out_cases
+from agents.evaluation.headroom import scored
 from agents.evaluation.shots import draw_shots
 from agents.policy.chat import read_options
 from agents.policy.load import load_policy
@@ -15,7 +16,7 @@ from envs.domain import domain_names
 from envs.source import make_source
 from envs.verify.truth import Case, read_cases
 from rewards.labelled import Truth
-from rewards.registry import POOL, make_reward, reward_info
+from rewards.registry import POOL, make_reward, reward_info, shown
 
 
 def cases_of(domains: str, tasks: int, tasks_file: str | None) -> list[Case]:
@@ -47,12 +48,14 @@ def measure(
     """What a model makes of the tasks.
 
     Args:
-        settings: what all subjects of a report are measured with; the keys are flags of `agents.evaluate`.
+        settings: what all subjects of a report are measured with; the keys are flags of `agents.evaluate`,
+            and `choosing`: the rewards that choose among the greedy command and the samples, or none.
         start: the adapter with which the run of `adapter` began.
 
     Raises:
         InputError: the model or the adapter cannot be loaded.
     """
+    names = settings["choosing"] or [settings["reward"]]
     policy = load_policy(
         model,
         adapter=adapter,
@@ -63,19 +66,21 @@ def measure(
     )
     policy.tokens.prefill = settings["prefill"]
     policy.tokens.shots = draw_shots(settings["domain"], settings["shots"])
-    if start and reward_info(settings["reward"]).needs_start:
+    if start and any(reward_info(name).needs_start for name in names):
         policy.load_start(Path(start).expanduser())
     pool = make_source("templates", settings["domain"]).tasks(POOL, 0, "pool")
-    reward = make_reward(
-        settings["reward"],
-        policy,
-        pool,
-        inverter=settings["inverter"],
-        inverse_temperature=settings["inverse_temperature"],
-        embedder=settings["embedder"],
-        gates=settings["gates"],
-        truth=Truth,
-    )
+    rewards = {}
+    for name in names:
+        rewards[shown(name)] = make_reward(
+            name,
+            policy,
+            pool,
+            inverter=settings["inverter"],
+            inverse_temperature=settings["inverse_temperature"],
+            embedder=settings["embedder"],
+            gates=settings["gates"],
+            truth=Truth,
+        )
     tokens = settings["max_new_tokens"]
     answers = ask(
         policy,
@@ -84,8 +89,10 @@ def measure(
         samples=samples,
         temperature=settings["temperature"],
         max_new_tokens=tokens,
-        reward=reward,
+        reward=None if settings["choosing"] else rewards[shown(settings["reward"])],
     )
+    if settings["choosing"]:
+        answers = scored(answers, rewards)
     both = []
     for answer, right in zip(answers, ask_inverse(policy, cases, tokens), strict=True):
         both.append(replace(answer, inverse=right))

@@ -6,6 +6,7 @@ Apart from the rest of the statistics, so that comparisons of finished runs can 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,13 @@ def difference(first_P: Array, second_P: Array, rounds: int = ROUNDS) -> Differe
         gained, lost = int((change > 0).sum()), int((change < 0).sum())
         p = mcnemar(gained, lost)
     return Difference(float(change.mean()), low, high, len(change), p, gained, lost)
+
+
+def by_task(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> Difference:
+    """Compares two evaluations, task id -> value, on the tasks that both have."""
+    both = [task for task in second if task in first]
+    before, after = [first[task] for task in both], [second[task] for task in both]
+    return difference(np.array(before, dtype=float), np.array(after, dtype=float))  # None becomes NaN
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.answers import Answer
+from agents.evaluation.headroom import headroom
 from agents.evaluation.paired import Difference, difference
 from agents.evaluation.statistics import Table, bins, estimates, risk_coverage, table
 from envs.schema import EMBEDDED
@@ -29,15 +30,15 @@ def make_report(
     Args:
         settings: what all subjects were measured with.
         k: samples of each task.
-        subjects: (name, model and adapter; its answers) of each; all but the first are compared with the
-            first.
+        subjects: (name, model and adapter, the selection of a run; its answers) of each; all but the first
+            are compared with the first.
     """
     about, first = subjects[0]
     domains = dict.fromkeys(answer.case.task.domain for answer in first)
     described = []
     comparisons = []
     for place, (facts, answers) in enumerate(subjects):
-        described.append({**facts, **describe(answers, k)})
+        described.append({"selection": None, **facts, **describe(answers, k)})
         if place > 0:
             names = {"first": about["name"], "second": facts["name"]}
             comparisons.append({**names, **compare(first, answers, k)})
@@ -70,6 +71,7 @@ def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
         "intents": _estimates_by(_intent, answers, k, curves=BY_INTENT),
         **_curves(laid),
         "best_of_k": _best_of_k(laid),
+        "headroom": headroom(answers, k) if answers and answers[0].scores else None,
         "reasons": _reasons(answers),
         "not_executed": skipped,
         "exact_but": _against_exact(answers),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agents.cli.display import interval, number, show_table, signed
 
 Row = Mapping[str, Any]
+CYCLES = 12  # rows of a run, evenly spread over its cycles
 METRICS = (
     "greedy",
     "pass@1",
@@ -31,13 +33,17 @@ def show(report: Row) -> None:
         if subject["not_executed"]:
             _show_not_executed(subject)
         best = subject["best_of_k"]
-        if best:
+        if subject["headroom"]:
+            _show_headroom(subject)
+        elif best:
             reward = report["settings"]["reward"]
             p = "" if best["p"] is None else f", McNemar p = {best['p']:.3g}"
             print(
                 f"{subject['name']}, best of {k} by {reward} against greedy: "
                 f"{_with_interval(best)}{p}: {best['verdict']}"
             )
+        if subject["selection"]:
+            _show_selection(subject)
     for comparison in report["comparisons"]:
         for metric, row in comparison["all"].items():
             _show_difference(comparison, metric, row)
@@ -55,6 +61,54 @@ def _show_subject(subject: Row, report: Row) -> None:
         parts = [number(part[name]["value"]) for part in groups.values()]
         rows.append((name.replace("_", " "), number(whole["value"]), ends, *parts))
     show_table(subject["name"], (f"{report['tasks']} tasks", "all", "95 % interval", *groups), rows)
+
+
+def _show_headroom(subject: Row) -> None:
+    """Accuracy of each choice by the number of samples; that minus greedy for the largest number."""
+    found = subject["headroom"]
+    sizes = found["sizes"]
+    greedy = number(found["greedy"]["value"])
+    blind = number(subject["all"]["pass@1"]["value"])
+    rows: list[Sequence[str]] = [
+        ("greedy", *[greedy] * len(sizes), "", "", ""),
+        ("pass@1", *[blind] * len(sizes), "", "", ""),
+    ]
+    for name, last in sizes[-1]["choices"].items():
+        cells = [number(size["choices"][name]["accuracy"]["value"]) for size in sizes]
+        change = last["headroom"]
+        ends = interval(change, True)
+        rows.append((name, *cells, signed(change["value"]), ends, change["verdict"]))
+    header = ["choice"]
+    for size in sizes:
+        header.append(f"of {size['samples']}")
+    title = f"{subject['name']}: choice among the greedy command and N samples"
+    show_table(title, (*header, f"headroom of {sizes[-1]['samples']}", "95 % interval", "than greedy"), rows)
+    print("headroom: the choice minus greedy, the most that learning from what is chosen can gain")
+
+
+def _show_selection(subject: Row) -> None:
+    """What a run wrote, what it accepted of it, and what its updates made of that."""
+    found = subject["selection"]
+    cycles = found["cycles"]
+    step = max(1, math.ceil(len(cycles) / CYCLES))
+    shown = cycles[::-1][::step][::-1]  # the last one among them
+    rows: list[Sequence[str]] = [("start", "", "", number(found["start"]))]
+    for row in shown:
+        written, accepted = _share(row["written"]), _share(row["accepted"])
+        rows.append((str(row["cycle"]), written, accepted, number(row["held_out"])))
+    change = found["held_out"]
+    moved = f"{signed(change['value'])} {interval(change, True)}".strip()
+    rows.append(("all", _share(found["written"]), _share(found["accepted"]), moved))
+    header = ("cycle", "right among written", "right among accepted", "held-out greedy after it")
+    show_table(f"{subject['name']}: what it wrote, accepted and became", header, rows)
+    if found["line"]:
+        print(f"{subject['name']}: {found['line']}")
+
+
+def _share(row: Row) -> str:
+    if not row["verified"]:
+        return "–"
+    return f"{number(row['value'])} of {row['verified']}"
 
 
 def _show_not_executed(subject: Row) -> None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agents.cli.display import interval, number, show_table, signed
 from agents.cli.files import write_json
-from agents.evaluation.paired import difference
+from agents.evaluation.paired import by_task
 from agents.pages.page import write_page
 from agents.studies.charts import Line, Panel, look, overlay
 from agents.studies.events import write_events
-from agents.studies.runs import HeldOutTask, RunRecord, read_run, read_truth
+from agents.studies.runs import HeldOutTask, RunRecord, read_run, read_selection, read_truth
 from agents.studies.settings import SAME_EVALUATION, SAME_SCALE, difference_of
 from envs.types import InputError
 
@@ -138,6 +135,7 @@ def describe(record: RunRecord, start: Sequence[HeldOutTask], end: Sequence[Held
     return {
         **found,
         "gain": paired(start, end, "greedy"),
+        "selection": read_selection(record),
         "score_change": record.score_change,
         "candidates": record.candidates,
         "seconds": record.seconds,
@@ -147,18 +145,11 @@ def describe(record: RunRecord, start: Sequence[HeldOutTask], end: Sequence[Held
 
 def paired(first: Sequence[HeldOutTask], second: Sequence[HeldOutTask], metric: str) -> dict[str, Any]:
     """Second minus first on the tasks that both have, with its interval over tasks and McNemar's test."""
-    known = {task.task_id: task for task in first}
-    before, after = [], []
-    for task in second:
-        if task.task_id in known:
-            before.append(_or_nan(getattr(known[task.task_id], metric)))
-            after.append(_or_nan(getattr(task, metric)))
-    found = difference(np.array(before), np.array(after))
+    ends = []
+    for tasks in (first, second):
+        ends.append({task.task_id: getattr(task, metric) for task in tasks})
+    found = by_task(*ends)
     return {**asdict(found), "verdict": found.verdict}
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def scale(record: RunRecord) -> str:

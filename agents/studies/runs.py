@@ -15,6 +15,7 @@ from envs.jsonl import read_jsonl
 from envs.messages import one_line
 from envs.types import InputError
 
+SELECTION = "selection.json"  # what `agents.evaluate RUN` leaves in the folder of a run
 LEARNING = ("time/generate", "time/reward", "time/train")
 
 
@@ -223,6 +224,20 @@ def _task(row: Mapping[str, Any]) -> HeldOutTask:
         greedy=correctness(row["greedy"]["status"]),
         pass_at_1=mean(samples),
     )
+
+
+def read_selection(record: RunRecord) -> dict[str, float | None] | None:
+    """The share that is right among the commands a run wrote, and among those it accepted.
+
+    None where `agents.evaluate` has not measured them, or before the run's last cycle.
+    """
+    try:
+        found = json.loads((record.folder / SELECTION).read_text(encoding="utf-8"))
+        if len(found["cycles"]) == record.cycles:
+            return {kind: found[kind]["value"] for kind in ("written", "accepted")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
 
 
 # ---- lines ----
