@@ -244,7 +244,8 @@ def test_metrics_have_our_names_and_the_adapter_changes_every_cycle(
         for cycle in (1, 2)
     }
     assert len(adapters) == 2
-    known = {*LOGS, "config.yaml", "environment.json", "timings.jsonl", "tensorboard", "checkpoints"}
+    known = {*LOGS, "config.yaml", "environment.json", "timings.jsonl", "selection.json"}
+    known |= {"tensorboard", "checkpoints"}
     assert {path.name for path in folder.iterdir()} == known
 
 

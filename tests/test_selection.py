@@ -10,6 +10,7 @@ import pytest
 from fabricated import make_run, write_lines
 from references import reference
 
+from agents import rejection_sft
 from agents.cli.command import run_command
 from agents.compare import Config as Compare
 from agents.compare import main as compare
@@ -187,4 +188,17 @@ def test_a_run_is_measured_after_the_fact(runs: Path, tmp_path: Path) -> None:
     assert start["selection"] is None
     assert end["selection"]["written"]["verified"] > 0
     assert end["selection"] == json.loads((runs / "sql" / "selection.json").read_text())
-    (runs / "sql" / "selection.json").unlink()
+
+
+def test_a_run_says_at_its_end_what_its_updates_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selection, "in_words", lambda measured: f"verified {measured['written']['verified']}")
+    budget = "--model embedded --cycles 1 --tasks 4 --eval-tasks 4 --eval-subset 2 --eval-samples 1"
+    argv = f"{budget} --reward random --domain network --output {tmp_path} --name a --force".split()
+    assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
+    said = capsys.readouterr().out.splitlines()
+    written = json.loads((tmp_path / "a" / "selection.json").read_text())["written"]["verified"]
+    assert 0 < written <= CAP and f"verified {written}" in said
+    logged = [path.read_text() for path in (tmp_path / "a").glob("*.jsonl")]
+    assert not any("verified" in text for text in logged)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from agents.evaluation.answers import Answer, ask, held_out_cases, not_executed, record
 from agents.evaluation.bootstrap import ROUNDS, resamples
 from agents.evaluation.metrics import correctness
+from agents.evaluation.selection import measure_selection
 from agents.evaluation.shots import draw_shots
 from agents.evaluation.statistics import estimates, fall_since_peak, mean_estimate, table
 from envs.domain import domain_names
@@ -114,6 +115,11 @@ class HeldOut:
             numbers[f"eval/{name}/low"] = estimate.low
             numbers[f"eval/{name}/high"] = estimate.high
         return numbers
+
+    def afterwards(self) -> str:
+        """Where a run that has ended chose well and did not get better, a line that says so."""
+        found = measure_selection(self._run.folder) if self._run is not None else None
+        return found["line"] if found else ""
 
     def _ask(
         self, policy: Policy, cases: Sequence[Case], sampled: int, reward: Reward | None

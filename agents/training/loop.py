@@ -175,7 +175,9 @@ class Loop:
         """Writes the results and shows them; 0, as an exit status."""
         run = self.session.run
         run.write_json("self_improvement_results.json", self.results)
-        show_results(self.config, self.results, run, self.session.evaluate.note)
+        evaluate = self.session.evaluate
+        notes = [note for note in (evaluate.note, evaluate.afterwards()) if note]
+        show_results(self.config, self.results, run, "\n".join(notes))
         return 0
 
     # The steps of a cycle

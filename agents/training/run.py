@@ -7,6 +7,7 @@
       timings.jsonl        the wall-clock values
       rollouts.jsonl       every candidate with its scores
       truth.jsonl          every held-out command with its verdict: evaluation's, never read in training
+      selection.json       what was right among written and accepted commands, verified after the run's end
       tensorboard/         events; the x-axis is the number of candidates that were scored to learn from
       checkpoints/cycle-0003/   what `save` wrote, state.json, and COMPLETE: the sha256 sum of every file
 

@@ -65,6 +65,10 @@ class Evaluation(Protocol):
         """Evaluates all of them, with intervals."""
         ...
 
+    def afterwards(self) -> str:
+        """A line for the user about a run that has ended; empty where there is nothing to say."""
+        ...
+
 
 @dataclass
 class Session:
