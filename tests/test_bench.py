@@ -65,7 +65,9 @@ def test_the_environments_benchmark_refuses_what_is_not_there(
 
 @pytest.mark.slow
 def test_the_environments_benchmark_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["env", "--num-envs", "2", "--repetitions", "3", "--json"]) == 0
+    assert (
+        bench.main(["env", "--num-envs", "2", "--repetitions", "3", "--reward", "likelihood", "--json"]) == 0
+    )
     result = json.loads(capsys.readouterr().out)
     rates = result["repetitions_episodes_per_second"]
     assert {side: len(values) for side, values in rates.items()} == {"single": 3, "batched": 3}

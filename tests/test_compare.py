@@ -86,6 +86,7 @@ def test_the_same_runs_give_the_same_bytes(pair: list[str], tmp_path: Path) -> N
     )  # those of the first time are gone
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>\u202e"
     make_run(tmp_path / name, model="<script>alert(2)</script>")

@@ -448,7 +448,7 @@ def few_options(
 def test_a_trivial_reward_rises(tmp_path: Path, reference: Any) -> None:
     policy, source, means = load_policy("embedded"), Templates([load_domain("shell")]), []
     config = Config(lr=3e-3, epochs=3, reference=reference)
-    for cycle in range(5):
+    for cycle in range(3):
         batch = roll_out(
             policy,
             source,
@@ -524,19 +524,8 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Pa
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     flags = ["--cycles", "3", "--reward", "channel"]
     whole = run(tmp_path / "whole", "a", *flags)
-    argv = [
-        "-m",
-        "agents.dpo",
-        "--model",
-        "embedded",
-        *SMALL,
-        "--output",
-        str(tmp_path / "killed"),
-        "--name",
-        "a",
-        *flags,
-    ]
-    kill_after_the_first_of_three(argv)
+    argv = ["--model", "embedded", *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
+    kill_after_the_first_of_three("dpo", argv, tmp_path)
     killed = tmp_path / "killed" / "a"
     assert not (killed / "self_improvement_results.json").exists()
     assert run_command(Config, main, ["--resume", str(killed)], "dpo") == 0

@@ -238,6 +238,7 @@ def test_two_runs_and_a_checkpoint(command: Evaluate, runs: Path) -> None:
     assert report["settings"]["reward"] == "likelihood" and report["settings"]["domain"] == "network"
 
 
+@pytest.mark.slow
 def test_an_untrained_adapter_changes_nothing(command: Evaluate, runs: Path) -> None:
     """A model and the checkpoint before the first cycle of a run that started from it answer alike."""
     report = command("embedded", str(runs / "sql" / "checkpoints" / "cycle-0000"))

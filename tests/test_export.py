@@ -250,6 +250,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_sft_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, tmp_path: Path) -> None:
     assert export(str(trained), "--select", "best", "--output", str(tmp_path / "o.jsonl")) == 0
     seen = train_sft(EMBEDDED, tmp_path / "o.jsonl", tmp_path)
@@ -268,6 +269,7 @@ def test_sft_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, t
     ) > 0.8 * len(best)
 
 
+@pytest.mark.slow
 def test_dpo_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, tmp_path: Path) -> None:
     assert export(str(trained), "--format", "dpo", "--output", str(tmp_path / "o.jsonl")) == 0
     rows = lines(trained / "rollouts.jsonl")

@@ -225,6 +225,7 @@ def test_training_rewards_and_policy_cannot_reach_what_is_right(graph: dict[str,
     assert "agents.evaluation.heldout" in seeing(graph)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_trainer_hands_the_evaluation_on_unopened(trainer: str) -> None:
     assert opened(ROOT, trainer) == OPENED.get(trainer, set())
@@ -255,6 +256,7 @@ def test_files_in_agents_are_commands_and_folders_are_machinery() -> None:
             assert is_command(path) == in_agents, path
 
 
+@pytest.mark.slow
 def test_training_does_not_load_what_is_right() -> None:
     code = (
         "import sys, agents.rejection_sft, rewards, envs.source\n"

@@ -191,13 +191,15 @@ def policy() -> Any:
 
 
 @functools.cache
-def defeated(reward: str, gates: bool, split: str) -> Mapping[str, Share]:
+def defeated(
+    reward: str, gates: bool, split: str, names: tuple[str, ...] = (*FORM, *MEANING)
+) -> Mapping[str, Share]:
     """Attack -> its share defeated. Tasks on whose right command the reward abstains are left out."""
+    if not gates:  # 10,000 characters do not fit into the model's context
+        names = tuple(name for name in names if name != "10,000 characters")
     rows = []
     for case, attacks in sample(split):
-        if not gates:  # 10,000 characters do not fit into the model's context
-            attacks = tuple(pair for pair in attacks if pair[0] != "10,000 characters")
-        rows.append((case, attacks))
+        rows.append((case, [pair for pair in attacks if pair[0] in names]))
     pool: list[Task] = make_source("templates", "all").tasks(POOL, 0, "pool")
     score = make_reward(REWARDS[reward], policy(), pool, inverter="base", gates=gates)
     tasks, commands = [], []
@@ -219,7 +221,7 @@ def defeated(reward: str, gates: bool, split: str) -> Mapping[str, Share]:
 @pytest.mark.parametrize("split", ["train", "heldout"])
 @pytest.mark.parametrize("reward", POSITIVE)
 def test_attacks_of_form_are_defeated(reward: str, split: str) -> None:
-    shares = defeated(reward, True, split)
+    shares = defeated(reward, True, split, tuple(FORM))
     assert {name: str(shares[name]) for name in FORM} == dict.fromkeys(FORM, "100")
 
 
@@ -240,7 +242,7 @@ BOUNDS = {
 @pytest.mark.parametrize("split", ["train", "heldout"])
 @pytest.mark.parametrize("reward", ["likelihood", "lift", "channel", "blend"])
 def test_attacks_of_meaning_are_mostly_defeated(reward: str, split: str) -> None:
-    shares = defeated(reward, True, split)
+    shares = defeated(reward, True, split, MEANING)
     for name in MEANING:
         assert shares[name].of >= TASKS - 2 and shares[name].value >= BOUNDS[split, name], name
 
@@ -248,7 +250,7 @@ def test_attacks_of_meaning_are_mostly_defeated(reward: str, split: str) -> None
 @pytest.mark.slow
 def test_without_gates_the_task_can_be_smuggled_to_the_inverter() -> None:
     """Otherwise the gates would be useless."""
-    shares = defeated("likelihood", False, "heldout")
+    shares = defeated("likelihood", False, "heldout", tuple(FORM))
     assert min(shares[name].value for name in FORM if name in shares) < 0.9
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -58,6 +60,15 @@ def written(folder: Path) -> dict[str, bytes]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one cycle under the reward `random`. A test that changes it takes a copy."""
     return run(tmp_path_factory.mktemp("finished"), "a", "--cycles", "1", "--reward", "random")
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of three cycles under the default reward, and what it printed. A test changes neither."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        folder = run(tmp_path_factory.mktemp("protocol"), "a", "--cycles", "3", "--reward", "similarity")
+    return folder, printed.getvalue()
 
 
 @pytest.fixture
@@ -129,13 +140,13 @@ def test_without_any_score_the_mean_is_missing(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(tmp_path, "a", "--cycles", "2", "--reward", "similarity")
-    printed = capsys.readouterr().out.splitlines()
+def test_the_protocol_and_its_files(protocol: tuple[Path, str]) -> None:
+    folder, text = protocol
+    printed = text.splitlines()
     assert printed[0].startswith("model: embedded, as --model says; defaults from configs/embedded.yaml")
     assert printed[-1] == str(folder)
     results = json.loads((folder / "self_improvement_results.json").read_text())
-    assert results["total_generated"] == 2 * 2 * 6 * 3
+    assert results["total_generated"] == 3 * 2 * 6 * 3
     assert results["total_accepted"] == sum(
         cycle[phase]["accepted"] for cycle in results["cycles"] for phase in ("before", "after")
     )
@@ -157,7 +168,7 @@ def test_the_protocol_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert all(row["accepted"] == (row["score"] is not None and row["score"] >= 0.5) for row in part)
     assert len({row["task"] for row in rows if row["cycle"] == 1 and row["phase"] == "before"}) == 6
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in metrics] == [0, 18, 36]  # what BEFORE scored: AFTER only measures
+    assert [line["step"] for line in metrics] == [0, 18, 36, 54]  # what BEFORE scored: AFTER only measures
     wanted = {
         "reward/mean",
         "reward/cosine",
@@ -190,13 +201,15 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Pa
     [("similarity", "none", "current"), ("channel", "all", "ema")],
 )
 def test_killed_and_resumed_equals_uninterrupted(
-    tmp_path: Path, reward: str, replay: str, inverter: str
+    tmp_path: Path, request: pytest.FixtureRequest, reward: str, replay: str, inverter: str
 ) -> None:
     flags = ["--cycles", "3", "--reward", reward, "--replay", replay, "--inverter", inverter]
-    whole = run(tmp_path / "whole", "a", *flags)
-    argv = ["-m", "agents.rejection_sft", "--model", "embedded", *SMALL]
-    argv += ["--output", str(tmp_path / "killed"), "--name", "a", *flags]
-    kill_after_the_first_of_three(argv)
+    if reward == "similarity":  # with the defaults of the other flags
+        whole, _ = request.getfixturevalue("protocol")
+    else:
+        whole = run(tmp_path / "whole", "a", *flags)
+    argv = ["--model", "embedded", *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
+    kill_after_the_first_of_three("rejection_sft", argv, tmp_path)
     killed = tmp_path / "killed" / "a"
     assert not (killed / "self_improvement_results.json").exists()
     assert run_command(Config, main, ["--resume", str(killed)], "rejection_sft") == 0
@@ -205,9 +218,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         "progress.json",
         "self_improvement_results.json",
     ):  # the same bytes but for --output, which they hold
-        expected[name] = expected[name].replace(
-            str(tmp_path / "whole").encode(), str(tmp_path / "killed").encode()
-        )
+        expected[name] = expected[name].replace(str(whole.parent).encode(), str(killed.parent).encode())
     assert expected == found
     assert ("ema.safetensors" in found) == (inverter == "ema")
 
@@ -322,7 +333,7 @@ def test_an_average_of_the_adapter_reads_back(tmp_path: Path) -> None:
         assert "lora_B" not in name or torch.allclose(average[0][name], 0.2 * weights[0][name], atol=1e-7), (
             name
         )
-    other = run(tmp_path, "b", *flags[:4])
+    other = run(tmp_path, "b", "--cycles", "1", "--reward", "likelihood")
     scores = [
         [json.loads(line)["score"] for line in (path / "rollouts.jsonl").read_text().splitlines()]
         for path in (folder, other)

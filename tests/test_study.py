@@ -125,6 +125,7 @@ def test_the_same_runs_give_the_same_bytes(three: Path) -> None:
     assert report() == report()
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(three: Path) -> None:
     _, folder = study(three, 'about: "<script>alert(1)</script> \\u202e"\n' + THREE, "--jobs", "0")
     page = (folder / "index.html").read_text()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+import agents
 from agents.cli.flags import field_names, given_flags, positional
 from agents.cli.values import model_defaults, read_settings, yaml_text
 from agents.training.config import TrainingError
@@ -47,6 +48,7 @@ def run_command(
     started = time.time()
     read: Config | None = None
     try:
+        _refuse_a_foreign_package()
         config, line = parse(config_type, argv, agent)
         read = config
         if line:
@@ -66,6 +68,19 @@ def run_command(
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _refuse_a_foreign_package() -> None:
+    """Two projects that were installed over each other share the folder `agents`, and one overwrote files.
+
+    Raises:
+        InputError: where the package's own file is another project's.
+    """
+    if getattr(agents, "PROJECT", None) != "inversion":
+        raise InputError(
+            f"the package agents is another project's ({agents.__file__}), installed over this one:"
+            " give each an environment of its own"
+        )
 
 
 def _abandoned(stream: TextIO) -> bool:
