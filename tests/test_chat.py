@@ -10,9 +10,12 @@ import pytest
 from agents.evaluation.shots import draw_shots
 from agents.policy.chat import Chat, read_options
 from agents.policy.load import load_policy
+from agents.training.actor_critic import episodes_of
+from agents.training.rollouts import Rollout
+from agents.training.update import examples_of
 from envs.domain import load_domain
 from envs.prompts import forward_prompt, inverse_prompt
-from envs.types import InputError, Task
+from envs.types import Completion, InputError, Score, Task
 from envs.verify.truth import find_case
 
 TASK = Task("t/1", "shell", "list all files", "ls")
@@ -171,3 +174,34 @@ def test_the_schema_is_in_the_prompts_of_sql(foreign_mistral: Path, pocket: Path
         assert table in load_policy(str(foreign_mistral)).tokens.as_text(prompt)
     # The embedded model was trained on the tables, and on prompts without them.
     assert "employees(" not in load_policy(str(pocket)).tokens.as_text(prompt)
+
+
+def test_the_bare_command_is_trained_and_ppo_trains_what_was_written(foreign_mistral: Path) -> None:
+    policy = load_policy(str(foreign_mistral))
+    wrapped = "```bash\nls -a\n```"
+    ids = tuple(policy.completion_ids([wrapped])[0])
+    [bare], [plain] = policy.completion_ids(["ls -a"]), policy.completion_ids(["ls  -a"])
+    score = Score(1.0)
+    fenced = Rollout(TASK, Completion(wrapped, ids), score)
+    own = Rollout(TASK, Completion("ls -a", tuple(plain)), score)  # other tokens than ours for the text
+    [first, second] = examples_of(policy, [fenced, own])
+    assert first[1] == [*bare, *policy.end]
+    assert second[1] == [*plain, *policy.end]
+    [episode, _] = episodes_of(policy, [fenced, own], None)
+    assert episode.completion == [*ids, *policy.end]
+
+
+def test_a_part_of_the_command_that_is_written_for_the_model_is_not_trained(foreign_mistral: Path) -> None:
+    policy = load_policy(str(foreign_mistral))
+    policy.tokens.prefill = "ls"
+    rollout = Rollout(TASK, Completion("ls -a\nThis lists all files.", ()), Score(1.0))
+    [(prompt, ids)] = examples_of(policy, [rollout])
+    assert prompt == policy.prompt_ids([forward_prompt(TASK)])[0]
+    assert ids == [*policy.completion_ids([" -a"])[0], *policy.end]
+
+
+def test_a_command_is_cut_only_where_its_own_end_is() -> None:
+    cut = Rollout(TASK, Completion("ls -a /ho", truncated=True), Score(1.0))
+    after = Rollout(TASK, Completion("```bash\nls -a\n```\nThis lists", truncated=True), Score(1.0))
+    assert (cut.truncated, cut.acceptable) == (True, None)
+    assert (after.truncated, after.acceptable) == (False, 1.0)

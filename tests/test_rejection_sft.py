@@ -570,6 +570,7 @@ def test_a_foreign_mistral_from_a_path(tmp_path: Path, foreign_mistral: Path) ->
         "network",
         "--reward",
         "likelihood",
+        "--force",
     )
     adapter = folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors"
     assert adapter.stat().st_size > 0

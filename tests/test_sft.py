@@ -168,8 +168,8 @@ def test_it_ends_early_and_keeps_the_best(
 def test_killed_and_resumed_equals_uninterrupted(pocket: Path, tmp_path: Path) -> None:
     whole = run(pocket, tmp_path / "whole", "a", "--cycles", "3")
     killed = tmp_path / "killed" / "a"
-    argv = ["-m", "agents.sft", "--model", str(pocket), *FEW, "--cycles", "3", "--output", str(killed.parent)]
-    kill_after_the_first_of_three([*argv, "--name", "a"])
+    argv = ["--model", str(pocket), *FEW, "--cycles", "3", "--output", str(killed.parent), "--name", "a"]
+    kill_after_the_first_of_three("sft", argv, tmp_path)
     assert not (killed / "self_improvement_results.json").exists()
     assert run_command(Config, main, ["--resume", str(killed)], "sft") == 0
     for name in ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl"):

@@ -78,6 +78,7 @@ def test_every_metric_by_hand() -> None:
             "invalid": (0 + 1 / 3 + 0) / 3,
             "not_executed": (0 + 0 + 2 / 3) / 3,
             "exact": 1 / 3,
+            "plain": 1.0,
             "inverse": 1 / 2,
             "distinct": 1.0,
             "risk_area": (0 + 1 / 2 + 1 / 3)
@@ -137,7 +138,7 @@ def test_aucs_are_scikit_learns() -> None:
 @pytest.mark.parametrize("k", [1, 2])
 def test_nothing_executed_says_nothing(k: int) -> None:
     found = estimates([answer(n, "?", "??", [0.3, 0.4]) for n in range(5)], k)
-    known = {"not_executed": 1.0, "exact": 0.0, "abstained": 0.0, "distinct": 1.0}
+    known = {"not_executed": 1.0, "exact": 0.0, "plain": 1.0, "abstained": 0.0, "distinct": 1.0}
     assert {name: estimate.value for name, estimate in found.items()} == {
         **dict.fromkeys(found, None),
         **known,

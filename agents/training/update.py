@@ -26,8 +26,13 @@ def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
 
     The tokens are those that were generated, if nothing but the command was.
     """
-    prompts = policy.prompt_ids([forward_prompt(rollout.task) for rollout in rollouts])
-    bare = policy.completion_ids([rollout.command for rollout in rollouts])
+    asked = [forward_prompt(rollout.task) for rollout in rollouts]
+    prompts = policy.prompt_ids(asked)
+    rests = []
+    for prompt, rollout in zip(asked, rollouts, strict=True):
+        # Where an answer is begun with a part of the command, the prompt holds that part already.
+        rests.append(rollout.command.removeprefix(policy.tokens.prefill_of(prompt)))
+    bare = policy.completion_ids(rests)
     completions: list[Sequence[int]] = []
     for rollout, ids in zip(rollouts, bare, strict=True):
         completions.append(rollout.completion.token_ids if rollout.answer.plain else ids)
