@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from agents.cli.command import run_command
-from envs.answers import take_out
+from envs.answers import command_in
 from envs.prompts import forward_prompt
 from envs.types import InputError, Task
 from envs.verify.sandbox.archive import Entry
@@ -108,7 +108,7 @@ def measure_env(config: EnvConfig) -> dict[str, Any]:
         for row in zip(infos["task_id"], infos["domain"], texts, infos["tool"], strict=True):
             prompts.append(forward_prompt(Task(*row)))
         completions_P_G = policy.generate(prompts, temperature=0.0)
-        return [take_out(completions_G[0].text).command or "" for completions_G in completions_P_G]
+        return [command_in(completions_G[0].text) for completions_G in completions_P_G]
 
     def single_rate(seed: int) -> float:
         commands = commands_for(seed)

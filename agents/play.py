@@ -23,7 +23,7 @@ from rich.markup import escape
 from agents.cli.command import run_command
 from agents.cli.display import number, show_table
 from agents.policy.chat import read_options
-from envs.answers import take_out
+from envs.answers import command_in, take_out
 from envs.domain import domain_names, load_domain
 from envs.jsonl import read_jsonl
 from envs.prompts import forward_prompt
@@ -189,7 +189,7 @@ def best_of(policy: Policy, reward: Reward, task: Task, config: Config) -> dict[
         `answer` its greedy answer as it wrote it.
     """
     answers = write(policy, task, config)
-    commands = [take_out(answer).command or "" for answer in answers]
+    commands = [command_in(answer) for answer in answers]
     greedy = commands[0]
     scores = reward([task], [commands], seed=seed_of(config.seed, "play reward"))[0]
     different = list(dict.fromkeys(commands))

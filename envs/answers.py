@@ -147,6 +147,11 @@ def take_out(answer: str) -> Answer:
     return Answer(commands[0], plain=commands[0] == text)
 
 
+def command_in(answer: str) -> str:
+    """The command in an answer; empty where there is none."""
+    return take_out(answer).command or ""
+
+
 def _without_thoughts(text: str) -> str | None:
     """The text after the last thought; None where a thought has no end."""
     text = FINAL_CHANNEL.sub("", text)

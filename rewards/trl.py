@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from envs.answers import take_out
+from envs.answers import command_in
 from envs.prompts import forward_prompt
 from envs.streams import unit
 from envs.types import InputError, Reward, Score, Task
@@ -57,7 +57,7 @@ def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:
     ) -> list[float | None]:
         state = columns.get("trainer_state")
         step = 0 if state is None else state.global_step
-        commands = [take_out(text_of(completion)).command or "" for completion in completions]
+        commands = [command_in(text_of(completion)) for completion in completions]
         seed_of_step = int(unit("trl", seed, step) * 2**62)
         scores = score_rows(reward, commands, columns, seed_of_step)
         return [score.value for score in scores]

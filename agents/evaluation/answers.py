@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from envs.answers import take_out
+from envs.answers import command_in, take_out
 from envs.domain import domain_names, load_domain
 from envs.prompts import forward_prompt
 from envs.source import Templates
@@ -110,7 +110,7 @@ def ask(
     for case, row in zip(cases[:sampled], written_P_G, strict=True):
         owners += [case] * len(row)
         written += [completion.text for completion in row]
-        commands_P_G.append([take_out(completion.text).command or "" for completion in row])
+        commands_P_G.append([command_in(completion.text) for completion in row])
     scores: list[Score] | None = None
     if reward is not None:
         tasks = [case.task for case in cases[:sampled]]

@@ -24,7 +24,7 @@ import numpy as np
 from agents.evaluation.metrics import mean
 from agents.policy.policy import Policy
 from agents.training.rollouts import Rollout
-from envs.answers import take_out
+from envs.answers import command_in
 from envs.prompts import forward_prompt
 from envs.streams import seed_of
 from envs.types import Reward, Task
@@ -228,7 +228,7 @@ def probe(policy: Policy, reward: Reward, tasks: Sequence[Task], max_new_tokens:
     """
     prompts = [forward_prompt(task) for task in tasks]
     written = policy.generate(prompts, temperature=0.0, max_new_tokens=max_new_tokens)
-    commands = [take_out(row[0].text).command or "" for row in written]
+    commands = [command_in(row[0].text) for row in written]
     twin = with_inverter(reward, "base")
     scores = twin(tasks, [[command] for command in commands], seed=seed_of(seed, "keep"))
     values = []

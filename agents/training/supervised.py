@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agents.policy.policy import Policy
-from agents.training.config import finite
 from agents.training.pairs import Pair
 from agents.training.update import (
     Example,
     Schedule,
     adamw,
-    clipped_step,
     save_optimizer,
+    step_on,
     updating,
     with_end,
 )
@@ -84,15 +83,14 @@ class Tuner:
                 for rows in batches_of(examples, self.batch_size, epoch, *stream_parts):
                     for group in self.optimizer.param_groups:
                         group["lr"] = self.schedule.at(self.step)
-                    logprobs_B_T, mask_B_T = self.policy.token_logprobs([examples[row] for row in rows])
-                    logprobs_N = logprobs_B_T[mask_B_T]
-                    loss = -logprobs_N.mean()
-                    self.optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
                     self.step += 1
-                    losses.append(finite("loss", loss.item() * len(logprobs_N), self.step))
-                    norms.append(clipped_step(self.optimizer, self.parameters, 1.0, self.step))
-                    tokens += len(logprobs_N)
+                    batch = [examples[row] for row in rows]
+                    loss, norm, count = step_on(
+                        self.policy, self.optimizer, self.parameters, batch, self.step
+                    )
+                    losses.append(loss)
+                    norms.append(norm)
+                    tokens += count
         return {
             "train/loss": math.fsum(losses) / tokens,
             "train/grad_norm": math.fsum(norms) / len(norms),

@@ -111,6 +111,30 @@ class Schedule:
         return self.peak * (self.steps - step) / max(1, self.steps - self.warmup)
 
 
+def step_on(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.nn.Parameter],
+    batch: Sequence[Example],
+    step: int,
+) -> tuple[float, float, int]:
+    """A step on the mean negative log-likelihood of a batch's completion tokens.
+
+    Returns:
+        The loss summed over the tokens, the norm of the gradient, and how many tokens they are.
+
+    Raises:
+        TrainingError: the loss or the gradient is NaN or infinite.
+    """
+    logprobs_B_T, mask_B_T = policy.token_logprobs(batch)
+    logprobs_N = logprobs_B_T[mask_B_T]
+    loss = -logprobs_N.mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    summed = finite("loss", loss.item() * len(logprobs_N), step)
+    return summed, clipped_step(optimizer, parameters, 1.0, step), len(logprobs_N)
+
+
 def fine_tune(
     policy: Policy,
     examples: Sequence[Example],
@@ -155,17 +179,13 @@ def fine_tune(
             stream("order", epoch, *stream_parts).shuffle(order)
             for start in range(0, len(order), batch_size):
                 batch = [examples[row] for row in order[start : start + batch_size]]
-                logprobs_B_T, mask_B_T = policy.token_logprobs(batch)
-                logprobs_N = logprobs_B_T[mask_B_T]
-                loss = -logprobs_N.mean()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
                 step = len(losses) + 1
                 if schedule is not None:
                     optimizer.param_groups[0]["lr"] = schedule.at(step - 1)
-                losses.append(finite("loss", loss.item() * len(logprobs_N), step))
-                norms.append(clipped_step(optimizer, parameters, 1.0, step))
-                tokens += len(logprobs_N)
+                loss, norm, count = step_on(policy, optimizer, parameters, batch, step)
+                losses.append(loss)
+                norms.append(norm)
+                tokens += count
     return {
         "train/loss": math.fsum(losses) / tokens,
         "train/grad_norm": math.fsum(norms) / len(norms),
