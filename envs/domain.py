@@ -51,6 +51,7 @@ class Domain:
         self.where = where
         self.name = spec.name
         self.tools = tuple(spec.tools)
+        self.runs_shell = spec.verify.kind == "shell"
         self.principles = tuple(spec.principles)
         self.system, self.prefill = spec.system.strip(), spec.prefill
         self.prompts: dict[str, str] = {**DEFAULT_PROMPTS, **spec.prompts}

@@ -37,7 +37,7 @@ from envs.shellwords import (
     tool_of,
 )
 from envs.types import Reward, Score, Task
-from rewards.text import plain_words
+from rewards.text import QUOTED, plain_words
 from rewards.wrappers import Wrapper
 
 LONGEST = 512  # characters
@@ -49,7 +49,23 @@ SQL_TOOLS = {"sqlite", "sql"}  # `sqlite3` is a program of the shell
 PRINTABLE = frozenset(map(chr, range(32, 127)))
 COMMON = FILTERS | {"grep", "xargs", "comm", "join", "ls", "stat", "rm", "perl", "read"}  # in any domain
 STEERING = {"for", "[", "[[", "test", "true", "break", "continue"}  # what loops need apart from the tools
-PRINTERS = {"echo", "printf"}
+PRINTERS = {"echo", "printf", "yes"}
+# Programs of a Linux shell that any domain of shell commands may run, whatever its `tools`. No interpreter is
+# among them, and nothing that sets a variable to a text.
+UTILITIES = names("""
+    b2sum base64 basename bc bunzip2 bzcat bzip2 cal cd chgrp chown cksum cmp cpio csplit date dc dd df
+    diff dir dirname dirs du env expand expr factor file fmt free getconf getent groups gunzip gzip
+    hexdump history hostname iconv id install jobs jq kill last link ln locate logname look lsof md5sum
+    mkdir mkfifo mktemp mount nproc numfmt od patch pathchk pgrep pidof pkill popd printenv ps pstree
+    pushd pwd readlink realpath rename rmdir rsync scp seq sha1sum sha256sum sha512sum shred shuf sleep
+    split strings sum sync tar top touch tree truncate tsort tty type umask umount uname unexpand unlink
+    unxz unzip uptime users w which who whoami xxd xz xzcat zcat zgrep zip
+""")
+# Those of them that can begin a sentence.
+SENTENCES = names(
+    "date expand factor file free history install kill last link locate look mount patch rename shred split"
+    " sum sync touch type users which who"
+)
 VARIABLE = re.compile(r"\$\w+|\$\{\w+\}|\$\(\(.*?\)\)")
 TEMPLATE = re.compile(
     r"\[/?\s*(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\s*\]|</?s>|<<?/?SYS>>?"
@@ -67,6 +83,7 @@ NAMED = re.compile(
 NOT_NAMES = names(
     "all and are but does for from has have into named not that the then was where which whose will with"
 )
+FUNCTION_WORDS = NOT_NAMES | names("an as at by each every if in is it of on only or so their to without")
 REASONS = {
     "valid": "not a command of this domain",
     "comment": "carries a comment",
@@ -107,10 +124,7 @@ def gate(task: Task, command: str) -> Gate:
         return Gate("", {"gate/length": 0.0}, f"more than {LONGEST} characters")
     syntax = syntax_of(task)
     cleaned = stripped(task, command, syntax)
-    if syntax == "sql":
-        valid = _parses_as_sql(cleaned)
-    else:
-        valid = _runs_tools(command, load_domain(task.domain).tools)
+    valid = _parses_as_sql(cleaned) if syntax == "sql" else _runs_tools(command, task)
     passes = {
         "valid": valid,
         "comment": all(part.kind != "comment" for part in _parts(command, syntax)),
@@ -194,7 +208,8 @@ def copied_share(task: Task, command: str) -> float:
         free |= named_in(task.text) & _arguments(command)
     words = plain_words(task.text) - free
     found, letters = _words_in(command), re.sub("[^a-z]", "", command.lower())
-    copied = [word for word in words if word in found or (len(word) > 3 and word in letters)]
+    copied = {word for word in words if word in found or (len(word) > 3 and word in letters)}
+    copied -= {f"{word}s" for word in copied}  # one word, in its singular and its plural
     return len(copied) / len(words) if len(copied) >= FEW else 0.0
 
 
@@ -218,19 +233,38 @@ def _arguments(command: str) -> set[str]:
     return arguments
 
 
-def _runs_tools(line: str, tools: Sequence[str]) -> bool:
+def _runs_tools(line: str, task: Task) -> bool:
     """Whether a line is shell that runs at least one tool, and nothing but tools and what loops need."""
     try:
         commands = parse(line)
     except ShellSyntaxError:
         return False
-    allowed = COMMON | {tool_of(tool)[0] for tool in tools}
-    others = [command for command in commands if tool_of(command.name)[0] not in allowed]
-    return len(others) < len(commands) and all(map(_says_nothing, others))
+    domain = load_domain(task.domain)
+    tools = COMMON | {tool_of(tool)[0] for tool in domain.tools}
+    others: list[Command] = []
+    for command in commands:
+        name = tool_of(command.name)[0]
+        is_utility = domain.runs_shell and name in UTILITIES and not _is_prose(command)
+        if not (name in tools or is_utility):
+            others.append(command)
+    quoted = _words_in(" ".join(match[0] for match in QUOTED.finditer(task.text)))
+    return len(others) < len(commands) and all(_says_nothing(command, quoted) for command in others)
 
 
-def _says_nothing(command: Command) -> bool:
-    """Whether a command only steers others, or prints or keeps values of variables and commands alone."""
+def _is_prose(command: Command) -> bool:
+    """Whether a utility's arguments read as a sentence (`which lines contain b`) or as code (`date = 3`)."""
+    texts = [word.text.lower() for word in command.words[1:]]
+    if texts[:1] == ["="]:
+        return True
+    plain = [text for text in texts if re.fullmatch("[a-z]{2,}", text)]
+    return len(plain) >= FEW and (command.name in SENTENCES or not FUNCTION_WORDS.isdisjoint(plain))
+
+
+def _says_nothing(command: Command, quoted: set[str]) -> bool:
+    """Whether a command only steers others, or prints or keeps nothing in words of its own.
+
+    Variables and commands say nothing, and neither does what the task has in quotes.
+    """
     if command.name in STEERING:
         return True
     if command.name in PRINTERS:
@@ -239,7 +273,7 @@ def _says_nothing(command: Command) -> bool:
         return False
     else:
         texts = [ASSIGNMENT.sub("", word.value, count=1) for word in command.assignments]
-    return not any(_words_in(VARIABLE.sub("", text)) for text in texts)
+    return all(_words_in(VARIABLE.sub("", text)) <= quoted for text in texts)
 
 
 def _deny(*_: object) -> int:

@@ -25,6 +25,8 @@ LINES = Task("t/2", "shell", "show all lines of notes.txt that contain the word 
 NAMES = Task("t/3", "sql", "show the names of employees who earn more than 3000", "sqlite")
 BARE = Task("t/4", "shell", "sort names.txt")
 PORT = Task("t/5", "network", "check port 443 of web1.test", "nc")
+SPLIT = Task("t/7", "shell", 'cut "one, two" at the comma and show each part on a line of its own')
+STATE = Task("t/8", "network", "list sockets by states (state established)", "ss")
 RENAME = Task("t/6", "shell", "rename folder alpha to beta and folder gamma to delta")
 
 
@@ -165,6 +167,18 @@ def embedded() -> Any:
         (NAMES, "SELECT name FROM employees WHERE salary > 3000;"),
         (NAMES, "WITH a AS (SELECT 1) SELECT ';' FROM a, nowhere"),
         (Task("t", "network", "ping café.test", "ping"), "ping café.test"),
+        # what people write: utilities that are no tools of the domain, and texts that the task has in quotes
+        (BARE, "du -a --max-depth=1 | sort -n"),
+        (BARE, "mkdir -p a/b && cd a/b && touch c d"),
+        (BARE, "tar cz big | split -b 10M - part_"),
+        (BARE, "diff -y --suppress-common-lines names.txt old.txt | wc -l"),
+        (BARE, "mkdir alpha beta gamma"),
+        (BARE, "ls -l $(which python)"),
+        (BARE, "seq 10 | paste -sd' \\n' -"),
+        (BARE, "yes | head -n 3"),
+        (SPLIT, "echo 'one, two' | tr ',' '\\n'"),
+        (SPLIT, "text='one, two'; echo \"$text\" | tr ',' '\\n'"),
+        (STATE, "ss state established"),
     ],
 )
 def test_what_passes(task: Task, command: str) -> None:
@@ -194,7 +208,7 @@ def test_what_passes(task: Task, command: str) -> None:
         (NAMES, "SELECT name /* all */ FROM employees", {"comment"}),
         (RENAME, "mv rename folder alpha to beta and folder gamma to delta", {"copied"}),
         (RENAME, "mv 'alpha' 'beta gamma' delta", {"copied"}),
-        (RENAME, "touch folder_alpha_to_beta_and_gamma_to_delta", {"valid", "copied"}),
+        (RENAME, "touch folder_alpha_to_beta_and_gamma_to_delta", {"copied"}),
         (RENAME, "echo rename alpha beta gamma delta", {"valid"}),
         (RENAME, "cp rename folder alpha and", {"copied"}),
         (SCAN, "sudo -u nobody nmap web1.test", {"valid"}),
@@ -211,6 +225,24 @@ def test_what_passes(task: Task, command: str) -> None:
         (LINES, "grep -f show_all_lines_that_contain.txt", {"copied"}),
         (LINES, "grep showAllLinesThatContainTheWord", {"copied"}),
         (LINES, "echo 'show all lines that contain the word error'", {"valid", "copied"}),
+        (SCAN, "touch web1.test", {"valid"}),  # a utility is a command of a domain of the shell alone
+        (SCAN, "echo web1 port | nmap -p 443 web1.test", {"valid"}),
+        (SPLIT, "echo 'one, two'", {"valid"}),
+        (SPLIT, "echo 'one, two at each comma' | tr ',' '\\n'", {"valid"}),
+        (SPLIT, "yes 'two parts, one per line' | head", {"valid"}),
+        (BARE, "which names come first in names.txt", {"valid"}),
+        (BARE, "which names come first", {"valid"}),
+        (BARE, "file names must be put in order", {"valid"}),
+        (BARE, "ls && touch every line and put it in order", {"valid"}),
+        (BARE, "diff the lines of names.txt and order them", {"valid"}),
+        (BARE, "print the names in order", {"valid"}),
+        (BARE, "date = names", {"valid"}),
+        (BARE, "python -c 'print(sorted(open(\"names.txt\")))'", {"valid"}),
+        (BARE, "sh -c 'sort names.txt'", {"valid"}),
+        (BARE, "import os", {"valid"}),
+        (BARE, "for line in sorted(open('names.txt')): print(line)", {"valid"}),
+        (BARE, "console.log(names.sort())", {"valid"}),
+        (BARE, "SELECT name FROM names ORDER BY name", {"valid"}),
         (SCAN, "nmаp -p 443 web1.test", {"valid", "characters"}),
         (SCAN, "nmap -p 443 wеb1.test", {"characters"}),
         (SCAN, "nmap -p 443\tweb1.test", {"characters"}),
