@@ -31,8 +31,8 @@ from envs.types import InputError
 class Config(CorpusConfig):
     """Pre-trains a small model like the embedded one, from scratch."""
 
-    output: str = "agents/policy/embedded"
-    """Folder for weights, tokenizer and card. The default replaces the embedded model: name your own."""
+    output: str | None = None
+    """Folder for weights, tokenizer and card. Required; `embedded` replaces the model that ships here."""
     examples: int = 340_000
     """Training examples; each is seen once."""
     batch_size: int = 64
@@ -49,6 +49,8 @@ class Config(CorpusConfig):
     def check(self) -> None:
         """Raises InputError for values that cannot work."""
         super().check()
+        if not self.output:
+            raise InputError("--output: name a folder for the model, such as --output my-model")
         for name in ("examples", "batch_size", "hidden", "layers"):
             value = getattr(self, name)
             if value < 1:
@@ -64,6 +66,7 @@ def main(config: Config) -> int:
     # torch and transformers take seconds to import: not for --help.
     import torch
 
+    from agents.policy.load import EMBEDDED
     from agents.pretraining.card import card, measure
     from agents.pretraining.model import batches, completion_loss, make_model, make_tokenizer
 
@@ -104,7 +107,7 @@ def main(config: Config) -> int:
             average = loss.item() if step == 1 else 0.99 * average + 0.01 * loss.item()
             bar.step(step, average)
 
-    output = Path(config.output)
+    output = EMBEDDED if config.output == "embedded" else Path(str(config.output))
     output.mkdir(parents=True, exist_ok=True)
     model.eval()
     model.save_pretrained(output)
@@ -135,7 +138,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def command_line(config: Config) -> str:
     """The command that makes this model, with the flags that are not the defaults."""
-    words = ["python -m agents.pretrain"]
+    words = ["python -m agents.pretrain --output FOLDER"]
     defaults = settings(Config())
     for name, value in settings(config).items():
         if value != defaults[name]:

@@ -41,11 +41,35 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     what_to_give = "give embedded, smollm2, a folder or the name of a model on the Hugging Face hub"
     for name in (tmp_path / "none", "./none", "~/none"):
         assert refused(name) == f"--model {name}: there is no such folder: {what_to_give}"
-    for name in ("mistral-7b", "some/model", "none", "a b//c?", ""):
+    for name in ("a b//c?", ""):
         assert refused(name).startswith(f"--model {name}: cannot be loaded: ")
     assert "cannot be loaded" in refused(tmp_path)
     monkeypatch.setattr(load, "EMBEDDED", tmp_path)
-    assert "python -m agents.pretrain" in refused("embedded")
+    assert "python -m agents.pretrain --output embedded" in refused("embedded")
+
+
+def test_a_hub_out_of_reach_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mistral-7b", "some/model", "none"):
+        said = refused(name)
+        assert said.startswith(
+            f"--model {name}: cannot be loaded: it is no folder, and the Hugging Face hub cannot"
+        )
+        assert "HF_HUB_OFFLINE" in said  # why: no test may need the network
+    asked = []
+
+    class Answering:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append(url)
+
+    monkeypatch.setattr(load, "get_session", Answering)
+    assert "cannot be reached" not in refused("some/model")
+    assert len(asked) == 1
+
+
+def test_a_model_in_the_hubs_cache_needs_no_hub(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "try_to_load_from_cache", lambda name, file: str(copy / file))
+    monkeypatch.setattr(load, "get_session", None)  # it would fail if it were called
+    load._find_hub("some/model")
 
 
 def test_smollm2_is_the_one_in_the_cache_else_the_hubs(

@@ -118,11 +118,12 @@ def test_ratings_count_the_values_that_differ() -> None:
         ({"examples": 0}, "--examples 0: must be at least 1"),
         ({"vocabulary": 299}, "--vocabulary 299: must be at least 300"),
         ({"hidden": 30}, "--hidden 30: must be a multiple of 4"),
+        ({"output": None}, "--output: name a folder for the model"),  # it once replaced the model that ships
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        Config(**settings).check()
+        Config(**{"output": "my-model", **settings}).check()
 
 
 @pytest.mark.slow
@@ -147,7 +148,7 @@ def test_a_model_is_trained_saved_and_described(
     policy = load_policy(str(tmp_path))
     assert policy.generate(["list files"], temperature=0.0, max_new_tokens=4)[0][0].token_ids
     text = (tmp_path / "README.md").read_text()
-    assert command_line(config) in text and "--hidden 16" in text and "--output" not in text
+    assert command_line(config) in text and "--hidden 16" in text and str(tmp_path) not in text
     assert "not an easy test bed" in text
 
 
