@@ -301,7 +301,9 @@ def main(argv: Sequence[str]) -> int:
     """The first word names the benchmark, the rest are its flags."""
     usage = f"python -m agents.bench {{{','.join(BENCHMARKS)}}} [--help] [--flag value ...]"
     if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: {usage}")
+        print(f"usage: {usage}\n")
+        for name, (config_type, _) in BENCHMARKS.items():
+            print(f"{name:<8} {config_type.__doc__}")
         return 0
     if not argv or argv[0] not in BENCHMARKS:
         given = f"{argv[0]}: no such benchmark" if argv else "which benchmark?"

@@ -54,7 +54,7 @@ class Config:
     load_in_4bit: bool = False
     """Load the base model in 4 bits (CUDA only)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers of the base model. auto: the faster ones on a CPU, measured at the start; 16 bits on a GPU."""
+    """Number format of the base model. auto: the faster one on a CPU, as measured; 16 bits on a GPU."""
     threads: int | None = None
     """Threads of the CPU. Default: one for a small model, else all of them where they are faster."""
     domain: str = "shell"
