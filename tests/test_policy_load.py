@@ -48,28 +48,12 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "python -m agents.pretrain --output embedded" in refused("embedded")
 
 
-def test_a_hub_out_of_reach_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_out_of_reach_is_one_line() -> None:
     for name in ("mistral-7b", "some/model", "none"):
         said = refused(name)
-        assert said.startswith(
-            f"--model {name}: cannot be loaded: it is no folder, and the Hugging Face hub cannot"
-        )
+        out_of_reach = "it is no folder, and the Hugging Face hub cannot be reached"
+        assert said.startswith(f"--model {name}: cannot be loaded: {out_of_reach}")
         assert "HF_HUB_OFFLINE" in said  # why: no test may need the network
-    asked = []
-
-    class Answering:
-        def head(self, url: str, timeout: float) -> None:
-            asked.append(url)
-
-    monkeypatch.setattr(load, "get_session", Answering)
-    assert "cannot be reached" not in refused("some/model")
-    assert len(asked) == 1
-
-
-def test_a_model_in_the_hubs_cache_needs_no_hub(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "try_to_load_from_cache", lambda name, file: str(copy / file))
-    monkeypatch.setattr(load, "get_session", None)  # it would fail if it were called
-    load._find_hub("some/model")
 
 
 def test_smollm2_is_the_one_in_the_cache_else_the_hubs(

@@ -107,6 +107,8 @@ def test_the_embedder_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no/such-model", "/no/such/folder"):
         with pytest.raises(InputError, match=f"^--embedder {name}: cannot be loaded: [^\n]*$"):
             Embedder(name)
+    with pytest.raises(InputError, match="hub cannot be reached"):
+        Embedder("no/such-model")
 
 
 def test_embeddings_do_not_depend_on_earlier_calls(embedder: Embedder) -> None:

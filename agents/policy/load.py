@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars, get_session
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -21,6 +20,7 @@ from agents.policy.compute import Compute, on_cpu
 from agents.policy.labels import read_labels
 from agents.policy.lora import Lora, saved_lora, with_lora
 from agents.policy.policy import Policy
+from envs.hub import find_hub
 from envs.messages import one_line
 from envs.types import InputError
 
@@ -128,7 +128,7 @@ def _pretrained(
 ) -> tuple[Any, Any, Compute]:
     """The base model, its tokenizer, and how the model computes."""
     try:
-        _find_hub(where)
+        find_hub(where)
         # Without an explicit False, transformers asks on the terminal whether to run a repository's code.
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
@@ -162,23 +162,6 @@ def _pretrained(
             "set eos_token in its tokenizer_config.json"
         )
     return model, tokenizer, compute
-
-
-def _find_hub(where: str) -> None:
-    """Asks once whether the hub is there, unless the model is here: its own client tries for half a minute.
-
-    Any answer will do, so every error means that there was none. Of which class it is depends on the client.
-
-    Raises:
-        OSError: the hub cannot be reached, and why.
-    """
-    if Path(where).is_dir() or isinstance(try_to_load_from_cache(where, "config.json"), str):
-        return
-    try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception as error:
-        reason = one_line(error)
-        raise OSError(f"it is no folder, and the Hugging Face hub cannot be reached ({reason})") from error
 
 
 def _compute(config: Any, dtype: str, threads: int | None) -> Compute:
