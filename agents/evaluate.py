@@ -64,7 +64,7 @@ class Config:
     tasks: int = 300
     """Held-out tasks of each domain."""
     tasks_file: str | None = None
-    """Instead of held-out tasks: JSONL with `task`, `reference` and, where order counts, `ordered`."""
+    """Instead of held-out tasks: JSONL with `task` and `reference`; further keys in docs/EVALUATION.md."""
     samples: int = 4
     """Commands sampled for each task: the K of pass@K."""
     best_of: int | None = None
@@ -125,7 +125,6 @@ class Config:
             if is_path and not Path(subject).exists():
                 raise InputError(f"{subject}: no such folder: give a run, one of its checkpoints, or a model")
         if self.domain is not None:
-            check_tasks_file(self.tasks_file, self.domain)
             for name in domain_names(self.domain):
                 load_domain(name)
 
@@ -133,7 +132,7 @@ class Config:
 def main(config: Config) -> int:
     """Measures every subject, compares each with the first, writes the report and prints a summary."""
     # Slow to import, and not needed for --help.
-    from agents.evaluation.measure import cases_of, measure
+    from agents.evaluation.measure import cases_of, judgeable, measure
     from agents.evaluation.report import make_report
     from agents.evaluation.selection import measure_selection
     from agents.evaluation.terminal import show
@@ -142,8 +141,11 @@ def main(config: Config) -> int:
     config = replace(config, samples=config.best_of or config.samples)
     subjects = subjects_of(config)
     settings = resolved(config, subjects)
-    check_tasks_file(config.tasks_file, settings["domain"])
     cases = cases_of(settings["domain"], config.tasks, config.tasks_file)
+    references = None
+    if config.tasks_file is not None:
+        settings["domain"] = ",".join(dict.fromkeys(case.task.domain for case in cases))
+        references = judgeable(cases)
     output = Path(config.output or f"runs/evaluate/{file_name(subject.name for subject in subjects)}")
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -170,7 +172,7 @@ def main(config: Config) -> int:
         measured.append((about, answers))
     labelled = reward_info(settings["reward"]).labelled
     shown = {**settings, "labelled": labelled, "samples": config.samples, "tasks_file": config.tasks_file}
-    report = make_report(shown, config.samples, measured)
+    report = make_report(shown, config.samples, measured, references)
     with writing(output):
         write_json(output / "report.json", report)
         write_evaluation(report, output / "report.html")
@@ -180,14 +182,6 @@ def main(config: Config) -> int:
         show(report)
         print(f"{output}/report.html")
     return 0
-
-
-def check_tasks_file(tasks_file: str | None, domain: str) -> None:
-    """Raises InputError where there is a file of tasks and more than one domain."""
-    if tasks_file is not None and len(domain_names(domain)) != 1:
-        raise InputError(
-            f"--tasks-file {tasks_file}: needs --domain with the one domain that its tasks belong to"
-        )
 
 
 def rewards_of(config: Config) -> list[str]:

@@ -10,13 +10,14 @@ def forward_prompt(task: Task) -> Prompt:
     """Asks for a command that does the task."""
     domain = load_domain(task.domain)
     text = domain.prompt("forward", task=task.text, tool=task.tool)
-    return Prompt(text, domain.where, "forward", domain.system, domain.prefill)
+    return Prompt(text, domain.where, "forward", task.system or domain.system, domain.prefill)
 
 
 def inverse_prompt(task: Task, command: str) -> Prompt:
     """Asks what task the command does. It uses only the task's domain, so the answer is not given away."""
     domain = load_domain(task.domain)
-    return Prompt(domain.prompt("inverse", command=command), domain.where, "inverse", domain.system)
+    text = domain.prompt("inverse", command=command)
+    return Prompt(text, domain.where, "inverse", task.system or domain.system)
 
 
 def example_of(domain: Domain, kind: Kind, task: str, command: str, tool: str = "") -> tuple[str, str]:

@@ -14,19 +14,21 @@ class InputError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to do, in words. Training sees these four strings and nothing else.
+    """One thing to do, in words. Training sees these strings and nothing else.
 
     Attributes:
         id: opaque and unique; `envs.verify` can find the reference command from it, nothing else can.
         domain: name of an embedded domain or the path of a domain's YAML file.
         text: what to do, one line.
         tool: the tool that the domain may show in its prompts; empty where it does not say.
+        system: what a model must know for this task, in place of what its domain says; empty for that.
     """
 
     id: str
     domain: str
     text: str
     tool: str = ""
+    system: str = field(default="", repr=False)  # a whole schema
 
 
 Kind = Literal["forward", "inverse"]

@@ -403,7 +403,7 @@ def test_nothing_that_training_sees_holds_a_reference() -> None:
 
 
 def test_the_records_have_no_room_for_a_reference() -> None:
-    assert [field.name for field in dataclasses.fields(Task)] == ["id", "domain", "text", "tool"]
+    assert [field.name for field in dataclasses.fields(Task)] == ["id", "domain", "text", "tool", "system"]
     assert [field.name for field in dataclasses.fields(Intent)] == ["name", "tool", "slots", "paraphrases"]
     task = load_domain("shell").task("train", "copy", 0)
     with pytest.raises(dataclasses.FrozenInstanceError):

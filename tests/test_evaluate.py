@@ -17,6 +17,7 @@ from agents.evaluate import Config, main, resolved, subjects_of
 from agents.evaluation import statistics
 from agents.evaluation.answers import Answer, Judged, held_out_cases
 from agents.evaluation.report import compare, describe
+from agents.evaluation.terminal import show
 from envs.types import Task
 from envs.verify.truth import Case, _verdict
 from envs.verify.verdict import Status, Verdict
@@ -301,6 +302,50 @@ def test_own_tasks(command: Evaluate, tmp_path: Path) -> None:
     )  # no grammar tells whether such a task was reconstructed
     assert subject["not_executed"] == 3 and subject["all"]["greedy"]["tasks"] == 1
     assert [row["status"] for row in subject["reasons"] if "reference" in row["reason"]] == ["not_executed"]
+    assert report["references"] == {
+        "tasks": 2,
+        "judged": 1,
+        "own": 0,
+        "reasons": [
+            {
+                "reason": "the reference is outside the option grammar",
+                "tasks": 1,
+                "line": "2",
+                "example": "unknown tool 'no-such-tool'",
+            }
+        ],
+    }
+
+
+def test_own_tasks_of_several_domains_and_sources(
+    command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    ping = {"task": "ping db.test 3 times", "reference": "ping -c 3 db.test", "domain": "network"}
+    rows = [
+        {**ping, "source": "ours ping.md, line 1"},
+        {**ping, "source": "ours ping.md, line 2"},
+        {
+            "task": "how many rows are there",
+            "reference": "SELECT COUNT(*) FROM t",
+            "domain": "sql",
+            "source": "theirs",
+            "database": "CREATE TABLE t (a INTEGER); INSERT INTO t VALUES (1), (2), (3);",
+        },
+        {**ping, "reference": "no-such-tool x"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = command("--model", "embedded", "--tasks-file", str(path), "--samples", "2", "--reward", "length")
+    assert report["settings"]["domain"] == "network,sql"
+    (subject,) = report["subjects"]
+    sources = subject["sources"]
+    assert {name: part["exact"]["tasks"] for name, part in sources.items()} == {"ours": 2, "theirs": 1}
+    assert report["references"]["own"] == 1 and report["references"]["judged"] == 3
+    show(report)
+    shown = capsys.readouterr().out
+    assert f"{path}: 3 of 4 tasks can be judged (0.75); 1 have a tree or a database of their own" in shown
+    assert "1 cannot: the reference is outside the option grammar (the first, on line 4" in shown
+    assert "theirs" in shown and "by source" in shown
 
 
 @pytest.mark.parametrize(
@@ -445,15 +490,7 @@ def test_a_report_has_no_number_that_json_has_not(command: Evaluate, tmp_path: P
         (["--inverter", "bass"], "--inverter bass: must be one of current, base"),
         (["--domain", "shel"], "--domain shel: no such domain or file: did you mean shell?"),
         (["--domain", ","], "--domain ',': name at least one domain"),
-        (["--tasks-file", "no.jsonl"], "--tasks-file no.jsonl: needs --domain with the one domain"),
-        (
-            ["--tasks-file", "no.jsonl", "--domain", "all"],
-            "--tasks-file no.jsonl: needs --domain with the one domain",
-        ),
-        (
-            ["--tasks-file", "no.jsonl", "--domain", "sql"],
-            "--tasks-file no.jsonl: no such file: give",
-        ),
+        (["--tasks-file", "no.jsonl"], "--tasks-file no.jsonl: no such file: give"),
         (["--sample", "3"], "unknown flag --sample: did you mean --samples?"),
         (["--output", "/proc/no"], "--output /proc/no: cannot be written"),
     ],

@@ -130,6 +130,18 @@ def test_each_task_of_a_file_may_name_its_domain(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_for_evaluation_is_a_source_too(tmp_path: Path) -> None:
+    row = {
+        "task": "show a.txt",
+        "reference": "cat a.txt",
+        "domain": "shell",
+        "source": "s",
+        "tree": {"a": ""},
+    }
+    [task] = make_source(write(tmp_path / "t.jsonl", row), "all").tasks(1, 0)
+    assert task == Task("t.jsonl/1", "shell", "show a.txt")
+
+
 GOOD = '{"task": "count the lines of a.txt"}'
 
 

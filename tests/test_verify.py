@@ -44,7 +44,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
     """What was executed in shell: (reference, command, ordered); a command that starts with `ok` is right."""
     made: list[tuple[str, str, bool]] = []
 
-    def compare(reference: str, command: str, ordered: bool) -> Verdict:
+    def compare(reference: str, command: str, ordered: bool, given: object = None) -> Verdict:
         made.append((reference, command, ordered))
         return Verdict("correct") if command.startswith("ok") else Verdict("wrong", "not ok")
 
@@ -123,7 +123,7 @@ def test_what_could_not_be_executed_is_tried_again(
 ) -> None:
     made: list[str] = []
 
-    def compare(reference: str, command: str, ordered: bool) -> Verdict:
+    def compare(reference: str, command: str, ordered: bool, given: object = None) -> Verdict:
         made.append(command)
         if len(made) > 1:
             return Verdict("correct")
@@ -299,6 +299,15 @@ FAULTS = [
     ('{"task": "a", "reference": "b", "ordered": "yes"}', "ordered: must be true or false: write"),
     ('{"task": "a", "refrence": "b"}', "refrence: unknown key: did you mean reference?"),
     ('{"task": "a", "reference": "b", "x": 1}', "x: unknown key: use one of task, reference, ordered"),
+    ('{"task": "a", "reference": "b", "source": 3}', "source: must be a text: write where"),
+    (
+        '{"task": "a", "reference": "b", "domain": "sql"}',
+        "domain: 'sql' is not one of --domain: use one of shell",
+    ),
+    (
+        '{"task": "a", "reference": "b", "database": "x.sql"}',
+        "database: is for domains with verify: {kind: sql}",
+    ),
     ('{"task": "a\\ud800", "reference": "b"}', "task: has half of a surrogate pair: write"),
     ('{"task": "a", "reference": "\\udfff"}', "reference: has half of a surrogate pair: write"),
     (b'{"task": "\xff", "reference": "b"}', "not UTF-8 (byte 0xff): save"),

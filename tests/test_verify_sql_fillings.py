@@ -17,7 +17,7 @@ from envs.grammar import ByQuery, Choice
 from envs.schema import load_spec
 from envs.types import InputError
 from envs.verify.fillings import FILLINGS, focus_of, table_as_json
-from envs.verify.sql import compare, wanted_result
+from envs.verify.sql import compare, fillings_of, wanted_result
 from envs.verify.truth import command_of, find_draw
 
 REFERENCE = "SELECT name FROM employees WHERE city = 'Rome' AND age > 30"
@@ -112,10 +112,9 @@ def detection(count: int, seed: int) -> tuple[float, list[tuple[str, str]], Coun
     missed, total, empty = [], 0, Counter[str]()
     for intent, reference, ordered in references(count, seed):
         assert compare("sql", reference, reference, ordered).correct
-        focus = focus_of("sql", reference)
         without = [
-            wanted_result("sql", reference, ordered, focus, filling).rows in ([], [(None,)])
-            for filling in range(FILLINGS)
+            wanted_result(filling, reference, ordered).rows in ([], [(None,)])
+            for filling in fillings_of("sql", reference)
         ]
         assert not all(without), reference
         empty[intent] += sum(without)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,13 @@ from agents.policy.chat import read_options
 from agents.policy.load import load_policy
 from envs.domain import domain_names
 from envs.source import make_source
-from envs.verify.truth import Case, read_cases
+from envs.verify.truth import Case, read_cases, verify
 from rewards.labelled import Truth
 from rewards.registry import POOL, make_reward, reward_info, shown
 
 
 def cases_of(domains: str, tasks: int, tasks_file: str | None) -> list[Case]:
-    """Held-out tasks of each domain, or those of a file, which belong to the one domain.
+    """Held-out tasks of each domain, or those of a file, whose lines may name one of the domains.
 
     Raises:
         InputError: the file is faulty.
@@ -31,6 +32,30 @@ def cases_of(domains: str, tasks: int, tasks_file: str | None) -> list[Case]:
     for name in domain_names(domains):
         cases += held_out_cases(name, tasks)
     return cases
+
+
+def judgeable(cases: Sequence[Case]) -> dict[str, Any]:
+    """How many tasks of a file can be judged, as plain values: whose reference is right by its own measure.
+
+    Returns:
+        `tasks`, `judged`, `own`: those with a tree or database of their own, and `reasons`: why the others
+        cannot be judged, the most frequent first, with the line of the first such task and what it said.
+    """
+    verdicts = verify([case.task for case in cases], [case.reference for case in cases], cases)
+    counts: Counter[str] = Counter()
+    first: dict[str, tuple[str, str]] = {}
+    for case, verdict in zip(cases, verdicts, strict=True):
+        if not verdict.correct:
+            said = verdict.reason.removesuffix(f": {case.reference}")
+            reason, _, example = said.partition(": ")
+            counts[reason] += 1
+            first.setdefault(reason, (case.task.id.removeprefix("file/"), example))
+    rows = []
+    for reason, count in counts.most_common():
+        line, example = first[reason]
+        rows.append({"reason": reason, "tasks": count, "line": line, "example": example})
+    own = sum(case.given is not None for case in cases)
+    return {"tasks": len(cases), "judged": len(cases) - counts.total(), "own": own, "reasons": rows}
 
 
 def measure(

@@ -23,7 +23,10 @@ Pair = tuple[Answer, Answer]
 
 
 def make_report(
-    settings: Mapping[str, Any], k: int, subjects: Sequence[tuple[Mapping[str, Any], Sequence[Answer]]]
+    settings: Mapping[str, Any],
+    k: int,
+    subjects: Sequence[tuple[Mapping[str, Any], Sequence[Answer]]],
+    references: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything as plain values: what report.json holds.
 
@@ -32,6 +35,7 @@ def make_report(
         k: samples of each task.
         subjects: (name, model and adapter, the selection of a run; its answers) of each; all but the first
             are compared with the first.
+        references: of a file's tasks, how many can be judged.
     """
     about, first = subjects[0]
     domains = dict.fromkeys(answer.case.task.domain for answer in first)
@@ -46,6 +50,7 @@ def make_report(
         "settings": dict(settings),
         "tasks": len(first),
         "k": k,
+        "references": references,
         "truth": {name: how_verified(name) for name in domains},
         "subjects": described,
         "comparisons": comparisons,
@@ -67,6 +72,7 @@ def describe(answers: Sequence[Answer], k: int) -> dict[str, Any]:
     return {
         "all": _estimates(answers, k),
         "domains": _estimates_by(_domain, answers, k),
+        "sources": _by_source(_estimates_by(_source, answers, k)),
         "unseen": _estimates_by(_unseen, answers, k),
         "intents": _estimates_by(_intent, answers, k, curves=BY_INTENT),
         **_curves(laid),
@@ -102,6 +108,16 @@ def _parts(answers: Sequence[Answer], key: Callable[[Case], str]) -> dict[str, l
 def _domain(case: Case) -> str:
     name = case.task.domain
     return name if name in EMBEDDED else Path(name).stem
+
+
+def _source(case: Case) -> str:
+    """The first word of a source; what follows may say where in it."""
+    return case.source.partition(" ")[0]
+
+
+def _by_source(parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts by source where there are several."""
+    return parts if len(parts) > 1 else {}
 
 
 def _unseen(case: Case) -> str:
@@ -208,6 +224,7 @@ def compare(first: Sequence[Answer], second: Sequence[Answer], k: int) -> dict[s
     return {
         "all": _differences(first, second, k),
         "domains": _differences_by(_domain, first, second, k),
+        "sources": _by_source(_differences_by(_source, first, second, k)),
         "unseen": _differences_by(_unseen, first, second, k),
         "intents": _differences_by(_intent, first, second, k),
         "gained": [_moved(pair, pair[0].greedy.verdict) for pair in _from_each_domain(gained)],

@@ -28,8 +28,12 @@ METRICS = (
 def show(report: Row) -> None:
     """Prints the report."""
     k = report["k"]
+    if report["references"]:
+        _show_references(report["references"], report["settings"]["tasks_file"])
     for subject in report["subjects"]:
         _show_subject(subject, report)
+        if subject["sources"]:
+            _show_sources(subject, k)
         if subject["not_executed"]:
             _show_not_executed(subject)
         best = subject["best_of_k"]
@@ -61,6 +65,27 @@ def _show_subject(subject: Row, report: Row) -> None:
         parts = [number(part[name]["value"]) for part in groups.values()]
         rows.append((name.replace("_", " "), number(whole["value"]), ends, *parts))
     show_table(subject["name"], (f"{report['tasks']} tasks", "all", "95 % interval", *groups), rows)
+
+
+def _show_references(found: Row, file: str) -> None:
+    """How many tasks of a file can be judged, and why the others cannot be."""
+    share = number(found["judged"] / found["tasks"], 2)
+    own = f"; {found['own']} have a tree or a database of their own" if found["own"] else ""
+    print(f"{file}: {found['judged']} of {found['tasks']} tasks can be judged ({share}){own}")
+    for row in found["reasons"]:
+        example = f": {row['example']}" if row["example"] else ""
+        print(f"  {row['tasks']} cannot: {row['reason']} (the first, on line {row['line']}{example})")
+
+
+def _show_sources(subject: Row, k: int) -> None:
+    """The main figures of the tasks of each source."""
+    names = list(dict.fromkeys(("greedy", "pass@1", f"pass@{k}", "not_executed", "auc")))
+    rows: list[Sequence[str]] = []
+    for source, part in subject["sources"].items():
+        cells = [number(part[name]["value"]) for name in names]
+        rows.append((source, str(part["exact"]["tasks"]), *cells))
+    header = [name.replace("_", " ") for name in names]
+    show_table(f"{subject['name']}: by source", ("source", "tasks", *header), rows, sentences=("source",))
 
 
 def _show_headroom(subject: Row) -> None:

@@ -111,10 +111,11 @@ def estimate(row: Row | None, name: str) -> Row:
 
 
 def groups(row: Row) -> list[tuple[str, Row]]:
-    """(name, metrics) of all tasks, of each domain if there are several, of each kind of unseen tasks."""
+    """(name, metrics) of all tasks, each domain and source if there are several, of unseen ones by kind."""
     parts = [("all", row["all"])]
     if len(row["domains"]) > 1:
         parts += row["domains"].items()
+    parts += row["sources"].items()
     for name, part in row["unseen"].items():
         parts.append((UNSEEN.get(name, f"unseen {name}"), part))
     return parts

@@ -4,6 +4,8 @@ Standard output, exit status and the tree afterwards are compared on three trees
 not pass. Of a tree are compared: names, kinds, contents, hard links, and the modes of what was there before.
 Not compared: standard error, times, the modes of new files.
 
+A task with a tree of its own is compared on that one alone.
+
 A reference that fails cannot tell right from wrong, and neither can one that shows nothing on the trees or
 does not do the same twice. Its task is `not_executed`.
 """
@@ -18,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from envs.shellwords import ShellSyntaxError, Token, tokens, without_sudo
+from envs.verify.given import GivenTree
 from envs.verify.sandbox.archive import Tree
 from envs.verify.sandbox.probe import unavailable
 from envs.verify.sandbox.run import Execution, execute
@@ -46,10 +49,13 @@ VERSIONS = (
 )
 
 
-def compare(reference: str, command: str, ordered: bool) -> Verdict:
+def compare(reference: str, command: str, ordered: bool, given: GivenTree | None = None) -> Verdict:
     """Runs both (the reference once for all) and says whether they do the same.
 
     Never raises for what a command does. A leading `sudo` does not count.
+
+    Args:
+        given: the tree to run on, instead of those generated for the reference.
     """
     started = time.perf_counter()
     if missing := unavailable():
@@ -57,7 +63,7 @@ def compare(reference: str, command: str, ordered: bool) -> Verdict:
     if not command.strip():
         return Verdict("invalid", "empty")
     reference, command = without_sudo(reference), without_sudo(command)
-    found = reference_results(reference)
+    found = reference_results(reference, given)
     if isinstance(found, Verdict):
         return found
     verdict = None
@@ -101,22 +107,22 @@ def _run_reference(reference: str, tree: Tree) -> Execution:
 _locks = [threading.Lock() for _ in range(64)]
 
 
-def reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict:
+def reference_results(
+    reference: str, given: GivenTree | None = None
+) -> list[tuple[Tree, Execution]] | Verdict:
     """What the reference does on each of its trees; a `not_executed` verdict where that proves nothing."""
     # Several candidates of one task come at once, and the reference is run for one of them.
     with _locks[hash(reference) % len(_locks)]:
         try:
-            return _reference_results(reference)
+            return _reference_results(reference, given)
         except TimeoutError as error:  # not remembered: another time it may end
             return Verdict("not_executed", str(error))
 
 
 @functools.lru_cache(maxsize=4096)
-def _reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict:
-    names = names_of(reference)
+def _reference_results(reference: str, given: GivenTree | None) -> list[tuple[Tree, Execution]] | Verdict:
     results = []
-    for number in range(TREES):
-        tree = make_tree(names, number)
+    for tree in _trees_of(reference, given):
         wanted = _run_reference(reference, tree)
         if wanted.ended == "timeout":
             raise TimeoutError(f"the reference does not end within {PATIENCE:g} s: {reference}")
@@ -127,8 +133,18 @@ def _reference_results(reference: str) -> list[tuple[Tree, Execution]] | Verdict
     if _judge(tree, wanted, _run_reference(reference, tree), True, 1) is not None:
         return Verdict("not_executed", f"the reference does not do the same twice: {reference}")
     if not any(_shows(tree, wanted) for tree, wanted in results):
-        return Verdict("not_executed", f"nothing of the reference shows on the generated trees: {reference}")
+        trees = "the generated trees" if given is None else "its tree"
+        return Verdict("not_executed", f"nothing of the reference shows on {trees}: {reference}")
     return results
+
+
+def _trees_of(reference: str, given: GivenTree | None) -> Iterator[Tree]:
+    if given is not None:
+        yield given.tree
+        return
+    names = names_of(reference)
+    for number in range(TREES):
+        yield make_tree(names, number)
 
 
 def _fault(reference: str, tree: Tree, done: Execution) -> str:

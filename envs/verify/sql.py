@@ -1,6 +1,7 @@
 """Whether a query gives what the reference gives, over generated fillings of an in-memory SQLite database.
 
-`fillings` makes the rows, `sql_pool` runs the queries; here results are compared.
+A task with a database of its own is compared on that, and on halves of its rows. `fillings` and `given` make
+the rows, `sql_pool` runs the queries; here results are compared.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from typing import Any
 from envs.messages import short
 from envs.types import InputError
 from envs.verify import sql_pool
-from envs.verify.fillings import FILLINGS, Filling, Focus, focus_of
+from envs.verify.fillings import FILLINGS, Filling, focus_of
+from envs.verify.given import PARTS, GivenDatabase, Part
 from envs.verify.verdict import Status, Verdict
 
+Rows = Filling | Part
 Row = tuple[Any, ...]
 
 
-def compare(where: str, reference: str, command: str, ordered: bool) -> Verdict:
+def compare(
+    where: str, reference: str, command: str, ordered: bool, database: GivenDatabase | None = None
+) -> Verdict:
     """Whether `command` is a query with the result of `reference`, on every filling.
 
     Rows are compared as a multiset, or as a sequence where `ordered`; rows that the reference leaves tied
@@ -31,26 +36,40 @@ def compare(where: str, reference: str, command: str, ordered: bool) -> Verdict:
         reference: the right query.
         command: the query to judge: any text.
         ordered: whether the order of rows matters.
+        database: of the task's own, instead of the domain's tables.
     """
     start = time.perf_counter()
     try:
-        status, reason, differed = _judge(where, reference, command, ordered)
+        status, reason, differed = _judge(where, reference, command, ordered, database)
     except InputError as error:
         status, reason, differed = "not_executed", str(error), ""
     return Verdict(status, reason, differed, time.perf_counter() - start)
 
 
-def _judge(where: str, reference: str, command: str, ordered: bool) -> tuple[Status, str, str]:
+def fillings_of(where: str, reference: str, database: GivenDatabase | None = None) -> list[Rows]:
+    """What a query and its reference are compared on.
+
+    Raises:
+        InputError: the domain cannot be read, or is not one of SQL.
+    """
+    if database is not None:
+        return [Part(database, number) for number in range(PARTS)]
+    focus = focus_of(where, reference)
+    return [Filling(where, focus, number) for number in range(FILLINGS)]
+
+
+def _judge(
+    where: str, reference: str, command: str, ordered: bool, database: GivenDatabase | None
+) -> tuple[Status, str, str]:
     """Status, reason, and what differed.
 
     Raises:
         InputError: nothing can be said.
     """
     left = sql_pool.SECONDS
-    focus = focus_of(where, reference)
-    for number in range(FILLINGS):
-        wanted = wanted_result(where, reference, ordered, focus, number)
-        reply, spent = sql_pool.ask(Filling(where, focus, number), command, left)
+    for filling in fillings_of(where, reference, database):
+        wanted = wanted_result(filling, reference, ordered)
+        reply, spent = sql_pool.ask(filling, command, left)
         left -= spent
         if "invalid" in reply:
             return "invalid", reply["invalid"], ""
@@ -59,7 +78,7 @@ def _judge(where: str, reference: str, command: str, ordered: bool) -> tuple[Sta
         rows = _comparable(reply["rows"])
         if difference := _difference(wanted, reply["columns"], rows, ordered):
             reason, differed = difference
-            return "wrong", reason, f"filling {number + 1}: {differed}"
+            return "wrong", reason, f"filling {filling.number + 1}: {differed}"
     return "correct", "", ""
 
 
@@ -94,7 +113,7 @@ def tied_blocks(rows: list[Row], other_order: list[Row]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def wanted_result(where: str, reference: str, ordered: bool, focus: Focus, number: int) -> WantedResult:
+def wanted_result(filling: Rows, reference: str, ordered: bool) -> WantedResult:
     """What the reference gives on a filling.
 
     Where order matters, the reference runs a second time over the same rows put in in reverse: what changes
@@ -103,14 +122,14 @@ def wanted_result(where: str, reference: str, ordered: bool, focus: Focus, numbe
     Raises:
         InputError: the reference gives no result.
     """
-    columns, rows = _result(reference, Filling(where, focus, number))
+    columns, rows = _result(reference, filling)
     reversed_rows = rows
     if ordered:
-        _, reversed_rows = _result(reference, Filling(where, focus, number, backwards=True))
+        _, reversed_rows = _result(reference, filling._replace(backwards=True))
     return WantedResult(columns, rows, reversed_rows)
 
 
-def _result(reference: str, filling: Filling) -> tuple[int, list[Row]]:
+def _result(reference: str, filling: Rows) -> tuple[int, list[Row]]:
     reply, _ = sql_pool.ask(filling, reference)
     if "rows" not in reply:
         raise InputError(f"the reference fails: {reply.get('invalid') or reply.get('failed')}")

@@ -21,6 +21,7 @@ from typing import Any
 from envs.types import InputError
 from envs.verify import sql_worker
 from envs.verify.fillings import Filling
+from envs.verify.given import Part
 
 SECONDS = 1.0  # wall time of a query over all fillings together
 LOAD_SECONDS = 30.0  # to fill a database, which cannot go wrong but may be slow on a busy machine
@@ -30,7 +31,7 @@ KEPT_DATABASES = 256  # per worker, about 70 KB each
 KEPT_WORKERS = 2 * (os.cpu_count() or 1)
 
 
-def ask(filling: Filling, query: str, seconds: float = SECONDS) -> tuple[dict[str, Any], float]:
+def ask(filling: Filling | Part, query: str, seconds: float = SECONDS) -> tuple[dict[str, Any], float]:
     """Runs a query: any text.
 
     Returns:
@@ -110,7 +111,7 @@ class _Worker:
             start_new_session=True,
         )
 
-    def load(self, filling: Filling) -> None:
+    def load(self, filling: Filling | Part) -> None:
         """Makes a database; the oldest one goes where there are too many.
 
         Raises:

@@ -19,19 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from envs.domain import SPLITS, Draw, load_domain
+from envs.domain import SPLITS, Domain, Draw, domain_names, load_domain
 from envs.grammar import ByExecution, ByMeaning, ByQuery, fill
 from envs.jsonl import read_jsonl
 from envs.messages import did_you_mean
 from envs.schema import load_spec
+from envs.source import domain_of_row
 from envs.types import InputError, Task
 from envs.verify import shell, sql
+from envs.verify.given import GivenDatabase, GivenTree, Giver
 from envs.verify.network import compare as network
 from envs.verify.sandbox.errors import SandboxError
 from envs.verify.verdict import Verdict
 
 CACHED = 100_000  # verdicts; the same commands come again cycle after cycle
-Key = tuple[str, str, bool, str]  # domain, reference, whether order counts, command
+Given = GivenTree | GivenDatabase | None
+Key = tuple[str, str, bool, Given, str]  # domain, reference, whether order counts, what is given, command
+KEYS = ("task", "reference", "ordered", "domain", "source", "tree", "database")
 CASE = 'write {"task": "...", "reference": "..."} on one line'
 
 
@@ -43,6 +47,8 @@ class Case:
         ordered: whether the order of lines (of rows) counts.
         intent: the task's intent in its domain, empty for a task from a file.
         unseen: what no training task has, its wording or its values; empty where that is not known.
+        source: where a task from a file comes from, in any words.
+        given: the file tree or the database that a task from a file brings along.
     """
 
     task: Task
@@ -50,6 +56,8 @@ class Case:
     ordered: bool = False
     intent: str = ""
     unseen: Literal["paraphrase", "values", ""] = ""
+    source: str = ""
+    given: Given = None
 
 
 def how_verified(domain: str) -> str:
@@ -111,21 +119,21 @@ def labelled_pairs(domain: str, count: int) -> list[tuple[Task, str]]:
 
 
 def read_cases(path: Path, domain: str) -> list[Case]:
-    """Tasks of a file with their references: one JSON object per line.
-
-    Its keys are `task`, `reference` and, where the order of lines counts, `ordered`.
+    """Tasks of a file with their references: one JSON object per line, with the keys of `KEYS`.
 
     Args:
-        domain: the one domain whose prompts ask for the commands and whose file says how they are verified.
+        domain: as in the command's flag: those whose prompts ask for the commands and whose files say how
+            they are verified. A line need not name its domain where there is one.
 
     Raises:
         InputError: the file cannot be read or a line is faulty; names the file, the line and the fix.
     """
-    where = load_domain(domain).where
+    domains = [load_domain(name) for name in domain_names(domain)]
+    giver = Giver(path.parent)
     cases = []
     try:
         for number, row in read_jsonl(path, "--tasks-file", CASE):
-            cases.append(_case(f"{path}:{number}", row, where, number))
+            cases.append(_case(f"{path}:{number}", row, domains, giver, number))
     except FileNotFoundError:
         raise InputError(f"--tasks-file {path}: no such file: give the path of a JSONL file") from None
     if not cases:
@@ -133,11 +141,10 @@ def read_cases(path: Path, domain: str) -> list[Case]:
     return cases
 
 
-def _case(place: str, row: dict[str, Any], domain: str, number: int) -> Case:
-    known = ("task", "reference", "ordered")
+def _case(place: str, row: dict[str, Any], domains: Sequence[Domain], giver: Giver, number: int) -> Case:
     for key in row:
-        if key not in known:
-            raise InputError(f"{place}: {key}: unknown key: {did_you_mean(key, known)}")
+        if key not in KEYS:
+            raise InputError(f"{place}: {key}: unknown key: {did_you_mean(key, KEYS)}")
     for key in ("task", "reference"):
         if key not in row:
             raise InputError(f"{place}: {key}: is missing: {CASE}")
@@ -146,8 +153,30 @@ def _case(place: str, row: dict[str, Any], domain: str, number: int) -> Case:
     ordered = row.get("ordered", False)
     if not isinstance(ordered, bool):
         raise InputError(f"{place}: ordered: must be true or false: write one of them")
-    task = Task(f"file/{number}", domain, " ".join(row["task"].split()))
-    return Case(task, row["reference"].strip(), ordered)
+    source = row.get("source", "")
+    if not isinstance(source, str):
+        raise InputError(f"{place}: source: must be a text: write where the task comes from, or leave it out")
+    where = domain_of_row(place, row, domains).where
+    given = _given(place, row, where, giver)
+    system = given.schema() if isinstance(given, GivenDatabase) else ""
+    task = Task(f"file/{number}", where, " ".join(row["task"].split()), system=system)
+    return Case(task, row["reference"].strip(), ordered, source=source.strip(), given=given)
+
+
+def _given(place: str, row: dict[str, Any], domain: str, giver: Giver) -> Given:
+    """The tree or the database of a line; None where it has neither."""
+    kind = load_spec(domain).verify.kind
+    for key, needed in (("tree", "shell"), ("database", "sql")):
+        if key in row and kind != needed:
+            why = f"is for domains with verify: {{kind: {needed}}}, and {domain} has {kind}"
+            raise InputError(f"{place}: {key}: {why}: leave it out")
+    try:
+        if "tree" in row:
+            return giver.tree(row["tree"])
+        return giver.database(row["database"]) if "database" in row else None
+    except ValueError as error:
+        key = "tree" if "tree" in row else "database"
+        raise InputError(f"{place}: {key}: {error}") from None
 
 
 def verify(
@@ -171,11 +200,15 @@ def verify(
         found = list(cases)
     keys: list[Key | None] = []
     for case, command in zip(found, commands, strict=True):
-        keys.append(None if case is None else (case.task.domain, case.reference, case.ordered, command))
+        keys.append(_key(case, command) if case is not None else None)
     pending = list(dict.fromkeys(key for key in keys if key is not None))
     verdicts = dict(zip(pending, _pool().map(_tried, pending), strict=True))
     nothing = Verdict("not_executed", "the task has no reference")
     return [nothing if key is None else verdicts[key] for key in keys]
+
+
+def _key(case: Case, command: str) -> Key:
+    return (case.task.domain, case.reference, case.ordered, case.given, command)
 
 
 @functools.cache
@@ -197,9 +230,9 @@ def _tried(key: Key) -> Verdict:
 
 
 @functools.lru_cache(maxsize=CACHED)
-def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
+def _verdict(domain: str, reference: str, ordered: bool, given: Given, command: str) -> Verdict:
     try:
-        verdict = _compared(domain, reference, ordered, command)
+        verdict = _compared(domain, reference, ordered, given, command)
     except SandboxError as error:
         verdict = Verdict("not_executed", str(error))
     if verdict.status == "not_executed":
@@ -207,12 +240,13 @@ def _verdict(domain: str, reference: str, ordered: bool, command: str) -> Verdic
     return verdict
 
 
-def _compared(domain: str, reference: str, ordered: bool, command: str) -> Verdict:
+def _compared(domain: str, reference: str, ordered: bool, given: Given, command: str) -> Verdict:
     how = load_spec(domain).verify
     if isinstance(how, ByExecution):
-        return shell.compare(reference, command, ordered)
+        return shell.compare(reference, command, ordered, given if isinstance(given, GivenTree) else None)
     if isinstance(how, ByQuery):
-        return sql.compare(domain, reference, command, ordered)
+        database = given if isinstance(given, GivenDatabase) else None
+        return sql.compare(domain, reference, command, ordered, database)
     if isinstance(how, ByMeaning):
         return network.compare(reference, command)
     if not command.strip():
