@@ -9,6 +9,7 @@ import yaml
 from references import reference
 
 from agents import play
+from agents.cli.command import run_command
 from envs.answers import take_out
 from envs.domain import load_domain
 from envs.types import InputError
@@ -66,7 +67,7 @@ def test_right_commands_are_taken_out_unchanged(domain: str) -> None:
 def test_play_extracts_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"answer": "```bash\\nls -l\\n```"}\n{"answer": "I cannot do that."}\n')
-    assert play.main(play.Config(extract=str(path))) == 0
+    assert run_command(play.Config, play.main, ["--extract", str(path)], "play") == 0
     assert capsys.readouterr().out == '{"command": "ls -l"}\n{"command": null}\n'
     path.write_text('{"answer": 3}\n')
     with pytest.raises(InputError, match=r"answers\.jsonl:1: answer: must be a text"):

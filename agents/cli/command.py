@@ -52,7 +52,8 @@ def run_command(
         config, line = parse(config_type, argv, agent)
         read = config
         if line:
-            print(line, flush=True, file=sys.stderr if getattr(config, "json", False) else sys.stdout)
+            for_programs = getattr(config, "json", False) or getattr(config, "extract", None)
+            print(line, flush=True, file=sys.stderr if for_programs else sys.stdout)
         return main(config) or 0
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
