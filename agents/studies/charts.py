@@ -366,8 +366,14 @@ def heatmap(
     columns: Sequence[str],
     values: Sequence[Sequence[float | None]],
     label: str,
+    note: str,
 ) -> None:
-    """A colour in each cell, blue up and red down; cells that were not measured stay white."""
+    """A colour in each cell, blue up and red down; cells that were not measured stay white.
+
+    Args:
+        label: what the values are.
+        note: a line below.
+    """
     data = np.array(values, dtype=float)  # None becomes NaN
     limit = float(np.nanmax(np.abs(data))) or 1.0
     with _figure(path, 3.4 + 0.42 * len(columns), 1.9 + 0.185 * max(4, len(rows))) as grid:
@@ -381,6 +387,7 @@ def heatmap(
         )
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
+        axes.set_xlabel(note, fontsize=LABEL_SIZE)
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set_visible(False)

@@ -32,6 +32,7 @@ CHARTS = (
     "theory.png",
     "boundary.png",
 )
+MOVED = 0.1  # gain or loss of accuracy in some arm, from which on an intent is drawn
 ACROSS_MODELS = {
     "inverse": "accuracy of the inverse direction before training",
     "auc_within": "AUC of the reward within a task, before training",
@@ -113,7 +114,7 @@ def _mark(arm: Row) -> str:
 
 
 def _draw_intents(arms: Mapping[str, Row], path: Path) -> None:
-    """Gain by intent and arm, the intents with the greatest mean gain on top."""
+    """Gain by intent and arm, the greatest mean gain on top. Intents that hardly move are left out."""
     shown = {label(name, arm): arm["intents"] for name, arm in arms.items() if arm["intents"]}
     gains: dict[str, list[float | None]] = {}
     for intents in shown.values():
@@ -129,8 +130,14 @@ def _draw_intents(arms: Mapping[str, Row], path: Path) -> None:
         known = [gain for gain in gains[intent] if gain is not None]
         return -sum(known) / len(known), intent
 
-    order = sorted(gains, key=rank)
-    heatmap(path, order, list(shown), [gains[intent] for intent in order], "gain in held-out accuracy")
+    def moves(intent: str) -> bool:
+        return any(gain is not None and abs(gain) >= MOVED for gain in gains[intent])
+
+    order = sorted(filter(moves, gains), key=rank)
+    if not order:
+        return
+    note = f"left out: {len(gains) - len(order)} of {len(gains)} intents, within {MOVED} in every arm"
+    heatmap(path, order, list(shown), [gains[intent] for intent in order], "gain in held-out accuracy", note)
 
 
 def _draw_theory(theory: Mapping[str, Row], path: Path) -> None:
