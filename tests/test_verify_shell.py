@@ -82,7 +82,7 @@ def test_every_intent_differs_from_its_siblings_and_runs() -> None:
         ("cat a.txt a.txt/b.txt", "fails here"),
         ("zcat data.gz | wc -l", "fails inside: gzip: data.gz: not in gzip format"),
         ("echo $(zcat data.gz | wc -l)", "fails inside"),
-        ("cat missing; wc -l < a.txt", "fails inside"),
+        ("cat no/missing; wc -l < a.txt", "fails inside"),
         ("cat /no/such/file | sort", "fails inside: cat: /no/such/file: No such file or directory"),
     ],
 )
@@ -218,6 +218,21 @@ def test_what_a_reference_names() -> None:
     assert names("LC_ALL=C sort a.txt 2>/dev/null > b.txt") == (("a.txt",), ("/dev/null", "b.txt"), (), ())
     assert names("ls 2>&1") == ((), (), (), ())
     assert names("while read x; do grep $x b.log; done < a.txt") == (("b.log", "a.txt"), (), (), ())
+    # names without a suffix, where only files can stand
+    assert names("sort file1 file2 | uniq -d") == (("file1", "file2"), (), (), ())
+    assert names("tr -d X < infile | wc -c") == (("infile",), (), (), ())
+    assert names("head -n 3 notes | grep -c port") == (("notes",), (), (), ("port",))
+    assert names("sort -t , -k 2 a.txt | head -n 10") == (("a.txt",), (), (), ())
+    assert names("cat <<< word") == ((), (), (), ("word",))
+
+
+def test_references_that_need_sorted_files_find_them() -> None:
+    for reference in ("comm -23 left right", "join left right", "diff left right | grep -c '^<'"):
+        assert isinstance(shell.reference_results(reference), list), reference
+    assert shell.compare("comm -23 left right", "comm -13 left right", False).status == "wrong"
+    tree = trees.make_tree(trees.names_of("comm -3 left right"), 0)
+    lines = tree["left"].content.splitlines()
+    assert lines == sorted(lines) and tree["left"].content != tree["right"].content
 
 
 def test_trees_are_the_same_every_time_and_differ_from_each_other() -> None:

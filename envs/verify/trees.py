@@ -19,6 +19,9 @@ from envs.verify.sandbox.archive import Entry, Tree
 TREES = 3
 FILE = re.compile(r"[\w@%+~.-]*\w\.\w{1,8}")
 DIRECTORY = re.compile(r"[\w-][\w./-]*")
+BARE = re.compile(r"[A-Za-z][\w-]+")  # what may be a file's name without a suffix
+FILE_OPERANDS = names("cat cmp comm diff head join od rev sort tac tail wc")  # their operands are files
+SORTED_OPERANDS = names("comm join")  # and of these, sorted ones
 DIRECTORY_OPERANDS = names("find ls du cd tree rmdir")  # their first operand is a directory
 LAST_IS_NEW = names("cp mv ln touch mkdir install")  # their last operand need not exist
 NEEDS_TWO = names("cp mv ln install")  # of these: with one operand they make nothing
@@ -38,6 +41,7 @@ class Names:
         made: the names that it makes.
         words: to be found in the files.
         suffixes: of the files that a glob such as `*.py` means.
+        in_order: whether the lines of files are sorted.
     """
 
     files: tuple[str, ...]
@@ -45,13 +49,15 @@ class Names:
     directories: tuple[str, ...]
     words: tuple[str, ...]
     suffixes: tuple[str, ...] = ()
+    in_order: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
 def names_of(reference: str) -> Names:
     """What a reference names, as far as its words show.
 
-    `FILE.EXT` is a file. What ends in `/`, and the first operand of `find` or `ls`, is a directory.
+    `FILE.EXT` is a file, and so is a name that `cat` and the like or `<` reads. What ends in `/`, and the
+    first operand of `find` or `ls`, is a directory.
     """
     try:
         commands = split(reference)
@@ -72,6 +78,8 @@ def names_of(reference: str) -> Names:
                 files.append(word)
             elif _is_directory(word, first_of_tool=command.name in DIRECTORY_OPERANDS and place == 0):
                 directories.append(word.rstrip("/"))
+            elif BARE.fullmatch(word) and _is_read(word, command):
+                files.append(word)
             else:
                 others.append(word)
     suffixes: list[str] = []
@@ -85,14 +93,27 @@ def names_of(reference: str) -> Names:
         _distinct(directories),
         _distinct(words)[:6],
         _distinct(suffixes),
+        any(command.name in SORTED_OPERANDS for command in commands),
     )
 
 
 def _operands(command: Command) -> list[str]:
     """The words of a command that are neither its name nor options, and what it reads from."""
     operands = [word.value for word in command.words[1:]]
-    operands += [target.value for operator, target in command.redirections if operator in ("<", "<<<")]
+    operands += _read(command)
+    operands += [target.value for operator, target in command.redirections if operator == "<<<"]
     return [word for word in operands if not word.startswith("-")]
+
+
+def _is_read(word: str, command: Command) -> bool:
+    """Whether an operand of a command is a file, by where it stands."""
+    of_tool = command.name in FILE_OPERANDS and any(word == other.value for other in command.words[1:])
+    return of_tool or word in _read(command)
+
+
+def _read(command: Command) -> list[str]:
+    """The files that a command's input comes from."""
+    return [target.value for operator, target in command.redirections if operator == "<"]
 
 
 def _written(command: Command) -> list[str]:
@@ -123,7 +144,10 @@ def make_tree(names: Names, number: int) -> Tree:
     if number == TREES - 1:
         files += [name for name in names.made if FILE.fullmatch(name.rsplit("/", 1)[-1])]
     for name in files:
-        _put(tree, name, Entry("file", mode, _content(name, names.words, rng)))
+        content = _content(name, names.words, rng)
+        if names.in_order:
+            content = b"".join(sorted(content.splitlines(keepends=True)))
+        _put(tree, name, Entry("file", mode, content))
     for name in (*names.directories, "elsewhere"):
         for path, entry in _nested(name, (*names.suffixes, *names.words), rng).items():
             _put(tree, path, entry)
