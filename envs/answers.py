@@ -42,6 +42,7 @@ LABEL = re.compile(
     r"(?:command|answer|query|solution|cmd|sql|bash|shell)(?:\s+(?:is|line))?\s*[*_]*\s*:\s*[*_]*\s*(?P<rest>.*)$",
     re.IGNORECASE,
 )
+EMPHASIS = re.compile(r"[\s>#-]*([*_]+)")  # that a line begins with, and may end with
 ANNOUNCED = re.compile(
     r"^(?P<sentence>[^`]*\b(?:command|query|answer|following|this|it|use|run|try|do|is)\b[^`:]*):\s*(?P<rest>.*)$",
     re.I,
@@ -209,7 +210,9 @@ def _announced(lines: list[str]) -> list[str] | None:
             match = ANNOUNCED.match(line)
         if match is None:
             continue
-        rest = match["rest"].strip(" *_")
+        rest = match["rest"].lstrip(" *_").rstrip()
+        if emphasis := EMPHASIS.match(line):
+            rest = rest.removesuffix(emphasis[1])
         return _from_lines([rest, *lines[number + 1 :]] if rest else lines[number + 1 :])
     return None
 

@@ -34,6 +34,7 @@ TOOLS: dict[str, Callable[[Sequence[str]], Fields]] = {
     "curl": curl,
     "grep": grep,
 }
+REDIRECTIONS = {"<": "<", ">": ">", "1>": ">", ">|": ">", ">>": ">>", "1>>": ">>"}  # as written: as compared
 Stage = tuple[str, Fields]  # one command of a pipeline: the tool, and what it asks for
 
 
@@ -74,15 +75,18 @@ def _stage(command: Command, first: bool) -> Stage:
         raise NoMeaning("sudo takes a command here, and no options")
     name, implied = tool_of(command.name)
     words = [word.value for word in command.words[1:]]
+    files = {REDIRECTIONS[operator]: target.value for operator, target in command.redirections}
+    if len(files) < len(command.redirections):
+        raise NoMeaning("two redirections of one stream are not part of the grammar")
     if name in TOOLS and not (first and name == "grep"):
-        return name, TOOLS[name]([implied, *words] if implied else words)
+        return name, {**TOOLS[name]([implied, *words] if implied else words), **files}
     if not first and name in FILTERS:
-        return name, {"words": " ".join(map(repr, words))}
+        return name, {"words": " ".join(map(repr, words)), **files}
     raise NoMeaning(f"unknown {'tool' if first else 'filter'} {name!r}")
 
 
 def _pipeline(line: str) -> list[Command]:
-    """The commands of a pipeline. Raises NoMeaning for what is more than words and pipes."""
+    """The commands of a pipeline. Raises NoMeaning for what is more than words, files and pipes."""
     try:
         rest = list(tokens(line))
     except ShellSyntaxError as error:
@@ -95,6 +99,10 @@ def _pipeline(line: str) -> list[Command]:
             stages[-1].append(token)
         elif token.text in ("2>", "2>>") and rest and rest[0].text == "/dev/null":
             rest.pop(0)
+        elif token.text in REDIRECTIONS:
+            if not (rest and rest[0].kind == "word"):
+                raise NoMeaning(f"{token.text!r} has no file")
+            stages[-1].append(token)
         elif token.text == "|":
             stages.append([])
         elif token.kind != "comment":
