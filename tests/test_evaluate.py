@@ -314,6 +314,14 @@ def test_own_tasks(command: Evaluate, tmp_path: Path) -> None:
                 "example": "unknown tool 'no-such-tool'",
             }
         ],
+        "gated": [
+            {
+                "reason": "not a command of this domain",
+                "tasks": 1,
+                "line": "2",
+                "example": "no-such-tool x",
+            }
+        ],
     }
 
 
@@ -345,6 +353,7 @@ def test_own_tasks_of_several_domains_and_sources(
     shown = capsys.readouterr().out
     assert f"{path}: 3 of 4 tasks can be judged (0.75); 1 have a tree or a database of their own" in shown
     assert "1 cannot: the reference is outside the option grammar (the first, on line 4" in shown
+    assert "1 have a reference that scores 0 behind the gates: not a command of this domain" in shown
     assert "theirs" in shown and "by source" in shown
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from agents.policy.load import load_policy
 from envs.domain import domain_names
 from envs.source import make_source
 from envs.verify.truth import Case, read_cases, verify
+from rewards.gates import gate
 from rewards.labelled import Truth
 from rewards.registry import POOL, make_reward, reward_info, shown
 
@@ -35,27 +35,39 @@ def cases_of(domains: str, tasks: int, tasks_file: str | None) -> list[Case]:
 
 
 def judgeable(cases: Sequence[Case]) -> dict[str, Any]:
-    """How many tasks of a file can be judged, as plain values: whose reference is right by its own measure.
+    """How many tasks of a file can be judged, and which references the gates would stop, as plain values.
 
     Returns:
-        `tasks`, `judged`, `own`: those with a tree or database of their own, and `reasons`: why the others
-        cannot be judged, the most frequent first, with the line of the first such task and what it said.
+        `tasks`, `judged`: those whose reference is right by its own measure, `own`: those with a tree or
+        database of their own. `reasons` why the others cannot be judged and `gated`, why references would
+        score 0: the most frequent first, each with the line of its first task and an example.
     """
     verdicts = verify([case.task for case in cases], [case.reference for case in cases], cases)
-    counts: Counter[str] = Counter()
-    first: dict[str, tuple[str, str]] = {}
+    unjudged: list[tuple[Case, str]] = []
+    gated: list[tuple[Case, str]] = []
     for case, verdict in zip(cases, verdicts, strict=True):
         if not verdict.correct:
-            said = verdict.reason.removesuffix(f": {case.reference}")
-            reason, _, example = said.partition(": ")
-            counts[reason] += 1
-            first.setdefault(reason, (case.task.id.removeprefix("file/"), example))
-    rows = []
-    for reason, count in counts.most_common():
-        line, example = first[reason]
-        rows.append({"reason": reason, "tasks": count, "line": line, "example": example})
-    own = sum(case.given is not None for case in cases)
-    return {"tasks": len(cases), "judged": len(cases) - counts.total(), "own": own, "reasons": rows}
+            unjudged.append((case, verdict.reason.removesuffix(f": {case.reference}")))
+        if closed := gate(case.task, case.reference).reason:
+            gated.append((case, f"{closed}: {case.reference}"))
+    return {
+        "tasks": len(cases),
+        "judged": len(cases) - len(unjudged),
+        "own": sum(case.given is not None for case in cases),
+        "reasons": _counted(unjudged),
+        "gated": _counted(gated),
+    }
+
+
+def _counted(found: Sequence[tuple[Case, str]]) -> list[dict[str, Any]]:
+    """Rows of how often each reason stands before the first `: ` of what was found."""
+    rows: dict[str, dict[str, Any]] = {}
+    for case, said in found:
+        reason, _, example = said.partition(": ")
+        line = case.task.id.removeprefix("file/")
+        row = rows.setdefault(reason, {"reason": reason, "tasks": 0, "line": line, "example": example})
+        row["tasks"] += 1
+    return sorted(rows.values(), key=lambda row: -row["tasks"])
 
 
 def measure(

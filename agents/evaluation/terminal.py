@@ -73,8 +73,15 @@ def _show_references(found: Row, file: str) -> None:
     own = f"; {found['own']} have a tree or a database of their own" if found["own"] else ""
     print(f"{file}: {found['judged']} of {found['tasks']} tasks can be judged ({share}){own}")
     for row in found["reasons"]:
-        example = f": {row['example']}" if row["example"] else ""
-        print(f"  {row['tasks']} cannot: {row['reason']} (the first, on line {row['line']}{example})")
+        print(f"  {row['tasks']} cannot: {_first_of(row)}")
+    for row in found["gated"]:
+        print(f"  {row['tasks']} have a reference that scores 0 behind the gates: {_first_of(row)}")
+
+
+def _first_of(row: Row) -> str:
+    """A reason with the first task that has it."""
+    example = f": {row['example']}" if row["example"] else ""
+    return f"{row['reason']} (the first, on line {row['line']}{example})"
 
 
 def _show_sources(subject: Row, k: int) -> None:
