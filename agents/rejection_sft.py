@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agents.cli.command import run_command
 from agents.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from agents.training.recorded import Group
     from agents.training.rollouts import Batch
 
 NOTHING = "nothing was accepted, so nothing was trained: lower --threshold, or use --select best"
@@ -44,12 +46,22 @@ class Config(TrainConfig):
     """Share of a cycle's steps in which the learning rate rises; then it falls to 0. Default: constant."""
     replay: Literal["none", "all"] = "none"
     """Train on the accepted candidates of this cycle alone (none), or of all cycles so far (all)."""
+    include_greedy: bool = False
+    """The first candidate of each task is the greedy command; the others are sampled."""
+    after_tasks: int | None = None
+    """Tasks after each update, which only measure. Default: as many as before it."""
+    rollouts: str | None = None
+    """Learn from the candidates of this run's first cycle instead of writing them; {seed} is --seed."""
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
         self._require("threshold", 0 <= self.threshold <= 1, "must be in [0, 1]")
         self._require("warmup", self.warmup is None or 0 <= self.warmup < 1, "must be in [0, 1)")
+        self._require("after_tasks", self.after_tasks is None or self.after_tasks >= 1, "must be 1 or more")
+        self._require("rollouts", self.rollouts != "", "must not be empty: leave the flag out")
+        both = self.rollouts is None or not self.include_greedy
+        self._require("rollouts", both, "its candidates are written: leave --include-greedy out")
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
 
 
@@ -113,8 +125,9 @@ def main(config: Config) -> int:
     """Runs the protocol, or resumes it, and prints the table of cycles and the run's folder."""
     from agents.evaluation.heldout import HeldOut
     from agents.training.loop import Loop
+    from agents.training.recorded import of_cycle, read_candidates, with_seed
     from agents.training.rollouts import read_accepted
-    from agents.training.session import open_session
+    from agents.training.session import make_evaluation, open_session
     from agents.training.update import Example, examples_of, fine_tune
     from rewards.labelled import Truth
     from rewards.registry import reward_info, shown
@@ -122,6 +135,10 @@ def main(config: Config) -> int:
     rule = config.select or reward_info(config.reward).select
     share = config.keep_share or SHARES.get(rule, 1.0)
     config = replace(config, select=rule, keep_share=share)  # type: ignore[arg-type]
+    recorded: Sequence[Group] = ()
+    if config.rollouts is not None:
+        config = replace(config, rollouts=with_seed(config.rollouts, config.seed))
+        recorded = read_candidates(Path(str(config.rollouts)), config, make_evaluation(config, HeldOut).texts)
     print(f"reward: {shown(config.reward)}, accepting {in_words(config)}", flush=True)
     with open_session("rejection_sft", config, evaluation=HeldOut, truth=Truth) as session:
         policy = session.policy
@@ -131,7 +148,10 @@ def main(config: Config) -> int:
                 earlier = read_accepted(session.run.folder / "rollouts.jsonl", phase="before")
                 replayed = examples_of(policy, earlier)
             for cycle in loop.cycles():
-                before = loop.collect("before")
+                if recorded:
+                    before = loop.score(of_cycle(recorded, cycle, config.tasks))
+                else:
+                    before = loop.collect("before", greedy=config.include_greedy)
                 accepted = accepted_of(before, config)
                 examples = replayed + examples_of(policy, [before.rollouts[row] for row in accepted])
                 if config.replay == "all":
@@ -150,7 +170,7 @@ def main(config: Config) -> int:
                         )
                     else:
                         loop.line(NOTHING)
-                after = loop.collect("after")
+                after = loop.collect("after", config.after_tasks, config.include_greedy)
                 loop.finish(before, trained, accepted, (after, accepted_of(after, config)))
         return loop.end()
 

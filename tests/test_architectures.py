@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from agents import ppo, rejection_sft
 from agents.cli.command import run_command
+from agents.policy import prefix
 from agents.policy.load import load_policy
 from agents.policy.lora import Lora, adapted
 from agents.policy.policy import Policy
@@ -327,13 +328,18 @@ def by_hand(policy: Policy, prompt: Sequence[int], answer: Sequence[int]) -> lis
     return [float(row[token]) for row, token in zip(table, answer, strict=True)]
 
 
-def test_layers_and_log_probabilities(loaded_family: Policy, family: str) -> None:
+def test_layers_and_log_probabilities(
+    loaded_family: Policy, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = loaded_family
     assert adapted(policy.model) == FAMILIES[family].lora
     touched = [name for name, _ in policy.model.named_parameters() if "lora_" in name]
     assert not any("vision" in name for name in touched)
 
     together = policy.logprobs(PROMPTS, ANSWERS)
+    monkeypatch.setattr(prefix, "WORTH_IT", 1)
+    for values, others in zip(policy.logprobs(PROMPTS, ANSWERS), together, strict=True):
+        assert close(values, others, 1e-3)
     prompts, answers = policy.prompt_ids(PROMPTS), policy.completion_ids(ANSWERS)
     for prompt, answer, values in zip(prompts, answers, together, strict=True):
         assert close(values, by_hand(policy, prompt, answer), 1e-3)

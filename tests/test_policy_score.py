@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, close, ids_of, save_model
+from conftest import PROMPTS, close, ids_of, save_model, stir
 
-from agents.policy import score
+from agents.policy import prefix, score
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
 
@@ -32,6 +33,42 @@ def test_logprobs_by_hand_in_any_batch(policy: Policy) -> None:
             assert len(row) == len(text) and close(row, by_hand(policy, prompt, text))
     assert values[1] == [] and all(value < 0 for row in values for value in row)
     assert policy.logprobs(["a", "b"], ["", ""]) == [[], []]
+
+
+def test_a_common_beginning_is_read_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = "list the files of a folder and count them. " * 4
+    prompts = [same + prompt for prompt in PROMPTS]
+    texts = ["ls -a docs", "", "find . -name x | wc -l", "é", "ls"]
+    pairs = list(zip(policy.prompt_ids(prompts), policy.completion_ids(texts), strict=True))
+    stir(policy)
+    widths: list[int] = []
+
+    def note(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        widths.append(given["input_ids"].shape[1])
+
+    with policy.model.register_forward_pre_hook(note, with_kwargs=True):
+        values, entropies = policy.logprobs(prompts, texts), policy.entropies(prompts, texts)
+        means = policy.entropy_and_kl(pairs)
+        shared = widths.copy()
+        monkeypatch.setattr(prefix, "WORTH_IT", 10**6)
+        widths.clear()
+        wholly, apart = policy.logprobs(prompts, texts), policy.entropies(prompts, texts)
+        assert close(list(means), list(policy.entropy_and_kl(pairs)))
+    for row, other in zip(values, wholly, strict=True):
+        assert close(row, other)
+    for pair, others in zip(entropies, apart, strict=True):
+        assert (pair is None and others is None) or close(list(pair or ()), list(others or ()))
+    # A pass over the beginning, and one over the rest, that together are as long as the whole.
+    assert shared[0] > 50 and shared[0] + shared[1] == widths[0]
+    assert len(shared) == 2 * len(widths)
+
+
+def test_what_prompts_begin_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "WORTH_IT", 2)
+    assert prefix.common([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4, 5]]) == 3
+    assert prefix.common([[1, 2, 3], [1, 2, 3]]) == 2  # the last token predicts the completion
+    assert prefix.common([[1, 2, 3], [1, 3, 3]]) == 0
+    assert prefix.common([[1, 2, 3]]) == 0
 
 
 def test_as_many_continuations_as_prompts(policy: Policy) -> None:

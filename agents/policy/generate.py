@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from agents.policy.batches import Batches
+from agents.policy.prefix import has_rows, reads_ahead
 from agents.policy.seeds import seeded
 from agents.policy.tokens import EndOfLine, Tokens
 from envs.types import Completion, Prompt
-
-# What a model's `forward` must take for its prompts to be read before generation.
-NEEDED_TO_READ_AHEAD = {"position_ids", "past_key_values", "logits_to_keep"}
-
 
 Row = tuple[list[int], str]  # token ids of a prompt, and the start of its answer
 
@@ -44,9 +38,7 @@ class Generator:
 
     def __init__(self, model: Any, tokens: Tokens, batches: Batches) -> None:
         self.model, self.tokens, self.batches = model, tokens, batches
-        self.reads_ahead = set(inspect.signature(model.get_base_model().forward).parameters) >= (
-            NEEDED_TO_READ_AHEAD
-        )
+        self.reads_ahead = reads_ahead(model)
 
     def sample(
         self, prompts: Sequence[str | Prompt], n: int, temperature: float, max_new_tokens: int, seed: int
@@ -149,7 +141,7 @@ class Generator:
                 use_cache=True,
                 logits_to_keep=1,
             ).past_key_values
-        if not _has_rows(cache):
+        if not has_rows(cache):
             self.reads_ahead = False
             return {}
         cache.batch_select_indices(of_row_B)
@@ -191,10 +183,3 @@ class ChosenLogprobs(StoppingCriteria):
         self.logprobs_T_B.append(logprobs_B_V.gather(1, input_ids[:, -1:])[:, 0])
         self.last.logits_B_V = None
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def _has_rows(cache: Any) -> bool:
-    """Whether rows of a cache can be chosen. The states of linear attention and of convolutions have none."""
-    if type(cache) is not DynamicCache:
-        return False
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.policy import prefix
 from agents.policy.batches import Batches
 
 # Numbers of distributions that are in memory together beside the logits, where there are no gradients: 64 MB.
@@ -22,13 +23,19 @@ NUMBERS = 2**24
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
-def token_logits(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+def token_logits(
+    model: Any, pairs: Sequence[Pair], pad: int, before: int = 0, cache: Any = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """One forward pass over B sequences, with gradients.
+
+    Args:
+        before: how many tokens at the start of every prompt are in `cache` already.
 
     Returns:
         Float32 logits of each completion token (N, V), these tokens (N,), and mask_B_T, True where they are.
-        T is the length of the longest sequence minus 1.
+        T is the length of the longest sequence minus 1, `before` left out.
     """
+    pairs = [(prompt[before:], completion) for prompt, completion in pairs]
     width = max(map(_length, pairs))
     inputs = torch.full((len(pairs), width), pad)
     attention = torch.zeros_like(inputs)
@@ -39,12 +46,22 @@ def token_logits(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[Tensor, T
         attention[row, :end] = 1
         wanted[row, len(prompt) : end] = True
     device = next(model.parameters()).device
+    attention = torch.cat([torch.ones(len(pairs), before, dtype=attention.dtype), attention], dim=1)
     inputs, attention, wanted = inputs.to(device), attention.to(device), wanted.to(device)
     mask = wanted[:, 1:]
+    read = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
     with _output_at(model, mask) as narrowed:
-        logits = model(input_ids=inputs, attention_mask=attention, use_cache=False).logits
+        logits = model(input_ids=inputs, attention_mask=attention, **read).logits
     logits_N_V = logits[0] if narrowed else logits[:, :-1][mask]
     return logits_N_V.float(), inputs[:, 1:][mask], mask
+
+
+def logits_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`token_logits` without gradients: what all prompts begin with is read once."""
+    with torch.no_grad():
+        before = prefix.common([prompt for prompt, _ in pairs])
+        cache = prefix.read(model, pairs[0][0][:before], len(pairs)) if before else None
+        return token_logits(model, pairs, pad, before if cache is not None else 0, cache)
 
 
 @contextlib.contextmanager
@@ -88,7 +105,7 @@ def logprobs(model: Any, pairs: Sequence[Pair], pad: int, batches: Batches) -> l
 
     def score(batch: Sequence[Pair], first: int) -> list[list[float]]:
         with torch.no_grad():
-            logits_N_V, targets_N, mask_B_T = token_logits(model, batch, pad)
+            logits_N_V, targets_N, mask_B_T = logits_of(model, batch, pad)
             values: list[float] = []
             rows = _rows(logits_N_V)
             for logits, targets in zip(logits_N_V.split(rows), targets_N.split(rows), strict=True):
@@ -110,7 +127,7 @@ def entropies(
 
     def measure(batch: Sequence[Pair], first: int) -> list[tuple[float, float]]:
         with torch.no_grad():
-            logits_N_V, _, mask_B_T = token_logits(model, batch, pad)
+            logits_N_V, _, mask_B_T = logits_of(model, batch, pad)
             parts = []
             for logits in logits_N_V.split(_rows(logits_N_V)):
                 logprobs = logits.log_softmax(-1)
@@ -137,9 +154,9 @@ def entropy_and_kl(
 
     def measure(batch: Sequence[Pair], first: int) -> list[tuple[float, float, int]]:
         with torch.no_grad():
-            own_N_V = token_logits(model, batch, pad)[0]
+            own_N_V = logits_of(model, batch, pad)[0]
             with model.disable_adapter():
-                base_N_V = token_logits(model, batch, pad)[0]
+                base_N_V = logits_of(model, batch, pad)[0]
         rows, parts = _rows(own_N_V), []
         for own_logits, base_logits in zip(own_N_V.split(rows), base_N_V.split(rows), strict=True):
             own, base = own_logits.log_softmax(-1), base_logits.log_softmax(-1)

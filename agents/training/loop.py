@@ -23,8 +23,17 @@ from agents.evaluation.metrics import mean
 from agents.policy.policy import EMA
 from agents.training.config import TrainConfig
 from agents.training.monitor import Monitor, probe, text_metrics
+from agents.training.recorded import Group
 from agents.training.results import cycle_facts, held_out_facts, show_results
-from agents.training.rollouts import Batch, inverter_gap, policy_metrics, records, reward_metrics, roll_out
+from agents.training.rollouts import (
+    Batch,
+    inverter_gap,
+    policy_metrics,
+    records,
+    reward_metrics,
+    roll_out,
+    scored,
+)
 from agents.training.session import Session, saved
 from agents.training.tensorboard import LAYOUT, end_metrics, sample_text
 from envs.streams import seed_of
@@ -89,20 +98,37 @@ class Loop:
             self.cycle, self._began, self._seconds = self.cycle + 1, time.perf_counter(), {}
             yield self.cycle
 
-    def collect(self, phase: str) -> Batch:
-        """tasks x candidates of this cycle, written and scored."""
+    def collect(self, phase: str, tasks: int | None = None, greedy: bool = False) -> Batch:
+        """tasks x candidates of this cycle, written and scored.
+
+        Args:
+            tasks: how many; those of the configuration, if not given.
+            greedy: the first candidate of each task is the greedy command.
+        """
         self._display.phase(self.cycle, phase)
         batch = roll_out(
             self.session.policy,
             self.session.source,
             self.session.reward,
-            tasks=self.config.tasks,
+            tasks=tasks or self.config.tasks,
             candidates=self.config.candidates,
             temperature=self.config.temperature,
             max_new_tokens=self.config.max_new_tokens,
             stream=(self.config.seed, self.cycle, phase),
+            greedy=greedy,
         )
         self.spent(batch.seconds)
+        return batch
+
+    def score(self, groups: Sequence[Group]) -> Batch:
+        """Candidates that an earlier run wrote, scored by this run's reward."""
+        self._display.phase(self.cycle, "before")
+        started = time.perf_counter()
+        seed = seed_of(self.config.seed, self.cycle, "before", "reward")
+        tasks_P = [group.task for group in groups]
+        written_P_G = [group.written for group in groups]
+        batch = Batch(scored(self.session.reward, tasks_P, written_P_G, seed))
+        self.spent({"generate": 0.0, "reward": time.perf_counter() - started})
         return batch
 
     @contextlib.contextmanager

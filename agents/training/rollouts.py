@@ -88,21 +88,27 @@ def roll_out(
     temperature: float,
     max_new_tokens: int,
     stream: tuple[object, ...],
+    greedy: bool = False,
 ) -> Batch:
     """Draws tasks, writes and scores `candidates` commands for each.
 
     Args:
         stream: (seed, cycle, phase), from which all random numbers derive.
+        greedy: the first candidate of each task is the greedy command, and only the others are sampled.
     """
     started = time.perf_counter()
     tasks_P = source.tasks(tasks, *stream)
+    prompts = [forward_prompt(task) for task in tasks_P]
     written_P_G = policy.generate(
-        [forward_prompt(task) for task in tasks_P],
-        candidates,
+        prompts,
+        candidates - greedy,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seed=seed_of(*stream, "generate"),
     )
+    if greedy:
+        greedy_P = policy.generate(prompts, temperature=0.0, max_new_tokens=max_new_tokens)
+        written_P_G = [first + others for first, others in zip(greedy_P, written_P_G, strict=True)]
     generated = time.perf_counter()
     groups = scored(reward, tasks_P, written_P_G, seed_of(*stream, "reward"))
     seconds = {"generate": generated - started, "reward": time.perf_counter() - generated}

@@ -33,6 +33,7 @@ KEYWORDS: dict[str, Collection[str]] = {
     "task_source": ("templates", "model"),
     "embedder": (TrainConfig.embedder,),
     "pairs": (),  # of the one trainer that has them
+    "rollouts": (),
 }
 
 

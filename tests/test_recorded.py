@@ -1,0 +1,126 @@
+"""Learning from the candidates of an earlier run: the same candidates, other rewards and updates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.cli.command import run_command
+from agents.rejection_sft import Config, main
+
+SMALL = [
+    *("--model", "embedded", "--domain", "shell", "--cycles", "1", "--tasks", "4"),
+    *("--eval-tasks", "3", "--eval-subset", "3", "--eval-samples", "2", "--max-new-tokens", "32"),
+]
+
+
+def run(output: Path, name: str, *flags: str) -> Path:
+    assert (
+        run_command(Config, main, [*SMALL, "--output", str(output), "--name", name, *flags], "rejection_sft")
+        == 0
+    )
+    return output / name
+
+
+def rows_of(folder: Path, phase: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["phase"] == phase]
+
+
+def commands(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["task"], row["command"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one cycle of 4 tasks x 3 candidates, the greedy one among them; 2 tasks after the update."""
+    output = tmp_path_factory.mktemp("earlier")
+    return run(output, "s0", "--reward", "random", "--include-greedy", "--after-tasks", "2")
+
+
+def test_a_greedy_candidate_and_fewer_tasks_after(earlier: Path) -> None:
+    written = rows_of(earlier, "before")
+    assert len(written) == 12 and len(rows_of(earlier, "after")) == 6
+    greedy = run(earlier.parent, "one", "--reward", "random", "--candidates", "1", "--include-greedy")
+    firsts = [written[place] for place in range(0, 12, 3)]
+    assert commands(firsts) == commands(rows_of(greedy, "before"))
+    assert {row["command"] for row in written} != {row["command"] for row in firsts}
+
+
+def test_another_reward_chooses_among_the_same_candidates(earlier: Path, tmp_path: Path) -> None:
+    again = run(tmp_path, "again", "--reward", "likelihood", "--rollouts", str(earlier.parent / "s{seed}"))
+    theirs, ours = rows_of(earlier, "before"), rows_of(again, "before")
+    for row in theirs + ours:
+        for name in ("score", "parts", "reason", "accepted"):
+            del row[name]
+    assert ours == theirs
+    scores = [row["score"] for row in rows_of(again, "before")]
+    assert scores != [row["score"] for row in rows_of(earlier, "before")]
+    assert f"rollouts: {earlier}" in (again / "config.yaml").read_text().replace('"', "")
+
+
+def test_cycles_share_the_tasks(earlier: Path, tmp_path: Path) -> None:
+    flags = ["--cycles", "2", "--tasks", "2", "--candidates", "2", "--reward", "random"]
+    again = run(tmp_path, "again", *flags, "--rollouts", str(earlier))
+    theirs = rows_of(earlier, "before")
+    expected = [row for place, row in enumerate(theirs) if place % 3 < 2]
+    assert commands(rows_of(again, "before")) == commands(expected)
+    assert [row["cycle"] for row in rows_of(again, "before")] == [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tasks", "5"], "its first cycle has 4 tasks, and --cycles 1 x --tasks 5 need 5: ask for fewer"),
+        (["--candidates", "4"], "it has 3 candidates of a task: give --candidates 3 or fewer"),
+        (["--shots", "1"], "shots 0 and 1: both runs must begin with the same model and prompts"),
+        (["--include-greedy"], "its candidates are written: leave --include-greedy out"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    argv = [*SMALL, "--output", str(tmp_path), "--rollouts", str(earlier), "--reward", "random", *flags]
+    assert run_command(Config, main, argv, "rejection_sft") == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_log_is_refused(earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path(shutil.copytree(earlier, tmp_path / "copy"))
+    lines = (copy / "rollouts.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(lines[1])
+    del row["token_ids"]
+    argv = [*SMALL, "--output", str(tmp_path / "out"), "--rollouts", str(copy), "--reward", "random"]
+
+    (copy / "rollouts.jsonl").write_text("".join([lines[0], json.dumps(row) + "\n", *lines[2:]]))
+    assert run_command(Config, main, argv, "rejection_sft") == 2
+    assert "rollouts.jsonl:2: the line is damaged: take another run" in capsys.readouterr().err
+
+    (copy / "rollouts.jsonl").unlink()
+    assert run_command(Config, main, argv, "rejection_sft") == 2
+    assert "the run has no rollouts.jsonl yet" in capsys.readouterr().err
+
+    assert (
+        run_command(Config, main, [*argv[:-4], "--rollouts", str(tmp_path), *argv[-2:]], "rejection_sft") == 2
+    )
+    assert "no run is there" in capsys.readouterr().err
+
+
+def test_a_held_out_task_is_refused(
+    earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from agents.evaluation.heldout import HeldOut
+
+    copy = Path(shutil.copytree(earlier, tmp_path / "copy"))
+    held_out = next(iter(HeldOut("shell", 3, 3, 2, 0.7, 32).texts))
+    lines = (copy / "rollouts.jsonl").read_text().splitlines()
+    row = {**json.loads(lines[0]), "task": held_out}
+    (copy / "rollouts.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    argv = [*SMALL, "--output", str(tmp_path / "out"), "--rollouts", str(copy), "--reward", "random"]
+    assert run_command(Config, main, argv, "rejection_sft") == 2
+    assert "rollouts.jsonl:1: task: a held-out task" in capsys.readouterr().err
