@@ -63,7 +63,7 @@ class Config(TrainConfig):
     lora_r: int = 32
     """Rank of the LoRA adapter."""
     lora_targets: Literal["attention", "all-linear"] = "all-linear"
-    """Layers with LoRA: the projections of attention (all, where a model has none), or all linear ones."""
+    """What of a layer has LoRA: the projections of attention (all, where it has none), or all linear ones."""
     lora_alpha: int = 64
     """Scale of the LoRA adapter: its output is multiplied by alpha / r."""
     lora_dropout: float = 0.0

@@ -179,6 +179,15 @@ def test_the_shape_of_the_adapter_is_that_of_the_folder(pocket: Path, tmp_path: 
     )
 
 
+def test_the_upper_layers_alone(tmp_path: Path) -> None:
+    policy = load_policy("embedded", lora=Lora(r=2, layers="upper"))
+    count = policy.model.config.num_hidden_layers
+    adapted = {int(name.split("layers.")[1].split(".")[0]) for name in policy.snapshot()}
+    assert count > 1 and adapted == set(range(count // 2, count))
+    policy.save(tmp_path)
+    assert load_policy("embedded", adapter=str(tmp_path)).adapter_hash() == policy.adapter_hash()
+
+
 def test_wrong_adapters_get_one_line(policy: Policy, pocket: Path, tmp_path: Path) -> None:
     def refused(**options: Any) -> str:
         name = policy.adapter_hash()

@@ -124,8 +124,8 @@ def _read(folder: Path, name: str, model: Any) -> Snapshot:
     own = weights(model)
     if _shapes(tensors) != _shapes(own):
         raise InputError(
-            f"--adapter {folder}: its layers or ranks differ from those of --model, --lora-r and "
-            "--lora-targets: use the ones that it was trained with"
+            f"--adapter {folder}: its layers or ranks differ from those of --model, --lora-r, "
+            "--lora-targets and --lora-layers: use the ones that it was trained with"
         )
     return {key: tensor.to(own[key].device) for key, tensor in tensors.items()}
 

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -26,12 +26,15 @@ class Lora:
 
     `targets` are names of layers, or `("all-linear",)`: every linear layer of the text decoder. A model that
     lacks one of the names, or that has a layer with none of them, gets LoRA on all linear layers too.
+    `layers` are numbers of layers, or `upper`: the upper half of them. None takes all. Gradients end at the
+    lowest of them, so that half of the layers train in half the time.
     """
 
     r: int = 16
     alpha: int = 32
     dropout: float = 0.05
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    layers: tuple[int, ...] | Literal["upper"] | None = None
 
 
 def with_lora(model: Any, lora: Lora, seed: int) -> Any:
@@ -47,6 +50,7 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        layers_to_transform=_layers(lora, model),
         task_type="CAUSAL_LM",
     )
     if any(_last_part(name) in targets for name in outside):
@@ -55,6 +59,14 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
     with seeded("lora", seed), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers by a name that will go
         return get_peft_model(model, config)
+
+
+def _layers(lora: Lora, model: Any) -> list[int] | None:
+    """The numbers of the layers with LoRA; None for all."""
+    if lora.layers == "upper":
+        count = model.config.get_text_config().num_hidden_layers
+        return list(range(count // 2, count))
+    return list(lora.layers) if lora.layers else None
 
 
 def _modules(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -80,12 +92,13 @@ def adapted(model: Any) -> str:
 def saved_lora(folder: Path) -> Lora:
     """The shape of a saved adapter; InputError where the folder does not hold one."""
     saved, default = adapter_config(folder), Lora()
-    targets = saved.get("target_modules")
+    targets, layers = saved.get("target_modules"), saved.get("layers_to_transform")
     return Lora(
         saved.get("r", default.r),
         saved.get("lora_alpha", default.alpha),
         saved.get("lora_dropout", default.dropout),
         tuple(targets) if isinstance(targets, list) else default.targets,
+        tuple(layers) if isinstance(layers, list) else None,
     )
 
 

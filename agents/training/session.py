@@ -191,7 +191,13 @@ def _load(
     policy = load_policy(
         config.model or "embedded",
         adapter=str(checkpoint) if checkpoint else config.adapter,
-        lora=Lora(config.lora_r, config.lora_alpha, config.lora_dropout, targets),
+        lora=Lora(
+            config.lora_r,
+            config.lora_alpha,
+            config.lora_dropout,
+            targets,
+            "upper" if config.lora_layers == "upper" else None,
+        ),
         load_in_4bit=config.load_in_4bit,
         dtype=chosen["dtype"],
         threads=chosen["threads"],
