@@ -175,9 +175,9 @@ def test_prompts_are_read_once_and_completions_are_the_same(
     generator = policy.generator
     read_ahead = generator._read_ahead
 
-    def watched(inputs: Any, mask: Any, of_row: Any) -> Any:
+    def watched(inputs: Any, mask: Any, of_row: Any, before: int) -> Any:
         widths.append(len(inputs))
-        return read_ahead(inputs, mask, of_row)
+        return read_ahead(inputs, mask, of_row, before)
 
     monkeypatch.setattr(generator, "_read_ahead", watched)
     once = policy.generate(prompts, 4, temperature=0.9, max_new_tokens=12, seed=3)
@@ -189,6 +189,37 @@ def test_prompts_are_read_once_and_completions_are_the_same(
             assert (one.text, one.token_ids, one.truncated) == (two.text, two.token_ids, two.truncated)
             assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
     assert len({completion.text for row in once for completion in row}) > 6
+
+
+SAME = "list the files of a folder and count them. " * 4  # longer than what is worth to be read once
+
+
+@pytest.mark.parametrize("rests", [["", "x", "ping web1.test 5 times"], ["a", "b"]])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_what_prompts_begin_with_is_read_once(policy: Policy, rests: list[str], temperature: float) -> None:
+    stir(policy)
+    prompts = [SAME + rest for rest in rests]
+    generator = policy.generator
+    read: list[int] = []
+
+    def note(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        read.append(given["input_ids"].numel())
+
+    def answers(n: int) -> list[Any]:
+        read.clear()
+        with policy.model.get_base_model().register_forward_pre_hook(note, with_kwargs=True):
+            written = policy.generate(prompts, n, temperature=temperature, max_new_tokens=8, seed=3)
+        return [completion for row in written for completion in row]
+
+    for n in (1, 4):
+        generator.reads_ahead = True
+        once, tokens = answers(n), sum(read)
+        generator.reads_ahead = False
+        each = answers(n)
+        assert tokens < sum(read)
+        for one, two in zip(once, each, strict=True):
+            assert (one.text, one.token_ids) == (two.text, two.token_ids)
+            assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
 
 
 def test_a_model_with_states_reads_each_prompt_for_itself(pocket: Path) -> None:
@@ -219,6 +250,13 @@ def test_a_model_with_states_reads_each_prompt_for_itself(pocket: Path) -> None:
         ["list files", "count the lines of notes.txt"], 3, temperature=0.9, max_new_tokens=6, seed=1
     )
     assert [len(row) for row in written] == [3, 3] and not policy.generator.reads_ahead
+
+    # Nor is what they begin with read once: padding would stand in the middle.
+    prompts = [SAME + "x", SAME + "ping web1.test"]
+    apart = policy.generate(prompts, temperature=0.0, max_new_tokens=6)
+    policy.generator.reads_ahead = True
+    assert policy.generate(prompts, temperature=0.0, max_new_tokens=6) == apart
+    assert not policy.generator.reads_ahead
 
 
 def limit(policy: Policy, monkeypatch: pytest.MonkeyPatch, most: int, error: Exception) -> list[int]:

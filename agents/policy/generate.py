@@ -15,8 +15,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from agents.policy import prefix
 from agents.policy.batches import Batches
-from agents.policy.prefix import has_rows, reads_ahead
 from agents.policy.seeds import seeded
 from agents.policy.tokens import EndOfLine, Tokens
 from envs.types import Completion, Prompt
@@ -38,7 +38,8 @@ class Generator:
 
     def __init__(self, model: Any, tokens: Tokens, batches: Batches) -> None:
         self.model, self.tokens, self.batches = model, tokens, batches
-        self.reads_ahead = reads_ahead(model)
+        self.reads_ahead = prefix.reads_ahead(model)
+        model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
 
     def sample(
         self, prompts: Sequence[str | Prompt], n: int, temperature: float, max_new_tokens: int, seed: int
@@ -74,10 +75,12 @@ class Generator:
         distinct = list(dict.fromkeys(map(tuple, prompts_B)))
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
         of_row_B = torch.tensor([row_of[tuple(prompt)] for prompt in prompts_B], device=self.tokens.device)
-        inputs_U_W, mask_U_W = self._left_padded(distinct)
-        already_read = {}
-        if len(distinct) < len(prompts_B):
-            already_read = self._read_ahead(inputs_U_W, mask_U_W, of_row_B)
+        before = prefix.common(distinct) if self.reads_ahead else 0
+        inputs_U_W, mask_U_W = self._padded(distinct, before)
+        cache = self._read_ahead(inputs_U_W, mask_U_W, of_row_B, before)
+        already_read = {} if cache is None else {"past_key_values": cache}
+        if cache is None and before:
+            inputs_U_W, mask_U_W = self._padded(distinct, 0)
 
         width = inputs_U_W.shape[1]
         logits = LastLogits()
@@ -97,14 +100,20 @@ class Generator:
         logprobs_B_T = torch.stack(chosen.logprobs_T_B, dim=1)
         return list(zip(tokens_B_T.tolist(), logprobs_B_T.tolist(), strict=True))
 
-    def _left_padded(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask. Padding is on the left: all completions begin in the same column."""
+    def _padded(self, rows: Sequence[tuple[int, ...]], before: int) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask. All completions begin in the same column.
+
+        Padding is on the left, or after the first `before` tokens, which all rows have in common.
+        """
         width = max(map(len, rows))
         inputs = torch.full((len(rows), width), self.tokens.pad, device=self.tokens.device)
         mask = torch.zeros_like(inputs)
         for row, ids in enumerate(rows):
-            inputs[row, width - len(ids) :] = torch.tensor(ids, device=self.tokens.device)
-            mask[row, width - len(ids) :] = 1
+            start = width - (len(ids) - before)
+            tokens = torch.tensor(ids, device=self.tokens.device)
+            inputs[row, :before], inputs[row, start:] = tokens[:before], tokens[before:]
+            mask[row, :before] = 1
+            mask[row, start:] = 1
         return inputs, mask
 
     def _settings(self, temperature: float, max_new_tokens: int) -> GenerationConfig:
@@ -120,32 +129,48 @@ class Generator:
             **sampling,
         )
 
-    def _read_ahead(self, inputs_U_W: Tensor, mask_U_W: Tensor, of_row_B: Tensor) -> dict[str, Any]:
-        """Reads each prompt once, however many completions it gets.
+    def _read_ahead(self, inputs_U_W: Tensor, mask_U_W: Tensor, of_row_B: Tensor, before: int) -> Any:
+        """Reads what prompts begin with once, and each prompt once, however many completions it gets.
 
         Args:
-            inputs_U_W, mask_U_W: U different prompts, left-padded. All but the last token of each is read.
+            inputs_U_W, mask_U_W: U different prompts, padded. All but the last token of each is read where
+                there are more rows than prompts.
             of_row_B: which of them each row of the batch begins with.
+            before: how many tokens they have in common.
 
         Returns:
-            `past_key_values` for the rows of the batch; empty where the model does not allow it.
+            keys and values for the rows of the batch; None where nothing is gained, or the model does not
+            allow it.
         """
-        if not self.reads_ahead or inputs_U_W.shape[1] < 2:
-            return {}
+        prompts, width = inputs_U_W.shape
+        several = prompts < len(of_row_B)
+        if not self.reads_ahead or width < 2 or not (before or several):
+            return None
         positions = (mask_U_W.cumsum(-1) - 1).clamp(min=0)
         with torch.no_grad():
-            cache = self.model(
-                input_ids=inputs_U_W[:, :-1],
-                attention_mask=mask_U_W[:, :-1],
-                position_ids=positions[:, :-1],
-                use_cache=True,
-                logits_to_keep=1,
-            ).past_key_values
-        if not has_rows(cache):
+            cache: Any = None
+            if before:
+                cache = prefix.read(self.model, inputs_U_W[0, :before].tolist(), prompts)
+            if several and before < width - 1:
+                cache = self.model(
+                    input_ids=inputs_U_W[:, before:-1],
+                    attention_mask=mask_U_W[:, :-1],
+                    position_ids=positions[:, before:-1],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).past_key_values
+        if not prefix.has_rows(cache):
             self.reads_ahead = False
-            return {}
+            return None
         cache.batch_select_indices(of_row_B)
-        return {"past_key_values": cache}
+        return cache
+
+
+def _in_one_piece(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The hidden states copied, if they are a view: else PyTorch copies the embeddings for each row."""
+    states, *others = inputs
+    return (states.contiguous(), *others)
 
 
 def _prompt_length(row: Row) -> int:
