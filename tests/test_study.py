@@ -22,8 +22,9 @@ from agents.cli.command import run_command
 from agents.studies.jobs import Job, run_jobs
 from agents.studies.plan import read_plan
 from agents.studies.runs import read_run
+from agents.studies.schedule import all_jobs
 from agents.studies.summary import candidates_to, gap_closed, over_seeds, rank_correlation
-from agents.study import TRAINERS, Config, main
+from agents.study import COMMANDS, TRAINERS, Config, main
 from envs.schema import CONFIGS
 from envs.types import InputError
 
@@ -269,6 +270,22 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
             "9: reference: upper: cannot be compared with random: budgets of 1350",
         ),
         ("{reward: random}", "5", "9: random: must be a mapping"),
+        (
+            "{reward: random}",
+            "{candidates_of: upper, trainer: ppo}",
+            "9: candidates_of: upper: not for random: ppo learns from what it writes itself",
+        ),
+        (
+            "{reward: random}",
+            "{candidates_of: upper, seeds: [0, 7]}",
+            "9: candidates_of: upper: not for random: upper has no seed 7",
+        ),
+        (
+            "{reward: random}",
+            "{candidates_of: upper, domain: sql}",
+            "9: candidates_of: upper: not for random: domain all and sql: both must begin with the same",
+        ),
+        ("{reward: random}", "{candidates_of: uper}", "9: candidates_of: uper: no such arm: did you mean"),
         ("random: {", "a/b: {", "9: a/b: an arm's name is that of a folder"),
         ("upper: {", "random: {", "10: arms.random: this key is there twice, first in line 9"),
         ("cycles: 4", "cycles: 0", "1: cycles: 0: must be 1 or more"),
@@ -365,8 +382,8 @@ def test_why_it_works_by_intent_and_over_models(three: Path) -> None:
 def test_the_studies_that_come_with_the_project_are_sound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("noise-0.9", "shared-0.6", "shared-0.9"):
-        (tmp_path / "runs" / "models" / name).mkdir(parents=True)  # its file says how to make these
+    for name in ("models/noise-0.9", "models/shared-0.6", "models/shared-0.9", "smollm2-warm"):
+        (tmp_path / "runs" / name).mkdir(parents=True)  # the head of its file says how to make it
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     paths = sorted((CONFIGS.parent / "studies").glob("*.yaml"))
@@ -403,6 +420,26 @@ def test_damaged_runs_are_reported_and_the_rest_counts(
         and found["arms"]["similar"]["against_reference"]["seeds"] == 2
     )
     assert "FAILED random, seed 1" in capsys.readouterr().out
+
+
+def test_arms_learn_from_the_candidates_of_one_that_comes_first(tmp_path: Path) -> None:
+    file, folder = tmp_path / "study.yaml", tmp_path / "out"
+    file.write_text(
+        HEAD + "candidates_of: writes\narms:\n  chooses: {reward: likelihood}\n  writes: {reward: random}\n"
+    )
+    plan = read_plan(file, TRAINERS)
+    assert [arm.candidates_of for arm in plan.arms.values()] == ["writes", None]
+    jobs = all_jobs(plan, folder, COMMANDS)
+    assert [job.name for job in jobs] == ["writes s0", "writes s1", "writes s2"]
+    assert [[after.name for after in job.then] for job in jobs] == [[f"chooses s{seed}"] for seed in range(3)]
+    assert "--rollouts" not in jobs[1].command
+    words = list(jobs[1].then[0].command)
+    assert words[words.index("--rollouts") + 1] == str(folder / "runs" / "writes" / "s1")
+
+    fabricate(folder, "writes", [0.5, 0.5], "random")  # has ended: the others need not wait
+    jobs = all_jobs(plan, folder, COMMANDS)
+    assert [job.name for job in jobs] == ["writes s2", "chooses s0", "chooses s1"]
+    assert [after.name for after in jobs[0].then] == ["chooses s2"]
 
 
 # --- with runs that train: two arms of a tiny budget, in one study that fails, goes on and is extended

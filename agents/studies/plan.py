@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli.command import parse
-from agents.studies.settings import SAME_TASKS, is_labelled
+from agents.studies.settings import SAME_START, SAME_TASKS, difference_of, is_labelled
 from agents.training.config import TrainConfig
 from envs.domain import domain_names, load_domain
 from envs.messages import did_you_mean
@@ -32,10 +32,11 @@ TOP = (
     "groups",
     "reference",
     "ceiling",
+    "candidates_of",
     "transfer_tasks",
     "theory",
 )
-OF_ARM = ("trainer", "seeds", "evaluate_on", "reference", "ceiling")
+OF_ARM = ("trainer", "seeds", "evaluate_on", "reference", "ceiling", "candidates_of")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Arm:
         labelled: it learns from references or verdicts: no competitor of those that do not.
         evaluate_on: domains on which its start and end are evaluated as well.
         reference, ceiling: the arms that its gain is compared with; None where nothing fits.
+        candidates_of: the arm whose candidates it learns from, seed by seed; None if it writes its own.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Arm:
     evaluate_on: tuple[str, ...]
     reference: str | None
     ceiling: str | None
+    candidates_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,8 @@ def read_plan(path: Path, trainers: Trainers) -> Plan:
         raise file.error(("transfer_tasks",), f"transfer_tasks: {tasks}: must be a whole number of 1 or more")
     theory = _theory(file, data.get("theory", False), found)
     paired = {name: _paired(file, found, arm, arms[name] or {}) for name, arm in found.items()}
+    for arm in found.values():
+        _check_candidates(file, arm, found)
     about = " ".join(str(data.get("about") or "").split())
     return Plan(
         path.stem, about, paired, {name: tuple(names) for name, names in groups.items()}, tasks, theory
@@ -219,7 +224,36 @@ def _arm(
         tuple(on),
         given.get("reference", data.get("reference")),
         given.get("ceiling", data.get("ceiling")),
+        _writer(name, given, data),
     )
+
+
+def _writer(name: str, given: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """The arm whose candidates an arm learns from: its own choice or the study's, never itself."""
+    writer = given.get("candidates_of", data.get("candidates_of"))
+    return None if writer == name else writer
+
+
+def _check_candidates(file: _File, arm: Arm, arms: Mapping[str, Arm]) -> None:
+    """An arm can learn from the candidates of another if that one writes as many, as the same model."""
+    key = ("arms", arm.name, "candidates_of")
+    where = key if file.has(key) else ("candidates_of",)
+    name = arm.candidates_of
+    if name is None:
+        return
+    _exists(file, where, name, arms)
+    writer = arms[name]
+    problem = ""
+    if "rollouts" not in arm.resolved:
+        problem = f"{arm.trainer} learns from what it writes itself"
+    elif writer.candidates_of is not None:
+        problem = f"{name} learns from the candidates of {writer.candidates_of}: name that one"
+    elif missing := sorted(set(arm.seeds) - set(writer.seeds)):
+        problem = f"{name} has no seed {missing[0]}"
+    elif different := difference_of([writer.resolved, arm.resolved], SAME_START):
+        problem = f"{different}: both must begin with the same model and prompts"
+    if problem:
+        raise file.error(where, f"candidates_of: {name}: not for {arm.name}: {problem}")
 
 
 def _checked(
@@ -241,7 +275,7 @@ def _checked(
             raise file.error(at(key), f"{key}: unknown key: {did_you_mean(key, [*known, *OF_ARM])}")
     model = str(settings.get("model", ""))
     if model.startswith(("/", ".", "runs/")) and not Path(model).exists():
-        how = "make it first as the head of this file says (python -m agents.pretrain), or give embedded"
+        how = "make it first as the head of this file says, or give embedded"
         raise file.error(at("model"), f"model: {model}: no such folder: {how}")
     keys = list(settings)
     with tempfile.TemporaryDirectory() as folder:

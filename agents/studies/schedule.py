@@ -33,8 +33,18 @@ def all_jobs(plan: Plan, folder: Path, commands: Commands) -> list[Job]:
         commands: `evaluate` and the trainers.
     """
     jobs = []
+    training: dict[str, Job] = {}
+    waiting = []
     for arm, seed in order(plan):
-        jobs += jobs_of(plan, arm, seed, folder, commands)
+        own = jobs_of(plan, arm, seed, folder, commands)
+        training |= {job.name: job for job in own}
+        if arm.candidates_of is None:
+            jobs += own
+        else:
+            waiting.append((_training(plan.arms[arm.candidates_of], seed), own))
+    for writer, own in waiting:
+        # After the run that writes the candidates, if that has yet to end.
+        (training[writer].then if writer in training else jobs).extend(own)
     return jobs + theory_jobs(plan, folder, commands)
 
 
@@ -110,6 +120,8 @@ def _training_words(arm: Arm, seed: int, folder: Path) -> list[str]:
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text(as_yaml(arm.settings), encoding="utf-8")
     place = ["--output", str(run.parent), "--name", run.name]
+    if arm.candidates_of is not None:
+        place += ["--rollouts", str(run_folder(folder, arm.candidates_of, seed))]
     return ["--config", str(settings), "--seed", str(seed), *place]
 
 

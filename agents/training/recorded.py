@@ -11,14 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.studies.settings import difference_of, read_settings
+from agents.studies.settings import SAME_START, difference_of, read_settings
 from agents.training.config import TrainConfig
 from agents.training.session import saved
 from envs.jsonl import read_jsonl
 from envs.types import Completion, InputError, Task
 
-# What the candidates depend on, the seed and the numbers of tasks and candidates aside.
-SAME_START = ("model", "adapter", "domain", "shots", "prefill", "chat_template_kwargs", "max_new_tokens")
 SEED = "{seed}"  # in --rollouts: stands for --seed
 FIX = "give the folder of a run by agents.rejection_sft, agents.dpo or the like"
 
