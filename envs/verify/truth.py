@@ -64,9 +64,9 @@ def how_verified(domain: str) -> str:
     """How commands of a domain are verified, for a reader; with the tools that execution depends on."""
     kind = load_spec(domain).verify.kind
     if kind == "shell":
-        return "; ".join(["executed in a sandbox over three file trees", *shell.versions()])
+        return "; ".join(["executed in a sandbox over three file trees, or a task's own", *shell.versions()])
     return {
-        "sql": f"executed in SQLite {sqlite3.sqlite_version} over eight fillings",
+        "sql": f"executed in SQLite {sqlite3.sqlite_version} over eight fillings, or a task's own database",
         "network": "parsed and compared in meaning, never executed",
         "exact": "compared with the reference as text",
     }[kind]
