@@ -14,6 +14,7 @@ import torch
 from conftest import PROMPTS, close, spy, stir
 from peft import LoraConfig, get_peft_model
 
+from agents.policy import generate
 from agents.policy.generate import LastLogits
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
@@ -182,7 +183,7 @@ def test_prompts_are_read_once_and_completions_are_the_same(
     monkeypatch.setattr(generator, "_read_ahead", watched)
     once = policy.generate(prompts, 4, temperature=0.9, max_new_tokens=12, seed=3)
     assert widths == [3]
-    generator.reads_ahead = False
+    monkeypatch.setattr(generator, "reads_ahead", False)
     each = policy.generate(prompts, 4, temperature=0.9, max_new_tokens=12, seed=3)
     for row, other in zip(once, each, strict=True):
         for one, two in zip(row, other, strict=True):
@@ -196,7 +197,9 @@ SAME = "list the files of a folder and count them. " * 4  # longer than what is 
 
 @pytest.mark.parametrize("rests", [["", "x", "ping web1.test 5 times"], ["a", "b"]])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_what_prompts_begin_with_is_read_once(policy: Policy, rests: list[str], temperature: float) -> None:
+def test_what_prompts_begin_with_is_read_once(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, rests: list[str], temperature: float
+) -> None:
     stir(policy)
     prompts = [SAME + rest for rest in rests]
     generator = policy.generator
@@ -212,14 +215,48 @@ def test_what_prompts_begin_with_is_read_once(policy: Policy, rests: list[str], 
         return [completion for row in written for completion in row]
 
     for n in (1, 4):
-        generator.reads_ahead = True
+        monkeypatch.setattr(generator, "reads_ahead", True)
         once, tokens = answers(n), sum(read)
-        generator.reads_ahead = False
+        monkeypatch.setattr(generator, "reads_ahead", False)
         each = answers(n)
         assert tokens < sum(read)
         for one, two in zip(once, each, strict=True):
             assert (one.text, one.token_ids) == (two.text, two.token_ids)
             assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
+
+
+def test_rows_that_have_ended_leave_the_batch(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    stir(policy)
+    monkeypatch.setattr(policy.tokens, "one_line", False)
+    prompts = [SAME + rest for rest in ("", "x", "ping web1.test 5 times", "wc", "ls")]
+    rows: list[int] = []
+
+    def note(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        rows.append(len(given["input_ids"]))
+
+    def answers() -> list[Any]:
+        rows.clear()
+        with policy.model.get_base_model().register_forward_pre_hook(note, with_kwargs=True):
+            written = policy.generate(prompts, 6, temperature=1.5, max_new_tokens=20, seed=3)
+        return [completion for row in written for completion in row]
+
+    # Some answers end at their third token, some later or not at all.
+    policy.tokens.eos = frozenset({*policy.tokens.eos, answers()[0].token_ids[2]})
+    monkeypatch.setattr(generate, "STEPS", 20)
+    wholly, in_all = answers(), sum(rows)
+    monkeypatch.setattr(generate, "STEPS", 4)
+    in_steps = answers()
+    assert sum(rows) < in_all and min(rows[1:]) < max(rows)
+    lengths = {len(completion.token_ids) for completion in in_steps}
+    assert min(lengths) < 4 < max(lengths)
+    for place, (one, two) in enumerate(zip(in_steps, wholly, strict=True)):
+        if len(one.token_ids) < 4:  # from then on others draw from the same stream
+            assert (one.token_ids, one.truncated) == (two.token_ids, two.truncated)
+            assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
+        prompt = policy.prompt_ids([prompts[place // 6]])[0]
+        values = policy.logprobs_of_ids([(prompt, one.token_ids)])[0]
+        assert one.logprobs == pytest.approx(values, abs=1e-3)
+    assert answers() == in_steps
 
 
 def test_a_model_with_states_reads_each_prompt_for_itself(pocket: Path) -> None:

@@ -21,6 +21,7 @@ from agents.policy.seeds import seeded
 from agents.policy.tokens import EndOfLine, Tokens
 from envs.types import Completion, Prompt
 
+STEPS = 12  # tokens of an answer after which rows that have ended leave the batch
 Row = tuple[list[int], str]  # token ids of a prompt, and the start of its answer
 
 
@@ -78,27 +79,52 @@ class Generator:
         before = prefix.common(distinct) if self.reads_ahead else 0
         inputs_U_W, mask_U_W = self._padded(distinct, before)
         cache = self._read_ahead(inputs_U_W, mask_U_W, of_row_B, before)
-        already_read = {} if cache is None else {"past_key_values": cache}
         if cache is None and before:
             inputs_U_W, mask_U_W = self._padded(distinct, 0)
 
-        width = inputs_U_W.shape[1]
+        inputs_B_W, mask_B_W = inputs_U_W[of_row_B], mask_U_W[of_row_B]
+        written: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts_B]
+        going = list(range(len(prompts_B)))
+        # Answers of one line are about equally long, and not every cache has rows that can be chosen.
+        at_once = max_new_tokens if self.tokens.one_line or cache is None else STEPS
+        for done in range(0, max_new_tokens, at_once):
+            steps = min(at_once, max_new_tokens - done)
+            output, logprobs_B_T = self._steps(inputs_B_W, mask_B_W, cache, temperature, steps)
+            tokens_B_T = output.sequences[:, inputs_B_W.shape[1] :]
+            kept = []
+            for place, row in enumerate(going):
+                ids, logprobs = written[row]
+                ids += tokens_B_T[place].tolist()
+                logprobs += logprobs_B_T[place].tolist()
+                if not self.tokens.has_ended(ids):
+                    kept.append(place)
+            if not kept or done + steps == max_new_tokens:
+                break
+            going = [going[place] for place in kept]
+            mask_B_W = torch.cat([mask_B_W, torch.ones_like(tokens_B_T)], dim=1)[kept]
+            inputs_B_W, cache = output.sequences[kept], output.past_key_values
+            cache.batch_select_indices(torch.tensor(kept, device=self.tokens.device))
+        return written
+
+    def _steps(
+        self, inputs_B_W: Tensor, mask_B_W: Tensor, cache: Any, temperature: float, steps: int
+    ) -> tuple[Any, Tensor]:
+        """Up to `steps` more tokens of each row -> what transformers returns, and their logprobs (B, T)."""
         logits = LastLogits()
         chosen = ChosenLogprobs(logits)
         stops: list[StoppingCriteria] = [chosen]
         if self.tokens.one_line:
-            stops.append(EndOfLine(self.tokens, start=width))
+            stops.append(EndOfLine(self.tokens, start=inputs_B_W.shape[1]))
+        already_read = {} if cache is None else {"past_key_values": cache}
         output: Any = self.model.generate(
-            input_ids=inputs_U_W[of_row_B],
-            attention_mask=mask_U_W[of_row_B],
-            generation_config=self._settings(temperature, max_new_tokens),
+            input_ids=inputs_B_W,
+            attention_mask=mask_B_W,
+            generation_config=self._settings(temperature, steps),
             logits_processor=LogitsProcessorList([logits]),
             stopping_criteria=StoppingCriteriaList(stops),
             **already_read,
         )
-        tokens_B_T = output.sequences[:, width:]
-        logprobs_B_T = torch.stack(chosen.logprobs_T_B, dim=1)
-        return list(zip(tokens_B_T.tolist(), logprobs_B_T.tolist(), strict=True))
+        return output, torch.stack(chosen.logprobs_T_B, dim=1)
 
     def _padded(self, rows: Sequence[tuple[int, ...]], before: int) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask. All completions begin in the same column.

@@ -152,6 +152,10 @@ class Tokens:
         """The texts of the tokenizer's control tokens."""
         return [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
+    def has_ended(self, ids: list[int]) -> bool:
+        """Whether generated token ids hold the end of the answer."""
+        return not self._length(ids)[1]
+
     def _length(self, ids: list[int]) -> tuple[int, bool]:
         """How many tokens the answer takes, and whether it was cut before its end."""
         if self.one_line:
