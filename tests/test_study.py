@@ -438,8 +438,8 @@ def test_arms_learn_from_the_candidates_of_one_that_comes_first(tmp_path: Path) 
 
     fabricate(folder, "writes", [0.5, 0.5], "random")  # has ended: the others need not wait
     jobs = all_jobs(plan, folder, COMMANDS)
-    assert [job.name for job in jobs] == ["writes s2", "chooses s0", "chooses s1"]
-    assert [after.name for after in jobs[0].then] == ["chooses s2"]
+    assert [job.name for job in jobs] == ["chooses s0", "chooses s1", "writes s2"]
+    assert [after.name for after in jobs[2].then] == ["chooses s2"]
 
 
 # --- with runs that train: two arms of a tiny budget, in one study that fails, goes on and is extended

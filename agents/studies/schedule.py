@@ -32,19 +32,18 @@ def all_jobs(plan: Plan, folder: Path, commands: Commands) -> list[Job]:
     Args:
         commands: `evaluate` and the trainers.
     """
-    jobs = []
-    training: dict[str, Job] = {}
-    waiting = []
+    of_run: dict[str, list[Job]] = {}
     for arm, seed in order(plan):
-        own = jobs_of(plan, arm, seed, folder, commands)
-        training |= {job.name: job for job in own}
-        if arm.candidates_of is None:
-            jobs += own
+        of_run[_training(arm, seed)] = jobs_of(plan, arm, seed, folder, commands)
+    to_train = {job.name: job for own in of_run.values() for job in own}
+    jobs = []
+    for arm, seed in order(plan):
+        own = of_run[_training(arm, seed)]
+        writer = plan.arms[arm.candidates_of or arm.name]
+        if arm.candidates_of is not None and _training(writer, seed) in to_train:
+            to_train[_training(writer, seed)].then.extend(own)  # the candidates have yet to be written
         else:
-            waiting.append((_training(plan.arms[arm.candidates_of], seed), own))
-    for writer, own in waiting:
-        # After the run that writes the candidates, if that has yet to end.
-        (training[writer].then if writer in training else jobs).extend(own)
+            jobs += own
     return jobs + theory_jobs(plan, folder, commands)
 
 
