@@ -580,4 +580,4 @@ def test_a_foreign_mistral_from_a_path(tmp_path: Path, foreign_mistral: Path) ->
 def test_the_settings_for_a_real_model_are_settings_of_this_command() -> None:
     config, _ = parse(Config, ["--config", str(CONFIGS.parent / "real-model.yaml")], "rejection_sft")
     config.check()
-    assert (config.reward, config.select, config.warmup, config.tasks) == ("channel", "best", 0.1, 240)
+    assert (config.reward, config.select, config.warmup, config.tasks) == ("channel", "best", 0.1, 480)
