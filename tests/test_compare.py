@@ -31,6 +31,12 @@ def pair(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "first"), str(tmp_path / "second"), "--output", str(tmp_path / "out")]
 
 
+@pytest.fixture
+def no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of numbers and words: the chart takes most of the time of a comparison."""
+    monkeypatch.setattr("agents.studies.comparison.overlay", lambda *_: None)
+
+
 def test_the_numbers_are_what_one_computes_by_hand(
     pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +135,9 @@ def layout_of(folder: Path) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def test_one_tensorboard_folder_in_which_curves_overlay(pair: list[str], tmp_path: Path) -> None:
+def test_one_tensorboard_folder_in_which_curves_overlay(
+    pair: list[str], tmp_path: Path, no_chart: None
+) -> None:
     assert compare(*pair) == 0
     found = curves(tmp_path / "out" / "tensorboard")
     assert set(found) == {"first", "second"} and set(found["first"]) == set(found["second"]) >= {
@@ -146,7 +154,7 @@ def test_one_tensorboard_folder_in_which_curves_overlay(pair: list[str], tmp_pat
 
 
 def test_other_rewards_are_compared_by_truth_and_their_scores_are_kept_apart(
-    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], no_chart: None
 ) -> None:
     make_run(tmp_path / "other", reward="similarity")
     words = [pair[0], str(tmp_path / "other"), *pair[2:]]
@@ -197,7 +205,7 @@ def test_other_held_out_tasks_are_refused(
 
 
 @pytest.mark.slow
-def test_the_spacing_of_a_log_does_not_matter(pair: list[str], tmp_path: Path) -> None:
+def test_the_spacing_of_a_log_does_not_matter(pair: list[str], tmp_path: Path, no_chart: None) -> None:
     assert compare(*pair) == 0
     before = page_and_numbers(tmp_path / "out")
     path = tmp_path / "second" / "truth.jsonl"
@@ -207,7 +215,7 @@ def test_the_spacing_of_a_log_does_not_matter(pair: list[str], tmp_path: Path) -
     assert page_and_numbers(tmp_path / "out") == before
 
 
-def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path) -> None:
+def test_a_run_at_work_is_read_and_not_touched(pair: list[str], tmp_path: Path, no_chart: None) -> None:
     running = make_run(tmp_path / "running", 0.5, 1.0, done=2)
     for name in ("metrics.jsonl", "truth.jsonl", "timings.jsonl"):
         with (running / name).open("a") as file:
@@ -283,7 +291,7 @@ def test_wrong_input(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_one_run_and_runs_of_one_name(
-    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], no_chart: None
 ) -> None:
     assert compare(pair[1], *pair[2:]) == 0
     assert "second is better than its start" in capsys.readouterr().out

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,25 +37,16 @@ from agents.training.trl_dpo import PairTrainer, train_on_pairs
 from agents.training.trl_policy import contained, on_one_device
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = [
-    "--tasks",
-    "8",
-    "--eval-tasks",
-    "9",
-    "--eval-subset",
-    "6",
-    "--eval-samples",
-    "2",
-    "--max-new-tokens",
-    "32",
-]
+# For a model with random weights, which writes no command: nothing is executed, and no gate closes.
+SMALL = ["--domain", "network", "--force", "--no-gates", "--max-new-tokens", "12"]
+SMALL += ["--tasks", "8", "--eval-tasks", "4", "--eval-subset", "3", "--eval-samples", "1"]
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl", "progress.json", "self_improvement_results.json")
 STREAM = (0, 1, "train")
 
 
-def run(tmp: Path, name: str, *flags: str) -> Path:
+def run(model: Path, tmp: Path, name: str, *flags: str) -> Path:
     """Runs the command in this process -> the run's folder."""
-    argv = ["--model", "embedded", *SMALL, "--output", str(tmp), "--name", name, *flags]
+    argv = ["--model", str(model), *SMALL, "--output", str(tmp), "--name", name, *flags]
     assert run_command(Config, main, argv, "dpo") == 0
     return tmp / name
 
@@ -79,9 +69,9 @@ def prefer(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(brief: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one cycle. A test that changes it takes a copy."""
-    return run(tmp_path_factory.mktemp("finished"), "a", "--cycles", "1", "--reward", "random")
+    return run(brief, tmp_path_factory.mktemp("finished"), "a", "--cycles", "1", "--reward", "random")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -347,6 +337,7 @@ def test_an_error_leaves_nothing_behind_either(
     assert attributes(policy) == before
 
 
+@pytest.mark.slow
 def test_the_adapter_stays_float32(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL makes that of a 4-bit model bfloat16, in which a step of 1e-3 often changes nothing."""
     start, honest, hashes = policy.snapshot(), DPOTrainer.__init__, []
@@ -366,6 +357,7 @@ def test_the_adapter_stays_float32(policy: Policy, tmp_path: Path, monkeypatch: 
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 def test_the_stream_decides(policy: Policy, tmp_path: Path) -> None:
     start, hashes = policy.snapshot(), []
     for stream in (STREAM, STREAM, (1, 1, "train")):
@@ -376,6 +368,7 @@ def test_the_stream_decides(policy: Policy, tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_or_changes_nothing_is_an_error(policy: Policy, tmp_path: Path) -> None:
     batch, start = batch_of(policy), policy.snapshot()
     with pytest.raises(TrainingError, match="the adapter did not change in this update"):
@@ -400,6 +393,7 @@ def test_warnings_and_random_states_are_as_before(policy: Policy) -> None:
 # ---- private names of TRL, which another version may change ----
 
 
+@pytest.mark.slow
 def test_trl_still_prepares_the_dataset_by_a_method_of_that_name(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +409,7 @@ def test_trl_still_prepares_the_dataset_by_a_method_of_that_name(
     assert calls
 
 
+@pytest.mark.slow
 def test_trl_still_tells_the_hub_by_a_method_of_that_name(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,8 +467,8 @@ def test_a_trivial_reward_rises(tmp_path: Path, reference: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_and_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = run(tmp_path, "a", "--cycles", "2", "--reward", "random", "--margin", "0.01")
+def test_a_run_and_its_files(brief: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = run(brief, tmp_path, "a", "--cycles", "2", "--reward", "random", "--margin", "0.01")
     printed, errors = capfd.readouterr()
     assert printed.splitlines()[-1] == str(folder) and "select/pairs" not in printed and "loss" not in printed
     assert errors == ""
@@ -484,7 +479,8 @@ def test_a_run_and_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         groups = [part[start : start + 3] for start in range(0, 24, 3)]
         assert all(len({row["task_id"] for row in group}) == 1 for group in groups)
         # What is logged is what was scored, and what was trained on follows from it.
-        assert line["reward/mean"] == pytest.approx(mean([row["score"] for row in part]))
+        known = [row["score"] for row in part if row["score"] is not None]  # an empty command has none
+        assert line["reward/mean"] == pytest.approx(mean(known)) and len(known) > 20
         scores = [[None if row["truncated"] else row["score"] for row in group] for group in groups]
         pairs = pairs_of(scores, [[row["command"] for row in group] for group in groups], 0.01)
         assert (line["train/pairs"], line["select/pairs"]) == (len(pairs), len(pairs) / 8) and pairs
@@ -510,21 +506,21 @@ def test_a_run_and_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Path) -> None:
+def test_same_seed_same_bytes_and_other_seed_others(brief: Path, tmp_path: Path, finished: Path) -> None:
     first = written(finished)
-    second = written(run(tmp_path / "y", "a", "--cycles", "1", "--reward", "random"))
+    second = written(run(brief, tmp_path / "y", "a", "--cycles", "1", "--reward", "random"))
     for files in (first, second):  # hold --output
         files.pop("progress.json"), files.pop("self_improvement_results.json")
     assert first == second
-    other = written(run(tmp_path / "z", "a", "--cycles", "1", "--reward", "random", "--seed", "1"))
+    other = written(run(brief, tmp_path / "z", "a", "--cycles", "1", "--reward", "random", "--seed", "1"))
     assert other["rollouts.jsonl"] != first["rollouts.jsonl"] and other["adapter"] != first["adapter"]
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(brief: Path, tmp_path: Path) -> None:
     flags = ["--cycles", "3", "--reward", "channel"]
-    whole = run(tmp_path / "whole", "a", *flags)
-    argv = ["--model", "embedded", *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
+    whole = run(brief, tmp_path / "whole", "a", *flags)
+    argv = ["--model", str(brief), *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
     kill_after_the_first_of_three("dpo", argv, tmp_path)
     killed = tmp_path / "killed" / "a"
     assert not (killed / "self_improvement_results.json").exists()
@@ -541,48 +537,30 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_goes_on_from_another_trainer_and_another_from_it(tmp_path: Path) -> None:
-    def sft(name: str, *flags: str) -> Path:
-        argv = [
-            "--model",
-            "embedded",
-            *SMALL,
-            "--output",
-            str(tmp_path),
-            "--name",
-            name,
-            "--cycles",
-            "1",
-            "--reward",
-            "random",
-            *flags,
-        ]
+def test_it_goes_on_from_another_trainer_and_another_from_it(brief: Path, tmp_path: Path) -> None:
+    def sft(name: str, *flags: str) -> None:
+        settings = [*SMALL, "--cycles", "1", "--reward", "random", "--output", str(tmp_path), "--name", name]
+        argv = ["--model", str(brief), *settings, *flags]
         assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
-        return tmp_path / name / "checkpoints" / "cycle-0001"
 
-    def dpo(name: str, *flags: str) -> Path:
-        varied = (
-            "--temperature",
-            "1.5",
-        )  # so that a task has different commands, whichever way training went
-        return (
-            run(tmp_path, name, "--cycles", "1", "--reward", "random", *varied, *flags)
-            / "checkpoints"
-            / "cycle-0001"
-        )
+    def dpo(name: str, *flags: str) -> None:
+        run(brief, tmp_path, name, "--cycles", "1", "--reward", "random", *flags)
 
-    folder = sft("first")
+    sft("first")
+    folder = tmp_path / "first" / "checkpoints" / "cycle-0001"
     for name, command in (("second", dpo), ("third", dpo), ("fourth", sft)):
-        start = load_policy("embedded", adapter=str(folder)).adapter_hash()
-        after = command(name, "--adapter", str(folder))
-        assert json.loads((after / "adapter_config.json").read_text())["r"] == 16
-        assert load_policy("embedded", adapter=str(after)).adapter_hash() != start
-        folder = after
+        start = load_policy(str(brief), adapter=str(folder)).adapter_hash()
+        command(name, "--adapter", str(folder))
+        folder = tmp_path / name / "checkpoints" / "cycle-0001"
+        assert json.loads((folder / "adapter_config.json").read_text())["r"] == 16
+        assert load_policy(str(brief), adapter=str(folder)).adapter_hash() != start
 
 
 @pytest.mark.slow
-def test_no_pair_trains_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(tmp_path, "a", "--cycles", "1", "--reward", "constant")
+def test_no_pair_trains_nothing_and_says_so(
+    brief: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(brief, tmp_path, "a", "--cycles", "1", "--reward", "constant")
     assert "cycle 1: no pair of commands, so nothing was trained: lower --margin" in capsys.readouterr().out
     line = rows_of(folder / "metrics.jsonl")[-1]
     assert (line["train/pairs"], line["select/pairs"]) == (0.0, 0.0) and "train/loss" not in line
@@ -604,23 +582,6 @@ def test_without_trl_it_says_what_to_install(
         and error.count("\n") == 1
     )
     assert not (tmp_path / "runs").exists()
-
-
-def test_help_needs_neither_torch_nor_trl() -> None:
-    code = (
-        "import sys\n"
-        "from agents.dpo import Config, main\n"
-        "from agents.cli.command import run_command\n"
-        "try:\n"
-        "    run_command(Config, main, ['--help'], 'dpo')\n"
-        "finally:\n"
-        "    print({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules))\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert (process.returncode, process.stderr) == (0, "")
-    assert "--reference {cycle,base}" in process.stdout and process.stdout.endswith("set()\n")
 
 
 @pytest.mark.parametrize(

@@ -163,14 +163,17 @@ def test_json_alone_and_the_same_bytes(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_with_one_sample_pass_at_k_is_pass_at_1(command: Evaluate) -> None:
-    report = command("--model", "embedded", "--domain", "sql", "--samples", "1", "--tasks", "2")
+def test_one_task_and_one_sample(command: Evaluate, tmp_path: Path) -> None:
+    """pass@k is pass@1, and what is not known is no number, not one that JSON has not."""
+    report = command("--model", "embedded", "--domain", "sql", "--samples", "1", "--tasks", "1")
     (subject,) = report["subjects"]
-    assert subject["all"]["pass@1"]["tasks"] == 2 and subject["all"]["auc_within"]["value"] is None
+    assert subject["all"]["pass@1"]["tasks"] == 1 and subject["all"]["auc_within"]["value"] is None
+    text = (tmp_path / "report" / "report.json").read_text()
+    assert not re.search(r"\b(NaN|Infinity)\b", text)
 
 
 def test_the_default_folder_is_named_after_the_subjects(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sql_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
@@ -178,7 +181,7 @@ def test_the_default_folder_is_named_after_the_subjects(
     )
     for argv, name in (
         (["--model", "embedded", "--domain", "network"], "embedded"),
-        ([str(runs / "sql")], "sql--start--sql--end"),
+        ([str(sql_run)], "sql--start--sql--end"),
     ):
         assert run_command(Config, main, argv, "evaluate") == 0
         assert capsys.readouterr().out.splitlines()[-1] == f"runs/evaluate/{name}/report.html"
@@ -190,12 +193,12 @@ def test_the_default_folder_is_named_after_the_subjects(
 
 @pytest.mark.slow
 def test_a_run_is_its_start_against_its_end(
-    command: Evaluate, runs: Path, capsys: pytest.CaptureFixture[str]
+    command: Evaluate, network_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = command(str(runs / "network"))
+    report = command(str(network_run))
     start, end = report["subjects"]
     assert (start["name"], end["name"]) == ("network, start", "network, end")
-    assert (start["adapter"], end["adapter"]) == (None, str(runs / "network" / "checkpoints" / "cycle-0001"))
+    assert (start["adapter"], end["adapter"]) == (None, str(network_run / "checkpoints" / "cycle-0001"))
     assert {name: report["settings"][name] for name in ("domain", "reward", "temperature")} == {
         "domain": "network",
         "reward": "random",
@@ -219,12 +222,12 @@ def test_a_run_is_its_start_against_its_end(
 
 
 @pytest.mark.slow
-def test_two_runs_and_a_checkpoint(command: Evaluate, runs: Path) -> None:
-    checkpoint = runs / "network" / "checkpoints" / "cycle-0000"
+def test_two_runs_and_a_checkpoint(command: Evaluate, network_run: Path, sql_run: Path) -> None:
+    checkpoint = network_run / "checkpoints" / "cycle-0000"
     report = command(
         str(checkpoint),
-        str(runs / "network"),
-        str(runs / "sql"),
+        str(network_run),
+        str(sql_run),
         "--domain",
         "network",
         "--reward",
@@ -240,16 +243,16 @@ def test_two_runs_and_a_checkpoint(command: Evaluate, runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_untrained_adapter_changes_nothing(command: Evaluate, runs: Path) -> None:
+def test_an_untrained_adapter_changes_nothing(command: Evaluate, sql_run: Path) -> None:
     """A model and the checkpoint before the first cycle of a run that started from it answer alike."""
-    report = command("embedded", str(runs / "sql" / "checkpoints" / "cycle-0000"))
+    report = command("embedded", str(sql_run / "checkpoints" / "cycle-0000"))
     assert {row["value"] for row in report["comparisons"][0]["all"].values()} == {0.0}
     assert report["comparisons"][0]["all"]["greedy"]["p"] == 1.0
     assert {row["verdict"] for row in report["comparisons"][0]["all"].values()} == {"no difference shown"}
 
 
-def test_a_run_and_a_model_share_the_runs_settings(runs: Path) -> None:
-    for order in (("embedded", str(runs / "sql")), (str(runs / "sql"), "embedded")):
+def test_a_run_and_a_model_share_the_runs_settings(sql_run: Path) -> None:
+    for order in (("embedded", str(sql_run)), (str(sql_run), "embedded")):
         config = Config(subjects=order)
         settings = resolved(config, subjects_of(config))
         assert (settings["domain"], settings["reward"], settings["temperature"]) == ("sql", "random", 0.9)
@@ -257,8 +260,8 @@ def test_a_run_and_a_model_share_the_runs_settings(runs: Path) -> None:
     assert resolved(alone, subjects_of(alone))["domain"] == "all"
 
 
-def test_the_kept_cycle_is_the_runs_end(runs: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(runs / "sql", tmp_path / "sql")
+def test_the_kept_cycle_is_the_runs_end(sql_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sql_run, tmp_path / "sql")
     progress = json.loads((folder / "progress.json").read_text())
     assert progress["kept"] == 1
     for kept, cycle in ((0, "cycle-0000"), (7, "cycle-0001"), ("x", "cycle-0001"), (None, "cycle-0001")):
@@ -269,17 +272,17 @@ def test_the_kept_cycle_is_the_runs_end(runs: Path, tmp_path: Path) -> None:
         assert str(subjects_of(Config(subjects=(str(folder),)))[1].adapter).endswith("cycle-0001")
 
 
-def test_runs_of_one_name_have_names_of_their_own(runs: Path, tmp_path: Path) -> None:
-    twin = shutil.copytree(runs / "sql", tmp_path / "sql")
-    subjects = subjects_of(Config(subjects=(str(runs / "sql"), str(twin))))
-    assert [subject.name for subject in subjects] == [str(runs / "sql"), str(twin)]
+def test_runs_of_one_name_have_names_of_their_own(sql_run: Path, tmp_path: Path) -> None:
+    twin = shutil.copytree(sql_run, tmp_path / "sql")
+    subjects = subjects_of(Config(subjects=(str(sql_run), str(twin))))
+    assert [subject.name for subject in subjects] == [str(sql_run), str(twin)]
 
 
-def test_a_models_name_means_the_same_inside_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(runs / "sql")
+def test_a_models_name_means_the_same_inside_a_run(sql_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sql_run)
     assert [subject.adapter for subject in subjects_of(Config(subjects=("embedded",)))] == [None]
     assert [subject.name for subject in subjects_of(Config(subjects=(".",)))] == ["sql, start", "sql, end"]
-    monkeypatch.chdir(runs / "sql" / "checkpoints")
+    monkeypatch.chdir(sql_run / "checkpoints")
     assert [subject.name for subject in subjects_of(Config(subjects=("cycle-0001",)))] == ["sql, cycle-0001"]
 
 
@@ -407,6 +410,7 @@ def test_without_a_sandbox_the_rest_goes_on(
     assert subject["exact_but"]["shell"]["commands"] == 0
 
 
+@pytest.mark.slow
 def test_shell_with_a_sandbox(command: Evaluate, sandbox: None) -> None:
     _verdict.cache_clear()
     (subject,) = command("--model", "embedded", "--domain", "shell")["subjects"]
@@ -474,12 +478,6 @@ def test_reasons_and_exact_matches() -> None:
     }  # different commands, each once
 
 
-def test_a_report_has_no_number_that_json_has_not(command: Evaluate, tmp_path: Path) -> None:
-    command("--model", "embedded", "--domain", "network", "--tasks", "1", "--samples", "1")
-    text = (tmp_path / "report" / "report.json").read_text()
-    assert not re.search(r"\b(NaN|Infinity)\b", text)
-
-
 # ---- wrong input ----
 
 
@@ -508,8 +506,11 @@ def test_wrong_flags(refused: Callable[..., str], flags: list[str], message: str
     assert refused("--model", "embedded", *flags).startswith(message)
 
 
-def test_wrong_subjects(refused: Callable[..., str], runs: Path, tmp_path: Path) -> None:
-    run, adapter = str(runs / "sql"), str(runs / "sql" / "checkpoints" / "cycle-0001")
+def test_wrong_subjects(refused: Callable[..., str], sql_run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(sql_run, tmp_path / "other")
+    saved = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump({**saved, "domain": "network"}))
+    run, adapter = str(sql_run), str(sql_run / "checkpoints" / "cycle-0001")
     assert refused("runs/no-such-run").startswith(
         "runs/no-such-run: no such folder: give a run, one of its checkpoints, or a model"
     )
@@ -520,7 +521,7 @@ def test_wrong_subjects(refused: Callable[..., str], runs: Path, tmp_path: Path)
     assert refused(run, "--adapter", adapter).startswith(
         "--adapter: give either subjects or --model and --adapter"
     )
-    assert refused(run, str(runs / "network")).startswith(
+    assert refused(run, str(other)).startswith(
         "--domain: the runs were made on different ones (network; sql): say which"
     )
     lone = shutil.copytree(adapter, tmp_path / "lone")
@@ -556,9 +557,9 @@ BROKEN = [
 
 @pytest.mark.parametrize("content", BROKEN)
 def test_a_run_whose_configuration_is_broken(
-    runs: Path, tmp_path: Path, refused: Callable[..., str], content: bytes
+    sql_run: Path, tmp_path: Path, refused: Callable[..., str], content: bytes
 ) -> None:
-    folder = shutil.copytree(runs / "sql", tmp_path / "broken")
+    folder = shutil.copytree(sql_run, tmp_path / "broken")
     (folder / "config.yaml").write_bytes(content)
     for subject in (folder, folder / "checkpoints" / "cycle-0001"):
         said = refused(str(subject))
@@ -566,14 +567,14 @@ def test_a_run_whose_configuration_is_broken(
         assert said.endswith("): restore it, or give another run")
 
 
-def test_a_run_without_a_checkpoint(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    folder = shutil.copytree(runs / "sql", tmp_path / "young")
+def test_a_run_without_a_checkpoint(sql_run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = shutil.copytree(sql_run, tmp_path / "young")
     shutil.rmtree(folder / "checkpoints")
     assert refused(str(folder)) == f"{folder}: has no checkpoint yet: give a run that has finished a cycle"
 
 
-def test_a_run_whose_domain_is_gone(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    folder = shutil.copytree(runs / "sql", tmp_path / "moved")
+def test_a_run_whose_domain_is_gone(sql_run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = shutil.copytree(sql_run, tmp_path / "moved")
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**saved, "domain": str(tmp_path / "gone.yaml")}))
     assert refused(str(folder)).startswith(f"--domain {tmp_path}/gone.yaml: no such domain or file")
@@ -598,6 +599,7 @@ def test_best_of_n_against_greedy(command: Evaluate, capsys: pytest.CaptureFixtu
     assert "headroom of 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_rewards_choose_among_the_same_candidates(
     command: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -284,6 +284,7 @@ def test_dpo_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, t
     assert [row["rejected_ids"][:-1] for row in seen] == rejected
 
 
+@pytest.mark.slow
 def test_a_model_without_a_chat_template_gets_text(
     plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,7 +412,7 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert out.read_bytes() == before and [path.name for path in out.parent.iterdir()] == ["o"]
 
 
-def test_of_a_run_that_chose_it_is_what_it_trained_on(runs: Path, tmp_path: Path) -> None:
-    assert export(str(runs / "network"), "--output", str(tmp_path / "o")) == 0
-    metrics = lines(runs / "network" / "metrics.jsonl")[-1]
+def test_of_a_run_that_chose_it_is_what_it_trained_on(sql_run: Path, tmp_path: Path) -> None:
+    assert export(str(sql_run), "--output", str(tmp_path / "o")) == 0
+    metrics = lines(sql_run / "metrics.jsonl")[-1]
     assert len(lines(tmp_path / "o")) == metrics["train/examples"] > 0

@@ -8,7 +8,6 @@ import importlib
 import json
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from agents.policy.policy import Policy
 from agents.training.config import TrainingError
 from envs.domain import load_domain
 from envs.prompts import forward_prompt
-from envs.schema import CONFIGS
 from envs.source import Templates
 from envs.types import Score, Task
 
@@ -36,21 +34,10 @@ from agents.training import trl_config, trl_online  # noqa: E402
 from agents.training.trl_online import Online  # noqa: E402
 
 AGENTS = ("grpo", "rloo")
+ONE_FAST = ("grpo", pytest.param("rloo", marks=pytest.mark.slow))  # where both run the same code of ours
 TRAINERS = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer"}
-SMALL = [
-    "--tasks",
-    "4",
-    "--batch-size",
-    "6",
-    "--eval-tasks",
-    "6",
-    "--eval-subset",
-    "3",
-    "--eval-samples",
-    "1",
-    "--max-new-tokens",
-    "48",
-]
+SMALL = ["--domain", "network", "--max-new-tokens", "12", "--tasks", "4", "--batch-size", "6"]
+SMALL += ["--eval-tasks", "4", "--eval-subset", "3", "--eval-samples", "1"]
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl", "progress.json", "self_improvement_results.json")
 
 
@@ -119,12 +106,12 @@ class Spy:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Callable[[str], Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory, brief: Path) -> Callable[[str], Path]:
     """`finished(agent)`: a run of two cycles. A test that changes it takes a copy."""
 
     @functools.cache
     def make(agent: str) -> Path:
-        return run(tmp_path_factory.mktemp(agent), agent, pocket, "--cycles", "2")
+        return run(tmp_path_factory.mktemp(agent), agent, brief, "--cycles", "2")
 
     return make
 
@@ -165,14 +152,14 @@ def learner(policy: Policy, tmp_path: Path) -> Callable[..., Online]:
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_logged_reward_is_the_trained_reward(
     tmp_path: Path,
-    pocket: Path,
+    brief: Path,
     monkeypatch: pytest.MonkeyPatch,
     agent: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("agents.training.session.make_reward", lambda *_, **__: abstaining)
     spy = Spy(monkeypatch, agent)
-    folder = run(tmp_path, agent, pocket, "--cycles", "2", "--beta", "0")
+    folder = run(tmp_path, agent, brief, "--cycles", "2", "--beta", "0")
     rows, metrics = lines(folder, "rollouts.jsonl"), lines(folder, "metrics.jsonl")
     assert len(spy.rewards) == 2 and len(rows) == 2 * 12 and [row["step"] for row in metrics] == [0, 12, 24]
     for cycle in (1, 2):
@@ -210,7 +197,7 @@ def test_the_logged_reward_is_the_trained_reward(
         "labels used:",
         "start",
         "cycle",
-        "all, ",
+        "network, ",
         "24 candidates",
         "held-out",
         "curves:",
@@ -251,7 +238,7 @@ def test_metrics_have_our_names_and_the_adapter_changes_every_cycle(
     assert {path.name for path in folder.iterdir()} == known
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ONE_FAST)
 def test_a_rollout_holds_the_probabilities_of_what_was_written(learner: Any, agent: str) -> None:
     learning = learner(agent)
     policy = learning.session.policy
@@ -299,7 +286,7 @@ def by_row(
     return [[Score(float(column)) for column in range(len(row))] for row in commands_P_G]
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ONE_FAST)
 def test_a_line_feed_ends_a_completion(
     agent: str, learner: Any, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +320,7 @@ def test_a_line_feed_ends_a_completion(
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_reference_is_the_base_whatever_the_run_starts_from(
-    tmp_path: Path, pocket: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch, agent: str
+    tmp_path: Path, brief: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
     spy = Spy(monkeypatch, agent)
     policy.restore(
@@ -341,9 +328,9 @@ def test_the_reference_is_the_base_whatever_the_run_starts_from(
     )  # far from the base, and it still ends its lines
     policy.save(tmp_path / "stirred")
     flags = ["--adapter", str(tmp_path / "stirred"), "--temperature", "1", "--beta", "0.3"]
-    folder = run(tmp_path, agent, pocket, "--cycles", "2", *flags)
+    folder = run(tmp_path, agent, brief, "--cycles", "2", *flags)
     assert list(spy.trainers[0].model.peft_config) == ["default"]
-    base = load_policy(str(pocket))  # an adapter that adds nothing
+    base = load_policy(str(brief))  # an adapter that adds nothing
     for cycle, batch in enumerate(spy.batches, 1):
         assert batch["completion_mask"].sum() > 0
         kl = []
@@ -424,11 +411,11 @@ def test_an_adapter_that_trl_would_make_coarse_keeps_its_precision(learner: Any,
 
 
 @pytest.mark.slow
-def test_trainers_are_chained_on_one_adapter(tmp_path: Path, pocket: Path) -> None:
+def test_trainers_are_chained_on_one_adapter(tmp_path: Path, brief: Path) -> None:
     flags: list[str] = []
     adapters = set()
     for agent in ("rejection_sft", "dpo", "grpo", "ppo", "rloo"):
-        folder = run(tmp_path, agent, pocket, "--cycles", "1", *flags, name=agent)
+        folder = run(tmp_path, agent, brief, "--cycles", "1", *flags, name=agent)
         adapter = folder / "checkpoints" / "cycle-0001"
         adapters.add((adapter / "adapter_model.safetensors").read_bytes())
         flags = ["--adapter", str(adapter)]
@@ -441,18 +428,18 @@ def test_trainers_are_chained_on_one_adapter(tmp_path: Path, pocket: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_same_seed_same_bytes_and_other_seed_others(
-    tmp_path: Path, pocket: Path, finished: Callable[[str], Path], agent: str
+    tmp_path: Path, brief: Path, finished: Callable[[str], Path], agent: str
 ) -> None:
-    first, second = written(finished(agent)), written(run(tmp_path / "y", agent, pocket, "--cycles", "2"))
+    first, second = written(finished(agent)), written(run(tmp_path / "y", agent, brief, "--cycles", "2"))
     assert first == second
-    other = written(run(tmp_path / "z", agent, pocket, "--cycles", "2", "--seed", "1"))
+    other = written(run(tmp_path / "z", agent, brief, "--cycles", "2", "--seed", "1"))
     assert other["rollouts.jsonl"] != first["rollouts.jsonl"]
     assert other["adapter_model.safetensors"] != first["adapter_model.safetensors"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pocket: Path, agent: str) -> None:
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, brief: Path, agent: str) -> None:
     flags = [
         "--cycles",
         "3",
@@ -466,8 +453,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pocket: Path, a
         "--epochs",
         "2",
     ]
-    whole = run(tmp_path / "whole", agent, pocket, *flags)
-    argv = ["--model", str(pocket), *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
+    whole = run(tmp_path / "whole", agent, brief, *flags)
+    argv = ["--model", str(brief), *SMALL, "--output", str(tmp_path / "killed"), "--name", "a", *flags]
     kill_after_the_first_of_three(agent, argv, tmp_path)
     killed = tmp_path / "killed" / "a"
     assert not (killed / "self_improvement_results.json").exists()
@@ -554,13 +541,14 @@ def test_a_trivial_reward_rises(agent: str, learner: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_equal_scores_teach_nothing_and_it_says_so(
-    tmp_path: Path, pocket: Path, agent: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, brief: Path, agent: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run(tmp_path, agent, pocket, "--cycles", "2", "--reward", "constant", "--beta", "0")
+    folder = run(tmp_path, agent, brief, "--cycles", "2", "--reward", "constant", "--beta", "0")
     assert capsys.readouterr().out.count(trl_online.NOTHING) == 2
     assert [row["train/frac_reward_zero_std"] for row in lines(folder, "metrics.jsonl")[1:]] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_scores_that_differ_must_change_the_adapter(learner: Any) -> None:
     learning = learner("grpo", beta=0.0)
     for group in learning.trainer.optimizer.param_groups:
@@ -591,6 +579,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     assert command(agent, ["--resume", str(folder), "--cycles", "3"]) == 0
 
 
+@pytest.mark.slow
 def test_a_source_that_gives_fewer_tasks_fills_the_batch(learner: Any) -> None:
     class Few:
         def tasks(self, count: int, *stream_parts: object) -> list[Task]:
@@ -730,7 +719,7 @@ def test_trl_still_tells_the_hub_by_a_method_of_that_name(
     assert calls == [trained]
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ONE_FAST)
 def test_the_step_of_the_newest_vllm_weights_is_still_kept_under_that_name(
     agent: str, learner: Any, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -823,21 +812,3 @@ def test_without_trl_it_says_what_to_install(
         "pip install '.[trl]'\n"
     )
     assert error.count("\n") == 1 and not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("agent", AGENTS)
-def test_help_needs_neither_torch_nor_trl(agent: str) -> None:
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['agents/{agent}.py', '--help']\n"
-        "try:\n"
-        f"    runpy.run_module('agents.{agent}', run_name='__main__')\n"
-        "except SystemExit as stop:\n"
-        "    heavy = {'torch', 'trl', 'transformers'} & set(sys.modules)\n"
-        "    sys.exit(stop.code or ', '.join(heavy) or 0)\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=120
-    )
-    assert (process.returncode, process.stderr) == (0, "")
-    assert all(flag in process.stdout for flag in ("--beta", "--clip", "--micro-batch", "--trl"))

@@ -431,6 +431,7 @@ assert env.step("ls")[1] == 1.0 and not {{"torch", "transformers"}} & set(sys.mo
 # With the embedded policy
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:.*WARN")
 def test_the_embedded_policy_and_the_default_reward() -> None:
     env = gymnasium.make(NETWORK)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,31 +24,19 @@ from agents.training.actor_critic import ActorCritic, Episode, Old, episodes_of,
 from agents.training.config import TrainingError
 from agents.training.rollouts import Rollout, roll_out
 from envs.domain import load_domain
-from envs.schema import CONFIGS
 from envs.source import Templates
 from envs.types import Completion, Score, Task
 
-SMALL = [
-    "--tasks",
-    "6",
-    "--eval-tasks",
-    "6",
-    "--eval-subset",
-    "6",
-    "--eval-samples",
-    "1",
-    "--max-new-tokens",
-    "32",
-    "--batch-size",
-    "7",
-]
+# For a model with random weights, which writes no command: nothing is executed, and no gate closes.
+SMALL = ["--domain", "network", "--force", "--no-gates", "--max-new-tokens", "12", "--batch-size", "7"]
+SMALL += ["--tasks", "6", "--eval-tasks", "4", "--eval-subset", "3", "--eval-samples", "1"]
 FILES = ("adapter_model.safetensors", "value_head.safetensors", "optimizer.pt")
 
 
-def run(tmp: Path, name: str, *flags: str, exit_code: int = 0) -> Path:
+def run(model: Path, tmp: Path, name: str, *flags: str) -> Path:
     """Runs the command in this process -> the run's folder."""
-    argv = ["--model", "embedded", *SMALL, "--reward", "random", "--output", str(tmp), "--name", name, *flags]
-    assert run_command(Config, main, argv, "ppo") == exit_code
+    argv = ["--model", str(model), *SMALL, "--reward", "random", "--output", str(tmp), "--name", name, *flags]
+    assert run_command(Config, main, argv, "ppo") == 0
     return tmp / name
 
 
@@ -70,6 +57,12 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     """The logged numbers of each cycle."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["cycle"]]
+
+
+def scored(folder: Path) -> list[dict[str, Any]]:
+    """The candidates that have a score: an empty command has none."""
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["score"] is not None]
 
 
 # ---- the pieces
@@ -465,26 +458,28 @@ def test_ppo_raises_a_trivial_reward() -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(brief: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one cycle, not to be changed."""
-    return run(tmp_path_factory.mktemp("finished"), "a", "--cycles", "1")
+    return run(brief, tmp_path_factory.mktemp("finished"), "a", "--cycles", "1")
 
 
 @pytest.mark.slow
-def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, finished: Path) -> None:
-    first, second = written(finished), written(run(tmp_path / "y", "a", "--cycles", "1"))
+def test_same_seed_same_bytes_and_other_seed_others(brief: Path, tmp_path: Path, finished: Path) -> None:
+    first, second = written(finished), written(run(brief, tmp_path / "y", "a", "--cycles", "1"))
     assert first == second
-    other = written(run(tmp_path / "z", "a", "--cycles", "1", "--seed", "1"))
+    other = written(run(brief, tmp_path / "z", "a", "--cycles", "1", "--seed", "1"))
     assert all(other[name] != first[name] for name in first)
 
 
 @pytest.mark.slow
-def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_equals_uninterrupted(
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ended after the first cycle, or in the second after steps: the same bytes, value head included."""
     flags = ["--reward", "channel", "--kl-target", "1e-3"]
-    whole = written(run(tmp_path / "whole", "a", "--cycles", "2", *flags))
+    whole = written(run(brief, tmp_path / "whole", "a", "--cycles", "2", *flags))
 
-    folder = run(tmp_path / "extended", "a", "--cycles", "1", *flags)
+    folder = run(brief, tmp_path / "extended", "a", "--cycles", "1", *flags)
     assert written(folder)["value_head.safetensors"] != whole["value_head.safetensors"]
     assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "ppo") == 0
     assert written(folder) == whole
@@ -500,7 +495,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Mo
             )  # 3 minibatches, 4 epochs, and into the second cycle
 
         patch.setattr(ppo, "value_loss", broken)
-        run(tmp_path / "aborted", "a", "--cycles", "2", *flags)
+        run(brief, tmp_path / "aborted", "a", "--cycles", "2", *flags)
     assert [path.name for path in sorted((aborted / "checkpoints").iterdir())] == ["cycle-0000", "cycle-0001"]
     assert run_command(Config, main, ["--resume", str(aborted)], "ppo") == 0
     assert written(aborted) == whole
@@ -518,7 +513,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[list[float]] = []
     hashes: list[str] = []
@@ -532,8 +527,8 @@ def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(
 
     real = ppo.train_on_episodes
     monkeypatch.setattr(ppo, "train_on_episodes", spy)
-    folder = run(tmp_path, "a", "--cycles", "2", "--max-new-tokens", "48", "--domain", "network")
-    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    folder = run(brief, tmp_path, "a", "--cycles", "2", "--max-new-tokens", "64")
+    rows = scored(folder)
     assert not any(row["truncated"] for row in rows)
     for cycle, (logged, scores) in enumerate(zip(metrics(folder), given, strict=True), 1):
         assert scores == [row["score"] for row in rows if row["cycle"] == cycle]
@@ -545,10 +540,10 @@ def test_the_reward_that_is_logged_is_the_one_that_is_learnt_from(
 
 @pytest.mark.slow
 def test_nothing_scored_trains_nothing_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(actor_critic, "episodes_of", lambda *_: [])
-    folder = run(tmp_path, "a", "--cycles", "1")
+    folder = run(brief, tmp_path, "a", "--cycles", "1")
     assert "no candidate had a score, so nothing was trained" in capsys.readouterr().out
     assert metrics(folder)[0]["train/examples"] == 0
     assert "train/loss" not in metrics(folder)[0]
@@ -556,14 +551,14 @@ def test_nothing_scored_trains_nothing_and_says_so(
 
 @pytest.mark.slow
 def test_it_goes_on_from_the_adapter_of_another_trainer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from agents import rejection_sft
 
     monkeypatch.setitem(sys.modules, "trl", None)  # neither needs TRL
     argv = [
         "--model",
-        "embedded",
+        str(brief),
         *SMALL,
         "--reward",
         "random",
@@ -576,14 +571,14 @@ def test_it_goes_on_from_the_adapter_of_another_trainer(
     ]
     assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
     adapter = tmp_path / "sft" / "checkpoints" / "cycle-0001"
-    folder = run(tmp_path, "ppo", "--cycles", "1", "--adapter", str(adapter))
+    folder = run(brief, tmp_path, "ppo", "--cycles", "1", "--adapter", str(adapter))
     files = [
         path / "adapter_model.safetensors" for path in (adapter, *sorted((folder / "checkpoints").iterdir()))
     ]
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
     assert metrics(folder)[0]["train/kl"] != 0.0  # the base is without any adapter
     again = run(
-        tmp_path, "again", "--cycles", "1", "--adapter", str(files[2].parent)
+        brief, tmp_path, "again", "--cycles", "1", "--adapter", str(files[2].parent)
     )  # its own, with a value head next to it
     heads = [
         (path / "checkpoints" / "cycle-0000" / "value_head.safetensors").read_bytes()
@@ -593,9 +588,9 @@ def test_it_goes_on_from_the_adapter_of_another_trainer(
 
 
 @pytest.mark.slow
-def test_a_command_that_was_cut_is_learnt_from_with_a_low_score(tmp_path: Path) -> None:
-    folder = run(tmp_path, "a", "--cycles", "1", "--max-new-tokens", "16", "--cut-score", "-0.5")
-    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+def test_a_command_that_was_cut_is_learnt_from_with_a_low_score(brief: Path, tmp_path: Path) -> None:
+    folder = run(brief, tmp_path, "a", "--cycles", "1", "--max-new-tokens", "16", "--cut-score", "-0.5")
+    rows = scored(folder)
     cut = [row["truncated"] for row in rows]
     assert any(cut) and not all(cut)
     scores = [-0.5 if row["truncated"] else row["score"] for row in rows]
@@ -604,7 +599,9 @@ def test_a_command_that_was_cut_is_learnt_from_with_a_low_score(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_value_head_starts_at_the_mean_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_head_starts_at_the_mean_score(
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[float] = []
     honest = ppo.train_on_episodes
 
@@ -613,8 +610,8 @@ def test_the_value_head_starts_at_the_mean_score(tmp_path: Path, monkeypatch: py
         return honest(model, *rest)
 
     monkeypatch.setattr(ppo, "train_on_episodes", update)
-    folder = run(tmp_path, "a", "--cycles", "1")
-    run(tmp_path, "b", "--cycles", "1", "--reward-scaling", "scores")
+    folder = run(brief, tmp_path, "a", "--cycles", "1")
+    run(brief, tmp_path, "b", "--cycles", "1", "--reward-scaling", "scores")
     assert seen == [pytest.approx(metrics(folder)[-1]["train/reward"]), 0.0]
 
 
@@ -645,7 +642,7 @@ def test_the_value_head_starts_at_the_mean_score(tmp_path: Path, monkeypatch: py
 def test_bad_flags_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    run(tmp_path, "a", *flags, exit_code=2)
+    assert run_command(Config, main, ["--model", "embedded", "--output", str(tmp_path), *flags], "ppo") == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not list(tmp_path.iterdir())
 
@@ -655,14 +652,3 @@ def test_none_switches_off(tmp_path: Path) -> None:
 
     settings, _ = parse(Config, ["--model", "embedded", "--kl-target", "None", "--cut-score", "None"], "ppo")
     assert settings.kl_target is settings.cut_score is None
-
-
-def test_help_needs_no_torch() -> None:
-    code = "import runpy, sys\nsys.argv[1:] = ['--help']\n"
-    code += "try: runpy.run_module('agents.ppo', run_name='__main__', alter_sys=True)\n"
-    code += "finally: print('torch' in sys.modules)"
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=120
-    )
-    assert (process.returncode, process.stderr) == (0, "")
-    assert "--gae-lambda" in process.stdout and process.stdout.endswith("False\n")

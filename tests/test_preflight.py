@@ -37,6 +37,7 @@ def test_most_of_a_batch_must_not_be_one_command() -> None:
     assert fault([rollout("one task", "ls")] * 4) == ""  # which has one right command
 
 
+@pytest.mark.slow
 def test_a_model_that_writes_nonsense_is_refused_unless_forced(
     foreign_mistral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from scripted import (
 )
 
 from envs.types import InputError, LanguageModel, Score, Task
-from rewards.embedding import Embedder, corrected, neighbour_cosine
+from rewards.embedding import Embedder, _load, corrected, neighbour_cosine
 from rewards.reconstruction import OriginalBlend, Similarity, reconstruct
 from rewards.text import f1, plain_words, read_rating, sequence_ratio, token_overlap, values_of
 
@@ -99,6 +99,7 @@ def test_the_embedder_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+    _load.cache_clear()
     vectors = Embedder()(["list all files", "ping the host", "list all files"])
     assert vectors.shape == (3, 384)
     assert vectors.dtype == np.float32

@@ -157,6 +157,7 @@ def test_what_was_made_unreadable_comes_back_with_its_modes() -> None:
     assert got == TREE
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_directories_made_unreadable_in_each_other_come_back_or_nothing_does() -> None:
     build = (

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from sandboxes import ROOT, needs_sandbox, with_bwrap
 
+from agents import selftest
+from agents.cli.command import run_command
 from envs.verify.attacks import host as host_module
 from envs.verify.attacks import judge
 from envs.verify.attacks.host import Host, watched
@@ -58,17 +60,14 @@ def test_every_attack_is_contained(command: list[str]) -> None:
     assert {frozenset(outcome) for outcome in outcomes} == {frozenset({"name", "contained", "detail"})}
 
 
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_the_selftest_says_so_in_one_line(
-    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_bwrap(tmp_path, monkeypatch, None)
-    process = subprocess.run([*SELFTEST, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (process.returncode, process.stdout, process.stderr) == (
-        2,
-        "",
-        "error: bubblewrap is not installed: apt-get install bubblewrap\n",
-    )
+    assert run_command(selftest.Config, selftest.main, flags) == 2
+    assert capsys.readouterr() == ("", "error: bubblewrap is not installed: apt-get install bubblewrap\n")
 
 
 def attack(name: str) -> Attack:

@@ -43,8 +43,8 @@ def test_what_is_left_running_ends_with_the_command() -> None:
     ("command", "ended"),
     [
         ("echo first; sleep 300", "timeout"),
-        ("echo first; exec >&- 2>&-; sleep 300", "timeout"),
-        ("echo first; kill -STOP -1; sleep 300", "timeout"),
+        pytest.param("echo first; exec >&- 2>&-; sleep 300", "timeout", marks=pytest.mark.slow),
+        pytest.param("echo first; kill -STOP -1; sleep 300", "timeout", marks=pytest.mark.slow),
         ("echo first; yes", "output"),
         ("echo first; yes >&2", "output"),
         ("echo first; kill -9 -1; sleep 300", "killed"),

@@ -137,7 +137,8 @@ def test_a_cycle_that_has_not_ended_and_a_run_without_one(tmp_path: Path) -> Non
         measure_selection(folder)
 
 
-def test_comparisons_read_what_is_left_in_the_folder(tmp_path: Path) -> None:
+def test_comparisons_read_what_is_left_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.studies.comparison.overlay", lambda *_: None)  # its chart
     folder = run_with(tmp_path / "run", rollouts(4, good=True), 0.5, 0.75)
     other = run_with(tmp_path / "other", rollouts(4, good=False), 0.5, 0.75)
     assert read_selection(read_run(folder)) is None
@@ -181,15 +182,19 @@ def test_the_page_and_the_terminal_show_it(tmp_path: Path, capsys: pytest.Captur
     assert page.count(">25 verified") == 2 * cycles
 
 
-def test_a_run_is_measured_after_the_fact(runs: Path, tmp_path: Path) -> None:
-    argv = ["--tasks", "2", "--samples", "1", "--output", str(tmp_path), str(runs / "sql")]
+def test_a_run_is_measured_after_the_fact(
+    sql_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.evaluation.measure.measure", lambda *_, **__: [])  # no answers of its models
+    argv = ["--tasks", "2", "--samples", "1", "--output", str(tmp_path), str(sql_run)]
     assert run_command(Config, main, argv, "evaluate") == 0
     start, end = json.loads((tmp_path / "report.json").read_text())["subjects"]
     assert start["selection"] is None
     assert end["selection"]["written"]["verified"] > 0
-    assert end["selection"] == json.loads((runs / "sql" / "selection.json").read_text())
+    assert end["selection"] == json.loads((sql_run / "selection.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_says_at_its_end_what_its_updates_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

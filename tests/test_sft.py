@@ -80,6 +80,7 @@ def test_it_learns_and_writes_what_every_run_writes(finished: Path) -> None:
     assert (results["labelled"], results["kept"]) == (True, 2)
 
 
+@pytest.mark.slow
 def test_forwards_alone(pocket: Path, tmp_path: Path) -> None:
     folder = run(pocket, tmp_path, "a", "--cycles", "1", "--no-both-directions")
     assert curve(folder, "train/examples") == [22.0]
@@ -87,6 +88,7 @@ def test_forwards_alone(pocket: Path, tmp_path: Path) -> None:
     assert not curve(folder, "validation/inverse")
 
 
+@pytest.mark.slow
 def test_nothing_held_back(pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(pocket, tmp_path, "a", "--cycles", "1", "--validation", "0")
     assert curve(folder, "train/examples") == [48.0]
@@ -144,6 +146,7 @@ def test_when_it_is_over() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_it_ends_early_and_keeps_the_best(
     pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +203,7 @@ def test_labels_are_counted_and_shown(
     assert policy.labels == 24
 
 
+@pytest.mark.slow
 def test_labels_travel_with_a_merged_model_and_with_an_adapter(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +238,7 @@ def test_labels_travel_with_a_merged_model_and_with_an_adapter(
     assert "labels used: 48 (24 at its start)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_reward_truth_counts_the_tasks_it_judges(pocket: Path, tmp_path: Path) -> None:
     argv = ["--model", str(pocket), "--output", str(tmp_path), "--name", "a", "--cycles", "2", *SMALL]
     argv += ["--reward", "truth", "--select", "quantile", "--keep-share", "1"]

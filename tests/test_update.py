@@ -52,6 +52,7 @@ def train(
     return fine_tune(policy, examples, lr=lr, batch_size=batch_size, epochs=epochs, stream_parts=parts)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_model_learns(policy: Policy, examples: list[Example]) -> None:
     prompts, texts = zip(*TEXTS, strict=True)
     first = train(policy, examples, lr=3e-3, batch_size=5)["train/loss"]

@@ -118,7 +118,8 @@ def parse(
     if {"output", "resume"} <= set(hints) and (given.get("output") or overrides.get("output")) is None:
         overrides["output"] = f"runs/{agent}"
     config = _build(config_type, {**overrides, **given}, given, origins)
-    names_models_itself = any(getattr(config, name) for name in positional(config_type))
+    words = positional(config_type)  # type: ignore[arg-type]  # mypy knows no hash of a type[Config]
+    names_models_itself = any(getattr(config, name) for name in words)
     if "model" not in hints or names_models_itself:
         return config, ""
 

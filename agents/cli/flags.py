@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
@@ -73,12 +74,16 @@ def given_flags(config_type: type, hints: Mapping[str, Any], argv: list[str], ag
     return given
 
 
-def positional(config_type: type) -> list[str]:
+@functools.cache
+def positional(config_type: type) -> tuple[str, ...]:
     """The fields that are words without a flag: those whose type is marked `tyro.conf.Positional`."""
     hints = typing.get_type_hints(config_type, include_extras=True)
-    return [name for name in field_names(config_type) if typing.get_origin(hints[name]) is typing.Annotated]
+    return tuple(
+        name for name in field_names(config_type) if typing.get_origin(hints[name]) is typing.Annotated
+    )
 
 
+@functools.cache
 def _in_plain_words(config_type: type) -> type:
     """The configuration with plain words in its help and in messages about it.
 

@@ -7,6 +7,7 @@ same values give the same bytes.
 from __future__ import annotations
 
 import base64
+import functools
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,17 @@ def write_page(template: str, path: Path, **values: Any) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+
+    def chart(name: str, text: str, caption: str = "") -> Markup:
+        return image(path.parent / name, text, caption)
+
+    page = _environment().get_template(template).render(chart=chart, **values)
+    path.write_text(page, encoding="utf-8", newline="\n")
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Made once, since it takes longer to read the templates than to fill them in."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -46,13 +58,7 @@ def write_page(template: str, path: Path, **values: Any) -> None:
         "setting": setting,
         "words": words,
     }
-
-    def chart(name: str, text: str, caption: str = "") -> Markup:
-        return image(path.parent / name, text, caption)
-
-    environment.globals["chart"] = chart
-    page = environment.get_template(template).render(**values)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    return environment
 
 
 # ---- text ----
