@@ -96,7 +96,7 @@ def test_the_inverter_reconstructs(name: str) -> None:
 # With a real model
 
 
-@pytest.mark.parametrize("gates", [True, False])
+@pytest.mark.parametrize("gates", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LABEL_FREE)
 def test_every_reward_runs_on_a_policy(name: str, gates: bool, policy: LanguageModel) -> None:
     reward = make_reward(name, policy, POOL, gates=gates)
