@@ -271,7 +271,7 @@ def policy(loaded: Any) -> Iterator[Any]:
     before = loaded.snapshot()
     yield loaded
     loaded.restore(before)
-    loaded.batches.size = 128
+    loaded.batch_sizes = dict.fromkeys(loaded.batch_sizes, 128)
     loaded.model.eval()
 
 

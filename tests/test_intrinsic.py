@@ -44,7 +44,7 @@ def test_certainty_on_a_policy_by_hand(policy: Any) -> None:
 def test_entropies_do_not_depend_on_the_batch(policy: Any) -> None:
     prompts, texts = [f"task {n}" for n in range(5)], [RIGHT, "", SWAPPED, "x" * 50, FOREIGN]
     whole = policy.entropies(prompts, texts)
-    policy.batches.size = 2
+    policy.batch_sizes = {"writing": 2, "scoring": 2}
     for first, second in zip(whole, policy.entropies(prompts, texts), strict=True):
         assert first == (second if second is None else pytest.approx(second, rel=1e-3, abs=1e-5))
 

@@ -335,13 +335,13 @@ def test_batches_are_halved_for_good(
     tried = limit(policy, monkeypatch, 3, error)
     written = policy.generate(prompts, temperature=0.0, max_new_tokens=4)
     assert [row[0].text for row in written] == [row[0].text for row in wanted]
-    assert tried[:3] == [8, 4, 2] and policy.batches.size == 2
-    assert "2 sequences at a time" in capsys.readouterr().out
-    del tried[:]
-    assert (
-        all(close(a, b) for a, b in zip(policy.logprobs(prompts, prompts), values, strict=True))
-        and tried == [2] * 4
-    )
+    assert tried[:3] == [8, 4, 2] and policy.batch_sizes == {"writing": 2, "scoring": 128, "training": 128}
+    assert "out of memory in writing: going on with 2 sequences at a time" in capsys.readouterr().out
+    for expected in ([8, 4, 2, 2, 2, 2], [2] * 4):
+        del tried[:]
+        for found, value in zip(policy.logprobs(prompts, prompts), values, strict=True):
+            assert close(found, value)
+        assert tried == expected
 
 
 def test_one_row_that_does_not_fit_is_an_error_at_once(
@@ -350,7 +350,7 @@ def test_one_row_that_does_not_fit_is_an_error_at_once(
     tried = limit(policy, monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         policy.generate(["x"], temperature=0.0)
-    assert tried == [1] and policy.batches.size == 128
+    assert tried == [1] and policy.writing.size == 128
     with pytest.raises(torch.OutOfMemoryError):
         policy.logprobs(["x", "y"], ["x", "y"])
     assert tried == [1, 2, 1]
@@ -360,4 +360,4 @@ def test_other_errors_pass(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> N
     tried = limit(policy, monkeypatch, 0, RuntimeError("expected all tensors on the same device"))
     with pytest.raises(RuntimeError, match="same device"):
         policy.generate(["x", "y"], temperature=0.0)
-    assert tried == [2] and policy.batches.size == 128
+    assert tried == [2] and policy.writing.size == 128

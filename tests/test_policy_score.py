@@ -25,7 +25,7 @@ def by_hand(policy: Policy, prompt: list[int], completion: list[int]) -> list[fl
 def test_logprobs_by_hand_in_any_batch(policy: Policy) -> None:
     texts = ["ls -a docs", "", "find . -name x | wc -l", "é", "ls"]
     for batch_size in (128, 2, 1):
-        policy.batches.size = batch_size
+        policy.scoring.size = batch_size
         values = policy.logprobs(PROMPTS, texts)
         for prompt, text, row in zip(
             policy.prompt_ids(PROMPTS), policy.completion_ids(texts), values, strict=True

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from agents.training import session as session_module
 from agents.training.config import TrainConfig
 from agents.training.results import cycle_facts, cycle_table
 from agents.training.rollouts import Batch, Rollout, read_accepted, records
+from agents.training.run import Run
 from agents.training.session import saved
 from envs.schema import CONFIGS
 from envs.types import Completion, Score, Task
@@ -528,6 +530,22 @@ def test_a_foreign_mistral_from_a_path(tmp_path: Path, foreign_mistral: Path) ->
     adapter = folder / "checkpoints" / "cycle-0001" / "adapter_model.safetensors"
     assert adapter.stat().st_size > 0
     shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_has_the_batch_sizes_that_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fitting(*arguments: Any, **options: Any) -> Any:
+        return load_policy(*arguments, **options, batch_size=4)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "load_policy", fitting)
+        folder = run(tmp_path, "a", "--cycles", "1", "--reward", "random")
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "rejection_sft") == 0
+    state, _ = Run.open(folder)[0].restore() or ({}, None)
+    assert state["cycle"] == 2
+    assert state["batch_sizes"] == {"writing": 4, "scoring": 4, "training": 4}
 
 
 def test_the_settings_for_a_real_model_are_settings_of_this_command() -> None:

@@ -102,6 +102,38 @@ def test_prompts_and_padding_have_no_loss(steady: Policy, examples: list[Example
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
 
 
+def test_a_step_that_does_not_fit_into_memory_is_taken_in_parts(
+    steady: Policy,
+    examples: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = steady.snapshot()
+    wanted = train(steady, examples, batch_size=5)
+    at_once = steady.snapshot()
+    steady.restore(before)
+    real = steady.token_logprobs
+    tried: list[int] = []
+
+    def tight(pairs: list[Example]) -> Any:
+        """Runs out of memory after the first part of a step, and for more than two sequences."""
+        tried.append(len(pairs))
+        if len(pairs) > 2 or len(tried) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(pairs)
+
+    monkeypatch.setattr(steady, "token_logprobs", tight)
+    found = train(steady, examples, batch_size=5)
+    assert tried[:8] == [5, 2, 2, 1, 1, 1, 1, 1] and steady.batch_sizes["training"] == 1
+    assert "out of memory in training: going on with 1 sequences at a time" in capsys.readouterr().out
+    assert found["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-4)
+    assert found["train/grad_norm"] == pytest.approx(wanted["train/grad_norm"], rel=1e-3)
+    for name, weights in steady.snapshot().items():
+        assert torch.allclose(weights, at_once[name], atol=1e-4)
+    steady.restore(before)
+    steady.batch_sizes = {"training": 128}
+
+
 def test_the_stream_decides(policy: Policy, examples: list[Example]) -> None:
     before = policy.snapshot()
     hashes: list[str] = []

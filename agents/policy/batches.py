@@ -23,12 +23,24 @@ def out_of_memory(error: BaseException) -> bool:
 class Batches:
     """How many sequences go through the model together. Half as many from then on, whenever memory runs out.
 
+    Args:
+        what: for the user: what is done with them.
+
     Attributes:
         size: sequences per batch.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, what: str) -> None:
+        self.size, self.what = size, what
+
+    def shrink(self, tried: int) -> None:
+        """Half of what was tried, from now on.
+
+        Call it after the error was handled: that keeps the tensors of the failed attempt alive.
+        """
+        self.size = tried // 2
+        torch.cuda.empty_cache()
+        print(f"out of memory in {self.what}: going on with {self.size} sequences at a time", flush=True)
 
     def run(self, items: Sequence[Item], work: Callable[[Sequence[Item], int], list[Result]]) -> list[Result]:
         """Calls `work(batch, position of its first item)` for one batch after the other.
@@ -50,10 +62,7 @@ class Batches:
             except (MemoryError, RuntimeError) as error:
                 if len(batch) == 1 or not out_of_memory(error):
                     raise
-            # Not inside the handler: the error keeps the tensors of the failed attempt alive.
-            self.size = len(batch) // 2
-            torch.cuda.empty_cache()
-            print(f"out of memory: going on with {self.size} sequences at a time", flush=True)
+            self.shrink(len(batch))
         return results
 
     def longest_first(

@@ -46,7 +46,7 @@ class Policy:
         labels: how many labels its weights have consumed, those of the base model included.
         tokens: what the tokenizer's tokens mean.
         generator: writes completions.
-        batches: holds the batch size in use.
+        writing, scoring, training: how many sequences go through the model together.
     """
 
     def __init__(
@@ -64,15 +64,27 @@ class Policy:
         self.start: Snapshot | None = None
         self.labels = 0
         self.device = next(model.parameters()).device
-        self.batches = Batches(batch_size)
+        self.writing = Batches(batch_size, "writing")
+        self.scoring = Batches(batch_size, "scoring")
+        self.training = Batches(batch_size, "training")
         eos = model.generation_config.eos_token_id
         size = model.config.get_text_config().vocab_size
         self.tokens = Tokens(tokenizer, size, eos, self.device, chat_options)
-        self.generator = Generator(model, self.tokens, self.batches)
+        self.generator = Generator(model, self.tokens, self.writing)
         # Many models come with a repetition penalty and the like, with which samples do not follow the
         # log-probabilities.
         model.generation_config = GenerationConfig()
         model.eval()
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Those of writing, scoring and training, which get smaller where memory runs out."""
+        return {batches.what: batches.size for batches in (self.writing, self.scoring, self.training)}
+
+    @batch_sizes.setter
+    def batch_sizes(self, sizes: Mapping[str, int]) -> None:
+        for batches in (self.writing, self.scoring, self.training):
+            batches.size = sizes.get(batches.what, batches.size)
 
     @property
     def pad(self) -> int:
@@ -142,19 +154,19 @@ class Policy:
     def logprobs_of_ids(self, pairs: Sequence[Pair]) -> list[list[float]]:
         """The same for (prompt ids, completion ids)."""
         with self._evaluating():
-            return score.logprobs(self.model, pairs, self.pad, self.batches)
+            return score.logprobs(self.model, pairs, self.pad, self.scoring)
 
     def entropies(
         self, prompts: Sequence[str | Prompt], continuations: Sequence[str]
     ) -> list[tuple[float, float] | None]:
         """Mean entropy and self-certainty (nats) along each continuation -> [P]; None for an empty one."""
         with self._evaluating():
-            return score.entropies(self.model, self._pairs(prompts, continuations), self.pad, self.batches)
+            return score.entropies(self.model, self._pairs(prompts, continuations), self.pad, self.scoring)
 
     def entropy_and_kl(self, pairs: Sequence[Pair]) -> tuple[float | None, float | None]:
         """Mean entropy and mean KL to the base model, nats, over all completion tokens, or None"""
         with self._evaluating():
-            return score.entropy_and_kl(self.model, pairs, self.pad, self.batches)
+            return score.entropy_and_kl(self.model, pairs, self.pad, self.scoring)
 
     def token_logprobs(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         """Log-probabilities with gradients, for losses.

@@ -325,7 +325,8 @@ class Loop:
         started = time.perf_counter()
         _add_totals(self.results)
         self.session.run.write_json("progress.json", self.results)
-        state = {"results": self.results, "monitor": self._monitor.state}
+        sizes = self.session.policy.batch_sizes
+        state = {"results": self.results, "monitor": self._monitor.state, "batch_sizes": sizes}
         if self.memory:
             state["memory"] = self.memory
         self.session.run.commit(self.cycle, state, self._save)

@@ -209,6 +209,7 @@ def _load(
         run.notes.append(f"LoRA of rank {config.lora_r} on {adapted(policy.model)}; {policy.compute}")
     if policy.tokens.chat is not None and policy.tokens.chat.dated:
         run.record("prompts", {"date": DATE.isoformat()})
+    policy.batch_sizes = state.get("batch_sizes", {})
     policy.tokens.prefill = config.prefill
     policy.tokens.shots = evaluate.shots(config.shots)
     if checkpoint is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from agents.policy.batches import out_of_memory
 from agents.policy.policy import Policy
 from agents.policy.seeds import seeded
 from agents.training.config import TrainingError, finite
@@ -126,13 +127,38 @@ def step_on(
     Raises:
         TrainingError: the loss or the gradient is NaN or infinite.
     """
-    logprobs_B_T, mask_B_T = policy.token_logprobs(batch)
-    logprobs_N = logprobs_B_T[mask_B_T]
-    loss = -logprobs_N.mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    summed = finite("loss", loss.item() * len(logprobs_N), step)
-    return summed, clipped_step(optimizer, parameters, 1.0, step), len(logprobs_N)
+    tokens = sum(len(completion) for _, completion in batch)
+    losses = None
+    while losses is None:
+        optimizer.zero_grad(set_to_none=True)
+        losses = _gradients(policy, batch, tokens)
+        if losses is None:
+            policy.training.shrink(min(policy.training.size, len(batch)))
+    summed = finite("loss", math.fsum(losses) * tokens, step)
+    return summed, clipped_step(optimizer, parameters, 1.0, step), tokens
+
+
+def _gradients(policy: Policy, batch: Sequence[Example], tokens: int) -> list[float] | None:
+    """Adds up the gradients of a batch, in parts that fit into memory -> the losses of the parts.
+
+    None where memory ran out; the gradients are incomplete then.
+
+    Args:
+        tokens: completion tokens of the batch, by which the loss is divided.
+    """
+    size = min(policy.training.size, len(batch))
+    losses = []
+    try:
+        for start in range(0, len(batch), size):
+            logprobs_B_T, mask_B_T = policy.token_logprobs(batch[start : start + size])
+            loss = -logprobs_B_T[mask_B_T].sum() / tokens
+            loss.backward()
+            losses.append(loss.item())
+    except (MemoryError, RuntimeError) as error:
+        if size == 1 or not out_of_memory(error):
+            raise
+        return None
+    return losses
 
 
 def fine_tune(
