@@ -48,6 +48,10 @@ class Config(TrainConfig):
     """Train on the accepted candidates of this cycle alone (none), or of all cycles so far (all)."""
     include_greedy: bool = False
     """The first candidate of each task is the greedy command; the others are sampled."""
+    top_k: int = 0
+    """Sample among the K likeliest tokens alone; 0 takes all. With --top-p: the control of sampling alone."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability; in (0, 1]."""
     after_tasks: int | None = None
     """Tasks after each update, which only measure. Default: as many as before it."""
     rollouts: str | None = None
@@ -60,6 +64,8 @@ class Config(TrainConfig):
         self._require("warmup", self.warmup is None or 0 <= self.warmup < 1, "must be in [0, 1)")
         self._require("after_tasks", self.after_tasks is None or self.after_tasks >= 1, "must be 1 or more")
         self._require("rollouts", self.rollouts != "", "must not be empty: leave the flag out")
+        self._require("top_k", self.top_k >= 0, "must be 0 (all tokens) or more")
+        self._require("top_p", 0 < self.top_p <= 1, "must be in (0, 1]")
         both = self.rollouts is None or not self.include_greedy
         self._require("rollouts", both, "its candidates are written: leave --include-greedy out")
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
@@ -126,7 +132,7 @@ def main(config: Config) -> int:
     from agents.evaluation.heldout import HeldOut
     from agents.training.loop import Loop
     from agents.training.recorded import of_cycle, read_candidates, with_seed
-    from agents.training.rollouts import read_accepted
+    from agents.training.rollouts import Drawing, read_accepted
     from agents.training.session import make_evaluation, open_session
     from agents.training.update import Example, examples_of, fine_tune
     from rewards.labelled import Truth
@@ -135,6 +141,7 @@ def main(config: Config) -> int:
     rule = config.select or reward_info(config.reward).select
     share = config.keep_share or SHARES.get(rule, 1.0)
     config = replace(config, select=rule, keep_share=share)  # type: ignore[arg-type]
+    drawing = Drawing(config.include_greedy, config.top_k, config.top_p)
     recorded: Sequence[Group] = ()
     if config.rollouts is not None:
         config = replace(config, rollouts=with_seed(config.rollouts, config.seed))
@@ -151,7 +158,7 @@ def main(config: Config) -> int:
                 if recorded:
                     before = loop.score(of_cycle(recorded, cycle, config.tasks))
                 else:
-                    before = loop.collect("before", greedy=config.include_greedy)
+                    before = loop.collect("before", drawing=drawing)
                 accepted = accepted_of(before, config)
                 examples = replayed + examples_of(policy, [before.rollouts[row] for row in accepted])
                 if config.replay == "all":
@@ -170,7 +177,7 @@ def main(config: Config) -> int:
                         )
                     else:
                         loop.line(NOTHING)
-                after = loop.collect("after", config.after_tasks, config.include_greedy)
+                after = loop.collect("after", config.after_tasks, drawing)
                 loop.finish(before, trained, accepted, (after, accepted_of(after, config)))
         return loop.end()
 

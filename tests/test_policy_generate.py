@@ -225,6 +225,22 @@ def test_what_prompts_begin_with_is_read_once(
             assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
 
 
+def test_samples_among_the_likeliest_tokens_alone(policy: Policy) -> None:
+    stir(policy)
+    prompts = ["list files", "count the lines of notes.txt"]
+    greedy = policy.generate(prompts, temperature=0.0, max_new_tokens=12)
+    for options in ({"top_k": 1}, {"top_p": 1e-6}):
+        written = policy.generate(prompts, 3, temperature=2.0, max_new_tokens=12, seed=1, **options)
+        for row, best in zip(written, greedy, strict=True):
+            assert [completion.token_ids for completion in row] == [best[0].token_ids] * 3
+            # The log-probabilities are those of the whole distribution.
+            assert row[0].logprobs == pytest.approx(best[0].logprobs, abs=1e-3)
+    free = policy.generate(prompts, 3, temperature=2.0, max_new_tokens=12, seed=1)
+    few = policy.generate(prompts, 3, temperature=2.0, max_new_tokens=12, seed=1, top_k=3, top_p=0.95)
+    assert len({completion.token_ids for row in free for completion in row}) > 4
+    assert few != free
+
+
 def test_rows_that_have_ended_leave_the_batch(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     stir(policy)
     monkeypatch.setattr(policy.tokens, "one_line", False)

@@ -51,6 +51,18 @@ def test_a_greedy_candidate_and_fewer_tasks_after(earlier: Path) -> None:
     assert {row["command"] for row in written} != {row["command"] for row in firsts}
 
 
+def test_truncated_sampling_is_written_and_checked(
+    earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one token to choose from, every candidate is the greedy command."""
+    narrow = run(tmp_path, "narrow", "--reward", "random", "--top-k", "1", "--candidates", "2")
+    firsts = rows_of(earlier, "before")[::3]
+    assert commands(rows_of(narrow, "before")) == [row for row in commands(firsts) for _ in range(2)]
+    for flag, value in (("--top-k", "-1"), ("--top-p", "0"), ("--top-p", "1.5")):
+        assert run_command(Config, main, [*SMALL, flag, value], "rejection_sft") == 2
+        assert "must be" in capsys.readouterr().err
+
+
 def test_another_reward_chooses_among_the_same_candidates(earlier: Path, tmp_path: Path) -> None:
     again = run(tmp_path, "again", "--reward", "likelihood", "--rollouts", str(earlier.parent / "s{seed}"))
     theirs, ours = rows_of(earlier, "before"), rows_of(again, "before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,23 @@ from agents.policy.tokens import EndOfLine, Tokens
 from envs.types import Completion, Prompt
 
 STEPS = 12  # tokens of an answer after which rows that have ended leave the batch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: only among so many of the likeliest tokens; 0 takes all.
+        top_p: only among the likeliest tokens that together have this probability; 1 takes all.
+    """
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+
+
 Row = tuple[list[int], str]  # token ids of a prompt, and the start of its answer
 
 
@@ -43,7 +61,7 @@ class Generator:
         model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
 
     def sample(
-        self, prompts: Sequence[str | Prompt], n: int, temperature: float, max_new_tokens: int, seed: int
+        self, prompts: Sequence[str | Prompt], n: int, sampling: Sampling, max_new_tokens: int, seed: int
     ) -> list[list[Completion]]:
         """Draws `n` completions of each of P prompts -> [P][n]. With temperature 0 all `n` are the same."""
         rows: list[Row] = []
@@ -52,7 +70,7 @@ class Generator:
 
         def decode(batch: Sequence[Row], first: int) -> list[Completion]:
             with seeded("generate", seed, first):
-                written = self._decode([ids for ids, _ in batch], temperature, max_new_tokens)
+                written = self._decode([ids for ids, _ in batch], sampling, max_new_tokens)
             completions = []
             for (ids, logprobs), (_, prefill) in zip(written, batch, strict=True):
                 completions.append(self.tokens.completion(ids, logprobs, prefill))
@@ -65,12 +83,12 @@ class Generator:
         """The most likely token at every step -> [P] completions. Equal prompts are decoded once."""
         distinct = list(dict.fromkeys(reversed(prompts)))
         distinct.reverse()
-        completions = self.sample(distinct, 1, 0.0, max_new_tokens, seed=0)
+        completions = self.sample(distinct, 1, Sampling(0.0), max_new_tokens, seed=0)
         by_prompt = dict(zip(distinct, completions, strict=True))
         return [by_prompt[prompt][0] for prompt in prompts]
 
     def _decode(
-        self, prompts_B: Sequence[list[int]], temperature: float, max_new_tokens: int
+        self, prompts_B: Sequence[list[int]], sampling: Sampling, max_new_tokens: int
     ) -> list[tuple[list[int], list[float]]]:
         """One batch of B rows, each begun by a prompt's token ids -> the tokens after it, with logprobs."""
         distinct = list(dict.fromkeys(map(tuple, prompts_B)))
@@ -89,7 +107,7 @@ class Generator:
         at_once = max_new_tokens if self.tokens.one_line or cache is None else STEPS
         for done in range(0, max_new_tokens, at_once):
             steps = min(at_once, max_new_tokens - done)
-            output, logprobs_B_T = self._steps(inputs_B_W, mask_B_W, cache, temperature, steps)
+            output, logprobs_B_T = self._steps(inputs_B_W, mask_B_W, cache, sampling, steps)
             tokens_B_T = output.sequences[:, inputs_B_W.shape[1] :]
             kept = []
             for place, row in enumerate(going):
@@ -107,7 +125,7 @@ class Generator:
         return written
 
     def _steps(
-        self, inputs_B_W: Tensor, mask_B_W: Tensor, cache: Any, temperature: float, steps: int
+        self, inputs_B_W: Tensor, mask_B_W: Tensor, cache: Any, sampling: Sampling, steps: int
     ) -> tuple[Any, Tensor]:
         """Up to `steps` more tokens of each row -> what transformers returns, and their logprobs (B, T)."""
         logits = LastLogits()
@@ -119,7 +137,7 @@ class Generator:
         output: Any = self.model.generate(
             input_ids=inputs_B_W,
             attention_mask=mask_B_W,
-            generation_config=self._settings(temperature, steps),
+            generation_config=self._settings(sampling, steps),
             logits_processor=LogitsProcessorList([logits]),
             stopping_criteria=StoppingCriteriaList(stops),
             **already_read,
@@ -142,17 +160,17 @@ class Generator:
             mask[row, start:] = 1
         return inputs, mask
 
-    def _settings(self, temperature: float, max_new_tokens: int) -> GenerationConfig:
-        sampling: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            # From the whole distribution: only then do the log-probabilities belong to what was drawn.
-            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    def _settings(self, sampling: Sampling, max_new_tokens: int) -> GenerationConfig:
+        # By default from the whole distribution: only then do log-probabilities belong to what was drawn.
+        drawn = {"do_sample": sampling.temperature > 0, **asdict(sampling)}
+        if sampling.temperature == 0:
+            drawn = {"do_sample": False}
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             pad_token_id=self.tokens.pad,
             eos_token_id=sorted(self.tokens.eos),
             return_dict_in_generate=True,
-            **sampling,
+            **drawn,
         )
 
     def _read_ahead(self, inputs_U_W: Tensor, mask_U_W: Tensor, of_row_B: Tensor, before: int) -> Any:

@@ -20,7 +20,7 @@ from agents.policy import adapter, score
 from agents.policy.adapter import Snapshot
 from agents.policy.batches import Batches
 from agents.policy.compute import Compute
-from agents.policy.generate import Generator
+from agents.policy.generate import Generator, Sampling
 from agents.policy.labels import write_labels
 from agents.policy.score import Pair
 from agents.policy.tokens import Tokens
@@ -128,8 +128,13 @@ class Policy:
         temperature: float,
         max_new_tokens: int = 64,
         seed: int = 0,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> list[list[Completion]]:
         """Writes `n` answers to each of P prompts. Samples depend on `seed` alone.
+
+        Log-probabilities are always those of the whole distribution, `top_k` and `top_p` (see `Sampling`)
+        or not.
 
         An answer is the model's whole turn. Models without a chat template, and the embedded one, answer in
         one line: it ends at a line feed, and blank lines before it are skipped. With temperature 0 (greedy)
@@ -142,7 +147,8 @@ class Policy:
             return [[] for _ in prompts]
         with self._evaluating():
             if temperature > 0:
-                return self.generator.sample(prompts, n, temperature, max_new_tokens, seed)
+                sampling = Sampling(temperature, top_k, top_p)
+                return self.generator.sample(prompts, n, sampling, max_new_tokens, seed)
             return [[completion] * n for completion in self.generator.greedy(prompts, max_new_tokens)]
 
     # ---- scoring ----

@@ -26,7 +26,9 @@ from agents.training.monitor import Monitor, probe, text_metrics
 from agents.training.recorded import Group
 from agents.training.results import cycle_facts, held_out_facts, show_results
 from agents.training.rollouts import (
+    AS_THEY_COME,
     Batch,
+    Drawing,
     inverter_gap,
     policy_metrics,
     records,
@@ -98,12 +100,12 @@ class Loop:
             self.cycle, self._began, self._seconds = self.cycle + 1, time.perf_counter(), {}
             yield self.cycle
 
-    def collect(self, phase: str, tasks: int | None = None, greedy: bool = False) -> Batch:
+    def collect(self, phase: str, tasks: int | None = None, drawing: Drawing = AS_THEY_COME) -> Batch:
         """tasks x candidates of this cycle, written and scored.
 
         Args:
             tasks: how many; those of the configuration, if not given.
-            greedy: the first candidate of each task is the greedy command.
+            drawing: how the candidates are drawn, the temperature aside.
         """
         self._display.phase(self.cycle, phase)
         batch = roll_out(
@@ -115,7 +117,7 @@ class Loop:
             temperature=self.config.temperature,
             max_new_tokens=self.config.max_new_tokens,
             stream=(self.config.seed, self.cycle, phase),
-            greedy=greedy,
+            drawing=drawing,
         )
         self.spent(batch.seconds)
         return batch

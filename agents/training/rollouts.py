@@ -78,6 +78,23 @@ class Batch:
         return [[rollout.acceptable for rollout in group] for group in self.groups]
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How the candidates of a task are drawn.
+
+    Attributes:
+        greedy: the first is the greedy command, and only the others are sampled.
+        top_k, top_p: as in `agents.policy.generate.Sampling`.
+    """
+
+    greedy: bool = False
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+AS_THEY_COME = Drawing()
+
+
 def roll_out(
     policy: Policy,
     source: Source,
@@ -88,25 +105,26 @@ def roll_out(
     temperature: float,
     max_new_tokens: int,
     stream: tuple[object, ...],
-    greedy: bool = False,
+    drawing: Drawing = AS_THEY_COME,
 ) -> Batch:
     """Draws tasks, writes and scores `candidates` commands for each.
 
     Args:
         stream: (seed, cycle, phase), from which all random numbers derive.
-        greedy: the first candidate of each task is the greedy command, and only the others are sampled.
     """
     started = time.perf_counter()
     tasks_P = source.tasks(tasks, *stream)
     prompts = [forward_prompt(task) for task in tasks_P]
     written_P_G = policy.generate(
         prompts,
-        candidates - greedy,
+        candidates - drawing.greedy,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seed=seed_of(*stream, "generate"),
+        top_k=drawing.top_k,
+        top_p=drawing.top_p,
     )
-    if greedy:
+    if drawing.greedy:
         greedy_P = policy.generate(prompts, temperature=0.0, max_new_tokens=max_new_tokens)
         written_P_G = [first + others for first, others in zip(greedy_P, written_P_G, strict=True)]
     generated = time.perf_counter()
