@@ -23,7 +23,7 @@ from tyro.conf import Positional
 
 from agents.cli.command import run_command
 from agents.cli.files import file_name, write_json, writing
-from agents.cli.values import MODEL_FILES, model_defaults
+from agents.cli.values import MODEL_FILES, model_defaults, require_counts, require_sampling
 from agents.policy.chat import read_options
 from agents.studies.settings import read_settings
 from envs.domain import domain_names, load_domain
@@ -99,16 +99,8 @@ class Config:
         """Raises InputError: a value out of range, an unknown reward, a faulty domain, a missing subject."""
         if self.best_of is not None and self.best_of < 2:
             raise InputError(f"--best-of {self.best_of}: must be 2 or more, for the reward to have a choice")
-        for name in ("tasks", "samples", "max_new_tokens", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise InputError(f"--temperature {self.temperature}: must be above 0")
-        if self.inverse_temperature is not None and not 0 <= self.inverse_temperature < float("inf"):
-            raise InputError(f"--inverse-temperature {self.inverse_temperature}: must be 0 (greedy) or more")
-        if self.shots is not None and self.shots < 0:
-            raise InputError(f"--shots {self.shots}: must be 0 or more")
+        require_counts(self, "tasks", "samples", "max_new_tokens", "threads")
+        require_sampling(self)
         read_options(self.chat_template_kwargs)
         names = rewards_of(self)
         for name in names:

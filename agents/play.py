@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from agents.cli.command import run_command
 from agents.cli.display import number, show_table
+from agents.cli.values import require_counts, require_sampling
 from agents.policy.chat import read_options
 from envs.answers import command_in, take_out
 from envs.domain import domain_names, load_domain
@@ -94,17 +95,9 @@ class Config:
 
     def check(self) -> None:
         """Raises InputError for a value out of range, a reward that cannot rank, or a faulty domain."""
-        for name in ("candidates", "max_new_tokens", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-        if self.shots < 0:
-            raise InputError(f"--shots {self.shots}: must be 0 or more")
+        require_counts(self, "candidates", "max_new_tokens", "threads")
+        require_sampling(self)
         read_options(self.chat_template_kwargs)
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"--temperature {self.temperature}: must be above 0")
-        if not 0 <= self.inverse_temperature < math.inf:
-            raise InputError(f"--inverse-temperature {self.inverse_temperature}: must be 0 (greedy) or more")
         if self.task is not None and not self.task.strip():
             raise InputError("--task: must not be empty: to type tasks, leave it out")
         if reward_info(self.reward).labelled:
@@ -132,9 +125,9 @@ def main(config: Config) -> int:
         dtype=config.dtype,
         threads=config.threads,
         chat_options=read_options(config.chat_template_kwargs),
+        prefill=config.prefill,
+        shots=draw_shots(config.domain, config.shots),
     )
-    policy.tokens.prefill = config.prefill
-    policy.tokens.shots = draw_shots(config.domain, config.shots)
     if config.adapter and reward_info(config.reward).needs_start:
         policy.load_start(Path(config.adapter).expanduser())
     reward = make_reward(

@@ -136,8 +136,7 @@ def test_shots_stand_before_a_prompt_in_both_directions(foreign_mistral: Path, p
     shots = draw_shots("shell", 3)
     assert {kind: len(pairs) for (_, kind), pairs in shots.items()} == {"forward": 3, "inverse": 3}
     for folder in (foreign_mistral, plain):
-        policy = load_policy(str(folder))
-        policy.tokens.shots = shots
+        policy = load_policy(str(folder), shots=shots)
         for prompt in (forward_prompt(TASK), inverse_prompt(TASK, "ls -a")):
             text = policy.tokens.as_text(prompt)
             places = [text.index(answered) for _, answered in shots["shell", prompt.kind]]
@@ -158,8 +157,7 @@ def test_shots_are_right_and_trained_on_nowhere() -> None:
 
 
 def test_a_prefill_is_a_part_of_the_answer(foreign_mistral: Path, script: Any) -> None:
-    policy = load_policy(str(foreign_mistral))
-    policy.tokens.prefill = "Command: "
+    policy = load_policy(str(foreign_mistral), prefill="Command: ")
     assert policy.tokens.as_text(forward_prompt(TASK)).endswith("Command: ")
     ids = policy.completion_ids(["ls -a"])[0]
     script(policy, [[*ids, policy.tokenizer.eos_token_id]])
@@ -192,8 +190,7 @@ def test_the_bare_command_is_trained_and_ppo_trains_what_was_written(foreign_mis
 
 
 def test_a_part_of_the_command_that_is_written_for_the_model_is_not_trained(foreign_mistral: Path) -> None:
-    policy = load_policy(str(foreign_mistral))
-    policy.tokens.prefill = "ls"
+    policy = load_policy(str(foreign_mistral), prefill="ls")
     rollout = Rollout(TASK, Completion("ls -a\nThis lists all files.", ()), Score(1.0))
     [(prompt, ids)] = examples_of(policy, [rollout])
     assert prompt == policy.prompt_ids([forward_prompt(TASK)])[0]

@@ -197,6 +197,7 @@ def test_the_default_model_is_the_same_on_every_machine_and_torch_is_not_asked()
         ("--candidates -1", "--candidates -1: must be 1 or more"),
         ("--lora-dropout 1", "--lora-dropout 1.0: must be in [0, 1): 0.05 is the default"),
         ("--seed -1", "--seed -1: must be 0 or more"),
+        ("--shots -1", "--shots -1: must be 0 or more"),
         ("--name a/b", "--name a/b: must be the name of a folder, without its path: use --output for that"),
         ("--model=", "--model '': must not be empty: leave the flag out for its default"),
         ("--config none.yaml", "--config none.yaml: no such file: give the path of a YAML file"),

@@ -493,6 +493,7 @@ def test_reasons_and_exact_matches() -> None:
         (["--temperature", "warm"], "--temperature warm: must be a number"),
         (["--inverse-temperature", "-1"], "--inverse-temperature -1.0: must be 0 (greedy) or more"),
         (["--inverse-temperature", "nan"], "--inverse-temperature nan: must be 0 (greedy) or more"),
+        (["--shots", "-1"], "--shots -1: must be 0 or more"),
         (["--reward", "likelyhood"], "--reward likelyhood: no such reward: did you mean likelihood?"),
         (["--inverter", "bass"], "--inverter bass: must be one of current, base"),
         (["--domain", "shel"], "--domain shel: no such domain or file: did you mean shell?"),

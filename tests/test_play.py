@@ -122,6 +122,7 @@ def test_the_command_on_the_embedded_model(
         (["--task", " "], "--task: must not be empty"),
         (["--candidates", "0"], "--candidates 0: must be 1 or more"),
         (["--temperature", "nan"], "--temperature nan: must be above 0"),
+        (["--shots", "-1"], "--shots -1: must be 0 or more"),
     ],
 )
 def test_bad_input_is_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

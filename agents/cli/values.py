@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -105,6 +106,34 @@ def read_settings(
             raise file.error((key,), f"{yaml_text(value)}: {error}") from None
         origins[key] = f"{file.name}:{file.line((key,))}"
     return values, origins
+
+
+def require(config: Any, name: str, holds: bool, rule: str) -> None:
+    """Raises InputError unless a rule holds: the flag of a configuration's field, its value, and the rule."""
+    if holds:
+        return
+    value = getattr(config, name)
+    shown = "''" if value == "" else value
+    raise InputError(f"--{name.replace('_', '-')} {shown}: {rule}")
+
+
+def require_counts(config: Any, *names: str) -> None:
+    """Raises InputError unless each of these fields is None or at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        require(config, name, value is None or value >= 1, "must be 1 or more")
+
+
+def require_sampling(config: Any) -> None:
+    """Raises InputError unless a model can be asked as `temperature`, `inverse_temperature` and `shots` say.
+
+    None, which stands for another command's value, is left alone.
+    """
+    heat, inverse_heat, shots = config.temperature, config.inverse_temperature, config.shots
+    require(config, "temperature", heat is None or 0 < heat < math.inf, "must be above 0")
+    greedy_or_sampled = inverse_heat is None or 0 <= inverse_heat < math.inf
+    require(config, "inverse_temperature", greedy_or_sampled, "must be 0 (greedy) or more")
+    require(config, "shots", shots is None or shots >= 0, "must be 0 or more")
 
 
 def yaml_text(value: Any) -> str:

@@ -100,9 +100,9 @@ def measure(
         dtype=dtype,
         threads=threads,
         chat_options=read_options(settings["chat_template_kwargs"]),
+        prefill=settings["prefill"],
+        shots=draw_shots(settings["domain"], settings["shots"]),
     )
-    policy.tokens.prefill = settings["prefill"]
-    policy.tokens.shots = draw_shots(settings["domain"], settings["shots"])
     if start and any(reward_info(name).needs_start for name in names):
         policy.load_start(Path(start).expanduser())
     pool = make_source("templates", settings["domain"]).tasks(POOL, 0, "pool")

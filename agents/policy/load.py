@@ -20,6 +20,7 @@ from agents.policy.compute import Compute, on_cpu
 from agents.policy.labels import read_labels
 from agents.policy.lora import Lora, saved_lora, with_lora
 from agents.policy.policy import Policy
+from agents.policy.tokens import Shots
 from envs.hub import find_hub
 from envs.messages import one_line
 from envs.types import InputError
@@ -44,6 +45,8 @@ def load_policy(
     seed: int = 0,
     batch_size: int = 128,
     chat_options: Mapping[str, Any] | None = None,
+    prefill: str | None = None,
+    shots: Shots | None = None,
 ) -> Policy:
     """Loads a model with a fresh LoRA adapter, or with the weights of a saved one.
 
@@ -60,6 +63,8 @@ def load_policy(
         seed: of the adapter's first weights.
         batch_size: sequences in one forward pass, to begin with.
         chat_options: variables of the chat template, see `agents.policy.chat.read_options`.
+        prefill: how every command begins; by default as the domain says.
+        shots: examples that stand before prompts, see `agents.evaluation.shots`.
 
     Raises:
         InputError: there is no such model, or this machine cannot load it.
@@ -74,6 +79,8 @@ def load_policy(
         if load_in_4bit:
             model = prepare_model_for_kbit_training(model)
         policy = Policy(with_lora(model, lora, seed), tokenizer, batch_size, compute, chat_options)
+        policy.tokens.prefill = prefill
+        policy.tokens.shots = shots or {}
         policy.labels = read_labels(Path(where))
         if adapter_folder:
             policy.load(adapter_folder)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from envs.types import InputError
+from agents.cli.values import require, require_counts, require_sampling
 
 
 class TrainingError(RuntimeError):
@@ -110,16 +110,12 @@ class TrainConfig:
         from envs.domain import domain_names, load_domain
         from rewards.registry import reward_info
 
-        self._require_counts("cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha")
-        self._require_counts("max_new_tokens", "eval_tasks", "eval_subset", "eval_samples")
-        self._require("threads", self.threads is None or self.threads >= 1, "must be 1 or more")
-        for name in ("temperature", "lr"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "must be above 0")
+        require_counts(self, "cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha")
+        require_counts(self, "max_new_tokens", "eval_tasks", "eval_subset", "eval_samples", "threads")
+        require_sampling(self)
+        self._require("lr", 0 < self.lr < math.inf, "must be above 0")
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1): 0.05 is the default")
-        greedy = 0 <= self.inverse_temperature < math.inf
-        self._require("inverse_temperature", greedy, "must be 0 (greedy) or more")
-        for name in ("seed", "shots"):
-            self._require(name, getattr(self, name) >= 0, "must be 0 or more")
+        self._require("seed", self.seed >= 0, "must be 0 or more")
         read_options(self.chat_template_kwargs)
         for name in ("model", "adapter", "output", "domain", "reward", "embedder", "task_source"):
             filled = getattr(self, name) != ""
@@ -136,13 +132,5 @@ class TrainConfig:
         for name in domain_names(self.domain):
             load_domain(name)
 
-    def _require_counts(self, *names: str) -> None:
-        for name in names:
-            self._require(name, getattr(self, name) >= 1, "must be 1 or more")
-
     def _require(self, name: str, holds: bool, rule: str) -> None:
-        if holds:
-            return
-        value: Any = getattr(self, name)
-        shown = "''" if value == "" else value
-        raise InputError(f"--{name.replace('_', '-')} {shown}: {rule}")
+        require(self, name, holds, rule)

@@ -203,6 +203,8 @@ def _load(
         threads=chosen["threads"],
         seed=config.seed,
         chat_options=read_options(config.chat_template_kwargs),
+        prefill=config.prefill,
+        shots=evaluate.shots(config.shots),
     )
     run.record("compute", asdict(policy.compute))
     if config.model not in (None, "embedded"):
@@ -210,8 +212,6 @@ def _load(
     if policy.tokens.chat is not None and policy.tokens.chat.dated:
         run.record("prompts", {"date": DATE.isoformat()})
     policy.batch_sizes = state.get("batch_sizes", {})
-    policy.tokens.prefill = config.prefill
-    policy.tokens.shots = evaluate.shots(config.shots)
     if checkpoint is None:
         policy.labels += config.shots * len(domain_names(config.domain))
     if checkpoint is None:
