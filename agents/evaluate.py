@@ -129,6 +129,7 @@ def main(config: Config) -> int:
     from agents.evaluation.selection import measure_selection
     from agents.evaluation.terminal import show
     from agents.pages.evaluation import write_evaluation
+    from agents.policy.load import labels_of
 
     config = replace(config, samples=config.best_of or config.samples)
     subjects = subjects_of(config)
@@ -158,6 +159,7 @@ def main(config: Config) -> int:
             "name": subject.name,
             "model": subject.model,
             "adapter": subject.adapter,
+            "labels": labels_of(subject.model, subject.adapter) + new_shots(subject, settings),
         }
         if subject.run is not None:
             about["selection"] = measure_selection(subject.run)
@@ -194,6 +196,7 @@ class Subject:
         settings: those of the run it comes from, else those that suit the model.
         start: the adapter with which its run began; the adapter itself where it is of no run.
         run: the folder of the whole run that it is the end of.
+        shots: how many of each domain are in the adapter's count of labels: those of its run.
     """
 
     name: str
@@ -203,6 +206,7 @@ class Subject:
     start: str | None = None
     run: Path | None = None
     load_in_4bit: bool = False
+    shots: int = 0
 
 
 def subjects_of(config: Config) -> list[Subject]:
@@ -230,7 +234,7 @@ def subjects_of(config: Config) -> list[Subject]:
 def start_and_end(run: Path) -> list[Subject]:
     """A run's model as it started, and with its last or kept adapter."""
     last = subject_of_run(run, run)
-    start = replace(last, name=f"{last.name}, start", adapter=last.start, run=None)
+    start = replace(last, name=f"{last.name}, start", adapter=last.start, run=None, shots=0)
     is_finished = (run / "self_improvement_results.json").is_file()
     when = "end" if is_finished else Path(str(last.adapter)).name
     return [start, replace(last, name=f"{last.name}, {when}")]
@@ -279,6 +283,7 @@ def subject_of_run(run: Path, folder: Path) -> Subject:
         start=settings.get("adapter"),
         run=run if folder == run else None,
         load_in_4bit=bool(settings.get("load_in_4bit")),
+        shots=settings.get("shots", 0),
     )
 
 
@@ -300,6 +305,12 @@ def last_checkpoint(run: Path) -> Path:
     if not folders:
         raise InputError(f"{run}: has no checkpoint yet: give a run that has finished a cycle")
     return folders[-1]
+
+
+def new_shots(subject: Subject, settings: Mapping[str, Any]) -> int:
+    """Labels that an evaluation puts before a subject's prompts and that its own count does not hold yet."""
+    more = max(0, settings["shots"] - subject.shots)
+    return more * len(domain_names(settings["domain"]))
 
 
 def suited(model: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from agents.evaluation import statistics
 from agents.evaluation.answers import Answer, Judged, held_out_cases
 from agents.evaluation.report import compare, describe
 from agents.evaluation.terminal import show
+from agents.policy.labels import write_labels
 from envs.types import Task
 from envs.verify.truth import Case, _verdict
 from envs.verify.verdict import Status, Verdict
@@ -189,6 +190,35 @@ def test_the_default_folder_is_named_after_the_subjects(
 
 
 # ---- runs ----
+
+
+def test_labels_of_the_start_and_the_end(
+    command: Evaluate,
+    sql_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of the weights, and the shots before the prompts. A run's own shots are in its count already."""
+    monkeypatch.setattr(
+        "agents.evaluation.measure.measure", lambda model, adapter, cases, settings, **_: answers_of(cases)
+    )
+    run = shutil.copytree(sql_run, tmp_path / "sql")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**settings, "shots": 3}))
+    write_labels(run / "checkpoints" / "cycle-0001", 1203)
+    for argv, wanted in (
+        ([str(run)], [3, 1203]),
+        ([str(run), "--shots", "5"], [5, 1205]),
+        ([str(run), "--shots", "0"], [0, 1203]),
+        (["embedded", str(run / "checkpoints" / "cycle-0001")], [3, 1203]),
+        (["--model", "embedded", "--domain", "sql,network", "--shots", "2"], [4]),
+    ):
+        report = command(*argv)
+        assert [subject["labels"] for subject in report["subjects"]] == wanted
+        said = capsys.readouterr().out.splitlines()
+        for subject in report["subjects"]:
+            assert f"{subject['name']}, labels used: {subject['labels']:,}" in said
 
 
 @pytest.mark.slow

@@ -63,8 +63,8 @@ def report_of(
     *subjects: list[Answer], samples: int = 2, names: Sequence[str] = ("start", "end", "third", "fourth")
 ) -> dict[str, Any]:
     described = [
-        ({"name": name, "model": "embedded", "adapter": None}, rows)
-        for name, rows in zip(names, subjects, strict=False)
+        ({"name": name, "model": "embedded", "adapter": None, "labels": 1200 * place}, rows)
+        for place, (name, rows) in enumerate(zip(names, subjects, strict=False))
     ]
     return json.loads(
         json.dumps(
@@ -103,6 +103,11 @@ def page_of(report: dict[str, Any], folder: Path) -> str:
     page = path.read_text(encoding="utf-8")
     Balanced().feed(page)
     return page
+
+
+def test_labels_are_said_of_each_subject(one: dict[str, Any], two: dict[str, Any], tmp_path: Path) -> None:
+    assert "Labels used: 0.</p>" in page_of(one, tmp_path)
+    assert "Labels used: start 0, end 1,200.</p>" in page_of(two, tmp_path)
 
 
 def test_a_reward_that_knows_the_truth_is_marked(one: dict[str, Any], tmp_path: Path) -> None:

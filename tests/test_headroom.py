@@ -126,7 +126,7 @@ def test_headroom_by_hand() -> None:
 
 def test_the_page_and_the_report_have_it(tmp_path: Any) -> None:
     rows = scored(TASKS, {"a <reward>": Table(VALUES)})
-    about = {"name": "start", "model": "embedded", "adapter": None}
+    about = {"name": "start", "model": "embedded", "adapter": None, "labels": 0}
     settings = {"domain": "network", "reward": "length", "labelled": False, "tasks_file": None}
     report = make_report({**settings, "choosing": ["a <reward>", "b"]}, 3, [(about, rows)])
     assert report["subjects"][0]["headroom"] == headroom(rows, 3)

@@ -165,7 +165,7 @@ def test_the_page_and_the_terminal_show_it(tmp_path: Path, capsys: pytest.Captur
     found = measure_selection(
         run_with(tmp_path / "run", rollouts(cycles, good=True), 0.75, 0.25, cycles=cycles)
     )
-    about = {"name": "run, end", "model": "embedded", "adapter": None, "selection": found}
+    about = {"name": "run, end", "model": "embedded", "adapter": None, "labels": 0, "selection": found}
     settings = {"domain": "network", "reward": "length", "labelled": False, "tasks_file": None}
     report = make_report(settings, 1, [(about, [])])
     show(report)

@@ -33,8 +33,8 @@ def make_report(
     Args:
         settings: what all subjects were measured with.
         k: samples of each task.
-        subjects: (name, model and adapter, the selection of a run; its answers) of each; all but the first
-            are compared with the first.
+        subjects: (name, model, adapter, labels used, the selection of a run; its answers) of each; all but
+            the first are compared with the first.
         references: of a file's tasks, how many can be judged.
     """
     about, first = subjects[0]

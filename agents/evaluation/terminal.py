@@ -65,6 +65,7 @@ def _show_subject(subject: Row, report: Row) -> None:
         parts = [number(part[name]["value"]) for part in groups.values()]
         rows.append((name.replace("_", " "), number(whole["value"]), ends, *parts))
     show_table(subject["name"], (f"{report['tasks']} tasks", "all", "95 % interval", *groups), rows)
+    print(f"{subject['name']}, labels used: {subject['labels']:,}")
 
 
 def _show_references(found: Row, file: str) -> None:

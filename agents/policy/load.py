@@ -81,15 +81,26 @@ def load_policy(
         policy = Policy(with_lora(model, lora, seed), tokenizer, batch_size, compute, chat_options)
         policy.tokens.prefill = prefill
         policy.tokens.shots = shots or {}
-        policy.labels = read_labels(Path(where))
+        policy.labels = labels_of(name, adapter)
         if adapter_folder:
             policy.load(adapter_folder)
-            policy.labels = read_labels(adapter_folder, default=policy.labels)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         raise InputError(f"--model {name}: {_no_memory(load_in_4bit)}") from None
     return policy
+
+
+def labels_of(name: str, adapter: str | None = None) -> int:
+    """How many labels a model with an adapter has consumed; `name` and `adapter` as for `load_policy`.
+
+    Raises:
+        InputError: there is no such model, or the file that holds the number is damaged.
+    """
+    of_the_model = read_labels(Path(_location(name)))
+    if adapter is None:
+        return of_the_model
+    return read_labels(Path(adapter).expanduser(), default=of_the_model)
 
 
 def show_downloads_alone() -> None:
