@@ -574,8 +574,6 @@ def test_models_that_cannot_be_loaded(refused: Callable[..., str], tmp_path: Pat
 
 
 BROKEN = [
-    b"\xff\xfe",
-    b"{",
     b"- a",
     b"",
     b"model: a",
@@ -596,6 +594,15 @@ def test_a_run_whose_configuration_is_broken(
         said = refused(str(subject))
         assert said.startswith(f"{folder}/config.yaml: cannot be read (")
         assert said.endswith("): restore it, or give another run")
+
+
+def test_a_run_whose_configuration_is_no_yaml(
+    sql_run: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    folder = shutil.copytree(sql_run, tmp_path / "broken")
+    for content, message in ((b"a: 1\n\xff", "2: not UTF-8"), (b"a: 1\n{", "2: not valid YAML")):
+        (folder / "config.yaml").write_bytes(content)
+        assert refused(str(folder)).startswith(f"{folder}/config.yaml:{message}")
 
 
 def test_a_run_without_a_checkpoint(sql_run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -359,9 +359,13 @@ def test_wrong_folders_are_named_with_the_fix(tmp_path: Path) -> None:
         Run.create(folder, CONFIG, tensorboard=False)
     with pytest.raises(InputError, match="no run is there"):
         Run.open(tmp_path / "none")
-    for text in ("a: [", "- 1"):
+    for text, message in (
+        ("lr: 1\na: [", r"config.yaml:2: not valid YAML: .*: fix or quote this line"),
+        ("lr: 1\nlr: 2", r"config.yaml:2: lr: this key is there twice"),
+        ("- 1", r"config.yaml: holds no keys: restore the file"),
+    ):
         (folder / "config.yaml").write_text(text)
-        with pytest.raises(InputError, match=r"config.yaml: .*restore the file"):
+        with pytest.raises(InputError, match=message):
             Run.open(folder)
 
 

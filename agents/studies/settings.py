@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from envs.messages import one_line
 from envs.types import InputError
+from envs.yamlfile import read_yaml
 from rewards.registry import reward_info
 
 # The held-out accuracy of two runs can be compared only on the same tasks and with the same longest command.
@@ -27,23 +25,21 @@ def read_settings(folder: Path, fix: str = FIX) -> dict[str, Any]:
     """A run's config.yaml.
 
     Args:
-        fix: what the user can do about a file that cannot be read.
+        fix: what the user can do about a file that is no run's.
 
     Raises:
-        InputError: there is none, it cannot be read, or it does not say which trainer made the run.
+        InputError: there is none, it is not valid YAML, or it does not say which trainer made the run.
     """
     path = folder / "config.yaml"
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("it holds no settings")
-        if not isinstance(settings.get("agent"), str):
-            raise ValueError("it has no key `agent`, the trainer of the run")
-    except (FileNotFoundError, NotADirectoryError):
+        settings = read_yaml(path).data
+    except FileNotFoundError:
         message = f"{folder}: no run is there (it has no config.yaml): give the folder of a run"
         raise InputError(message) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}): {fix}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: cannot be read (it holds no settings): {fix}")
+    if not isinstance(settings.get("agent"), str):
+        raise InputError(f"{path}: cannot be read (it has no key `agent`, the trainer of the run): {fix}")
     return settings
 
 

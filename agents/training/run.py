@@ -36,6 +36,7 @@ from agents.training.environment import changes, environment, recorded
 from agents.training.tensorboard import Events
 from envs.messages import one_line
 from envs.types import InputError
+from envs.yamlfile import read_yaml
 
 KEPT = 2  # checkpoints: the newest, and the one before it in case the newest is damaged
 LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "truth.jsonl")
@@ -113,14 +114,11 @@ class Run:
         """
         path = Path(folder) / "config.yaml"
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            config = read_yaml(path).data
         except FileNotFoundError:
             raise InputError(
                 f"{folder}: no run is there (it has no config.yaml): give --resume the folder of a run"
             ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            why = f"cannot be read ({one_line(error)})"
-            raise InputError(f"{path}: {why}: restore the file or start a new run") from None
         if not isinstance(config, dict):
             raise InputError(f"{path}: holds no keys: restore the file or start a new run")
         run = cls(Path(folder), tensorboard)
