@@ -29,14 +29,14 @@ def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
     """
     asked = [forward_prompt(rollout.task) for rollout in rollouts]
     prompts = policy.prompt_ids(asked)
-    rests = []
-    for prompt, rollout in zip(asked, rollouts, strict=True):
+    completions: list[Sequence[int]] = [rollout.completion.token_ids for rollout in rollouts]
+    taken_out = [row for row, rollout in enumerate(rollouts) if not rollout.answer.plain]
+    bare = []
+    for row in taken_out:
         # Where an answer is begun with a part of the command, the prompt holds that part already.
-        rests.append(rollout.command.removeprefix(policy.tokens.prefill_of(prompt)))
-    bare = policy.completion_ids(rests)
-    completions: list[Sequence[int]] = []
-    for rollout, ids in zip(rollouts, bare, strict=True):
-        completions.append(rollout.completion.token_ids if rollout.answer.plain else ids)
+        bare.append(rollouts[row].command.removeprefix(policy.tokens.prefill_of(asked[row])))
+    for row, ids in zip(taken_out, policy.completion_ids(bare), strict=True):
+        completions[row] = ids
     return with_end(policy, prompts, completions)
 
 
