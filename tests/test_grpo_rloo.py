@@ -65,7 +65,10 @@ def written(folder: Path) -> dict[str, bytes]:
     }
     return {
         **files,
-        **{name: (last / name).read_bytes() for name in ("adapter_model.safetensors", "optimizer.pt")},
+        **{
+            name: (last / name).read_bytes()
+            for name in ("adapter_model.safetensors", "optimizer.safetensors")
+        },
     }
 
 

@@ -30,7 +30,7 @@ from envs.types import Completion, Score, Task
 # For a model with random weights, which writes no command: nothing is executed, and no gate closes.
 SMALL = ["--domain", "network", "--force", "--no-gates", "--max-new-tokens", "12", "--batch-size", "7"]
 SMALL += ["--tasks", "6", "--eval-tasks", "4", "--eval-subset", "3", "--eval-samples", "1"]
-FILES = ("adapter_model.safetensors", "value_head.safetensors", "optimizer.pt")
+FILES = ("adapter_model.safetensors", "value_head.safetensors", "optimizer.safetensors")
 
 
 def run(model: Path, tmp: Path, name: str, *flags: str) -> Path:

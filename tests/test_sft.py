@@ -177,7 +177,7 @@ def test_killed_and_resumed_equals_uninterrupted(pocket: Path, tmp_path: Path) -
     assert run_command(Config, main, ["--resume", str(killed)], "sft") == 0
     for name in ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    for name in ("adapter_model.safetensors", "optimizer.pt", "labels.json"):
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "labels.json"):
         last = Path("checkpoints") / "cycle-0003" / name
         assert (killed / last).read_bytes() == (whole / last).read_bytes()
     assert results_of(killed)["labels"] == results_of(whole)["labels"] == {"start": 0, "end": 24}

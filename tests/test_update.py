@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from agents.policy.load import Lora, load_policy
 from agents.policy.policy import Policy
 from agents.training import update
 from agents.training.config import TrainingError
-from agents.training.update import Example, fine_tune
+from agents.training.update import Example, adamw, fine_tune, save_optimizer
 
 TEXTS = [
     ("list files", "ls"),
@@ -154,6 +155,28 @@ def test_the_order_comes_from_the_stream(steady: Policy, examples: list[Example]
         hashes.add(steady.adapter_hash())
     steady.restore(before)
     assert len(hashes) == 3
+
+
+def test_moments_are_kept_without_pickle(tmp_path: Path) -> None:
+    def three_steps(optimizer: torch.optim.AdamW, weights: list[torch.nn.Parameter]) -> None:
+        for step in range(3):
+            for number, weight in enumerate(weights):
+                weight.grad = torch.full_like(weight, 0.1 * (number + step + 1))
+            optimizer.step()
+
+    weights = [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+    optimizer = adamw(weights, 1e-2, None)
+    three_steps(optimizer, weights)
+    save_optimizer(optimizer, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["optimizer.safetensors"]
+
+    copies = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
+    restored = adamw(copies, 1e-2, tmp_path)
+    for optimizer_, parameters in ((optimizer, weights), (restored, copies)):
+        three_steps(optimizer_, parameters)
+    for weight, copy in zip(weights, copies, strict=True):
+        assert torch.equal(weight, copy)
+    assert adamw(copies, 1e-2, tmp_path / "nowhere").state_dict()["state"] == {}
 
 
 def test_nothing_outside_changes(policy: Policy, examples: list[Example]) -> None:

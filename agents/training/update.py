@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from agents.policy.batches import out_of_memory
 from agents.policy.policy import Policy
@@ -18,7 +19,7 @@ from agents.training.rollouts import Rollout
 from envs.prompts import forward_prompt
 from envs.streams import stream
 
-OPTIMIZER_FILE = "optimizer.pt"  # next to the adapter in a checkpoint
+OPTIMIZER_FILE = "optimizer.safetensors"  # next to the adapter in a checkpoint
 Example = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids with those that end an answer
 
 
@@ -78,14 +79,26 @@ def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, restored: Path | 
     """AdamW without weight decay, with the moments that lie in the checkpoint `restored`, if any."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     if restored is not None and (restored / OPTIMIZER_FILE).is_file():
-        moments = torch.load(restored / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(moments)
+        load_moments(optimizer, restored)
     return optimizer
 
 
+def load_moments(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Reads the moments of a checkpoint's folder. Learning rate and the like stay as they are."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(str(folder / OPTIMIZER_FILE)).items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Writes the moments into a checkpoint's folder."""
-    torch.save(optimizer.state_dict(), folder / OPTIMIZER_FILE)
+    """Writes the moments into a checkpoint's folder: `NUMBER.NAME` -> tensor, in the parameters' order."""
+    tensors = {}
+    for number, moments in optimizer.state_dict()["state"].items():
+        for name, tensor in moments.items():
+            tensors[f"{number}.{name}"] = tensor.contiguous()
+    save_file(tensors, str(folder / OPTIMIZER_FILE))
 
 
 def clipped_step(
