@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,32 +112,73 @@ def save_model(folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def command_in_a_child(agent: str, argv: Sequence[str], printed: Path) -> None:
-    """Runs a command of agents/; what it prints goes to a file."""
-    from agents.cli.command import run_command
+def run_module(words: Sequence[str], out: Path, error: Path) -> None:
+    """What `python -m` does with these words; the output goes to files, a line at a time."""
+    for descriptor, path in ((1, out), (2, error)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+    os.setsid()
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = list(words)
+    sys.modules.pop(words[0], None)  # it was imported for its imports
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
-    sys.stdout = printed.open("w", buffering=1)
-    module = importlib.import_module(f"agents.{agent}")
-    run_command(module.Config, module.main, argv, agent)
 
+def start_module(words: Sequence[str], out: Path, error: Path) -> Any:
+    """Starts `python -m` with these words, without the seconds that Python needs to load the libraries.
 
-def kill_after_the_first_of_three(agent: str, argv: Sequence[str], folder: Path) -> None:
-    """Starts a run of three cycles in a process of its own, and kills it as soon as the first cycle is done.
-
-    The process is a fork of one that has done nothing but load libraries, once for all tests. Its sets are in
+    The process is a fork of one that has done nothing but load them, once for all tests. Its sets are in
     another order than ours, and no thread or GPU of ours is in it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["agents.rejection_sft", "agents.training.trl_online"])
-    printed = folder / "printed.txt"
-    printed.touch()
-    process = context.Process(target=command_in_a_child, args=(agent, argv, printed))
+    process = context.Process(target=run_module, args=(words, out, error))
     process.start()
+    return process
+
+
+def kill_after_the_first_of_three(agent: str, argv: Sequence[str], folder: Path) -> None:
+    """Starts a run of three cycles in a process of its own, and kills it once the first cycle is done."""
+    printed, error = folder / "printed.txt", folder / "error.txt"
+    printed.touch()
+    process = start_module([f"agents.{agent}", *argv], printed, error)
     while process.is_alive() and "\ncycle   1/3" not in printed.read_text():
         time.sleep(0.02)
     process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL, printed.read_text()
+    assert process.exitcode == -signal.SIGKILL, printed.read_text() + error.read_text()
+
+
+class Started:
+    """A process of `start_module` with what `agents.studies.jobs` uses of a `subprocess.Popen`."""
+
+    def __init__(self, process: Any) -> None:
+        self.process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> None:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("a job", timeout or 0.0)
+
+
+@pytest.fixture
+def jobs_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of a study are forks of a process that has loaded the libraries."""
+
+    def start(job: Any) -> Started:
+        option, *words = job.command
+        assert option == "-m"
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        return Started(start_module(words, Path(f"{job.log}.out"), Path(f"{job.log}.err")))
+
+    monkeypatch.setattr("agents.studies.jobs._start", start)
 
 
 def stir(policy: Any, seed: int = 0) -> None:

@@ -248,7 +248,7 @@ def test_a_reward_that_can_be_gamed_raises_the_alarm(
         "--select",
         "best",
     ]
-    flags += ["--temperature", "1.4", "--candidates", "6"]  # room to game: odd commands among the candidates
+    flags += ["--eval-samples", "1", "--temperature", "1.4", "--candidates", "6"]  # room to game: odd commands among the candidates
     flags += [
         "--tasks",
         "40",

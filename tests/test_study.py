@@ -458,7 +458,7 @@ TINY = (
 
 @pytest.mark.slow
 def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
-    tmp_path: Path, no_charts: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, no_charts: None, jobs_start_at_once: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, folder = study(tmp_path, TINY, "--jobs", "2", "--json")
     said = capsys.readouterr()
