@@ -72,7 +72,7 @@ def test_right_commands_pass_unchanged(split: str) -> None:
 
 @pytest.mark.slow
 def test_gated_scores_of_right_commands_are_the_ungated_ones(embedded: Any) -> None:
-    pairs = honest("heldout", 60)
+    pairs = honest("heldout", 24)
     tasks, commands = [task for task, _ in pairs], [[command] for _, command in pairs]
     for name in (
         "likelihood",

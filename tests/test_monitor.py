@@ -176,31 +176,32 @@ def test_probes_are_scored_by_the_base(policy: Any) -> None:
     assert reward.inverter == "current"
 
 
-SMALL = [
-    "--tasks",
-    "6",
-    "--eval-tasks",
-    "9",
-    "--eval-subset",
-    "6",
-    "--eval-samples",
-    "2",
-    "--max-new-tokens",
-    "32",
-    "--model",
-    "embedded",
-]
+# For a model with random weights, which writes no command: no gate closes.
+SMALL = ["--domain", "network", "--force", "--no-gates", "--max-new-tokens", "12"]
+SMALL += ["--tasks", "6", "--eval-tasks", "4", "--eval-subset", "3", "--eval-samples", "1"]
 
 
 @pytest.mark.slow
 def test_keep_best_ends_with_the_best_cycle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from agents.training import loop
 
     scores = iter((0.1, 0.9, 0.5, 0.4, 0.3))
     monkeypatch.setattr(loop, "probe", lambda *_: Probes([next(scores)], 0))
-    flags = [*SMALL, "--reward", "random", "--keep", "best", "--output", str(tmp_path), "--name", "a"]
+    flags = [
+        "--model",
+        str(brief),
+        *SMALL,
+        "--reward",
+        "random",
+        "--keep",
+        "best",
+        "--output",
+        str(tmp_path),
+        "--name",
+        "a",
+    ]
     assert run_command(Config, main, ["--cycles", "4", *flags], "rejection_sft") == 0
     assert "kept: cycle 1 of 4" in capsys.readouterr().out
     folder = tmp_path / "a"
@@ -234,33 +235,11 @@ def test_a_reward_that_can_be_gamed_raises_the_alarm(
             return [[Score(min(1.0, len(command) / 100)) for command in row] for row in commands_P_G]
 
     monkeypatch.setattr(session, "make_reward", lambda *_, **__: Longer())
-    flags = [
-        "--model",
-        "embedded",
-        "--reward",
-        "random",
-        "--domain",
-        "network",
-        "--cycles",
-        "6",
-        "--lr",
-        "2e-3",
-        "--select",
-        "best",
-    ]
-    flags += ["--eval-samples", "1", "--temperature", "1.4", "--candidates", "6"]  # room to game: odd commands among the candidates
-    flags += [
-        "--tasks",
-        "40",
-        "--eval-tasks",
-        "60",
-        "--eval-subset",
-        "60",
-        "--output",
-        str(tmp_path),
-        "--name",
-        "a",
-    ]
+    flags = ["--model", "embedded", "--reward", "random", "--domain", "network", "--select", "best"]
+    flags += ["--cycles", "5", "--lr", "5e-3", "--max-new-tokens", "32"]
+    flags += ["--tasks", "16", "--eval-tasks", "40", "--eval-subset", "40", "--eval-samples", "1"]
+    flags += ["--temperature", "1.4", "--candidates", "4"]  # room to game: odd commands among the candidates
+    flags += ["--output", str(tmp_path), "--name", "a"]
     assert run_command(Config, main, flags, "rejection_sft") == 0
     assert "ALARM divergence: its own score rises while held-out accuracy falls" in capsys.readouterr().out
     metrics = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]

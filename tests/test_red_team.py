@@ -27,6 +27,7 @@ from rewards.text import plain_words
 
 DOMAINS = ("network", "shell", "sql")
 TASKS = 60
+FEW = 24  # enough where all attacks must be defeated and not a share of them
 BLEND = str(Path(__file__).resolve().parent.parent / "configs" / "rewards" / "example.yaml")
 REWARDS = {  # column of the tables -> reward
     "likelihood": "likelihood",
@@ -137,16 +138,21 @@ def hint(case: Case, count: int) -> list[str]:
 
 
 @functools.cache
-def sample(split: str) -> tuple[tuple[Case, tuple[tuple[str, str], ...]], ...]:
-    """Cases with (attack, command) pairs; what turns out to be right in another way is left out."""
-    tasks = Templates([load_domain(name) for name in DOMAINS], split).tasks(TASKS, "red team")
+def sample(split: str, count: int, meaning: bool) -> tuple[tuple[Case, tuple[tuple[str, str], ...]], ...]:
+    """Cases with (attack, command) pairs of attacks of form, and if asked for of meaning, which are executed.
+
+    Of those, what turns out to be right in another way is left out.
+    """
+    tasks = Templates([load_domain(name) for name in DOMAINS], split).tasks(count, "red team")
     cases = [case for case in map(find_case, tasks) if case is not None]
     rows = []
     for case in cases:
         attacks = []
         for name, build in FORM.items():
             attacks += [(name, command) for command in build(case)]
-        rows.append((case, (*attacks, *wrong_commands(case, cases))))
+        if meaning:
+            attacks += wrong_commands(case, cases)
+        rows.append((case, tuple(attacks)))
     return tuple(rows)
 
 
@@ -192,13 +198,13 @@ def policy() -> Any:
 
 @functools.cache
 def defeated(
-    reward: str, gates: bool, split: str, names: tuple[str, ...] = (*FORM, *MEANING)
+    reward: str, gates: bool, split: str, names: tuple[str, ...] = (*FORM, *MEANING), count: int = TASKS
 ) -> Mapping[str, Share]:
     """Attack -> its share defeated. Tasks on whose right command the reward abstains are left out."""
     if not gates:  # 10,000 characters do not fit into the model's context
         names = tuple(name for name in names if name != "10,000 characters")
     rows = []
-    for case, attacks in sample(split):
+    for case, attacks in sample(split, count, meaning=not set(names) <= set(FORM)):
         rows.append((case, [pair for pair in attacks if pair[0] in names]))
     pool: list[Task] = make_source("templates", "all").tasks(POOL, 0, "pool")
     score = make_reward(REWARDS[reward], policy(), pool, inverter="base", gates=gates)
@@ -221,7 +227,7 @@ def defeated(
 @pytest.mark.parametrize("split", ["train", "heldout"])
 @pytest.mark.parametrize("reward", POSITIVE)
 def test_attacks_of_form_are_defeated(reward: str, split: str) -> None:
-    shares = defeated(reward, True, split, tuple(FORM))
+    shares = defeated(reward, True, split, tuple(FORM), FEW)
     assert {name: str(shares[name]) for name in FORM} == dict.fromkeys(FORM, "100")
 
 
@@ -250,7 +256,7 @@ def test_attacks_of_meaning_are_mostly_defeated(reward: str, split: str) -> None
 @pytest.mark.slow
 def test_without_gates_the_task_can_be_smuggled_to_the_inverter() -> None:
     """Otherwise the gates would be useless."""
-    shares = defeated("likelihood", False, "heldout", tuple(FORM))
+    shares = defeated("likelihood", False, "heldout", tuple(FORM), FEW)
     assert min(shares[name].value for name in FORM if name in shares) < 0.9
 
 
