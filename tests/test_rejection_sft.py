@@ -198,7 +198,7 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, brief: Path,
     "flags",
     [
         # What a run has by default, but that it accepts some of what this model writes.
-        "--domain all --reward similarity --select quantile",
+        "--domain network,sql --reward similarity --select quantile",
         "--reward channel --replay all --inverter ema",
     ],
 )
