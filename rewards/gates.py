@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -80,6 +81,10 @@ NAMED = re.compile(
     r"\b(?:file|folder|directory|dir|named|called) (?!named|called)([a-z]+)\b"
     r"(?: (?:to|into|as) (?!file|folder|directory|dir)([a-z]+)\b)?"
 )
+# Without a noun, words are names in `rename alpha to beta and gamma to delta`. There are fewer words around
+# them to give a copied task away, so they are free only for a command that repeats nothing else of its task.
+PAIRED = re.compile(r"\b(?:copy|link|move|rename)((?:(?: and)? [a-z]+ (?:to|into|as) [a-z]+)+)\b")
+JOINED = re.compile(r"([a-z]+) (?:to|into|as) ([a-z]+)")
 NOT_NAMES = names(
     "all and are but does for from has have into named not that the then was where which whose will with"
 )
@@ -201,16 +206,21 @@ def copied_share(task: Task, command: str) -> float:
 
     A word counts where the command has it as a word or, from four letters on, anywhere among its letters.
     Tools are free, since a command must name its tool, and so are names of the task as whole arguments. The
-    share is 0 where no more than a few words are repeated.
+    share is 0 where no more than a few words are repeated, or only what `paired_in` finds and nowhere
+    but as whole arguments.
     """
     free = {task.tool, *load_domain(task.domain).tools}
-    if syntax_of(task) == "shell":
-        free |= named_in(task.text) & _arguments(command)
-    words = plain_words(task.text) - free
     found, letters = _words_in(command), re.sub("[^a-z]", "", command.lower())
+    paired: set[str] = set()
+    if syntax_of(task) == "shell":
+        arguments = _arguments(command)
+        free |= named_in(task.text) & set(arguments)
+        paired = {name for name in paired_in(task.text) if letters.count(name) == arguments[name]}
+    words = plain_words(task.text) - free
     copied = {word for word in words if word in found or (len(word) > 3 and word in letters)}
     copied -= {f"{word}s" for word in copied}  # one word, in its singular and its plural
-    return len(copied) / len(words) if len(copied) >= FEW else 0.0
+    few = len(copied) < FEW or copied <= paired
+    return 0.0 if few else len(copied) / len(words)
 
 
 def named_in(text: str) -> set[str]:
@@ -221,13 +231,22 @@ def named_in(text: str) -> set[str]:
     return found - NOT_NAMES
 
 
-def _arguments(command: str) -> set[str]:
-    """The arguments without quotes of every command in a line."""
+def paired_in(text: str) -> set[str]:
+    """The words of a task that are names by their verb: alpha and beta in `rename alpha to beta`."""
+    found: set[str] = set()
+    for match in PAIRED.finditer(" ".join(text.lower().split())):
+        for pair in JOINED.finditer(match[1]):
+            found.update(pair.groups())
+    return found - NOT_NAMES
+
+
+def _arguments(command: str) -> Counter[str]:
+    """How often each argument without quotes is there, over every command in a line."""
     try:
         commands = split(command)
     except ShellSyntaxError:
-        return set()
-    arguments: set[str] = set()
+        return Counter()
+    arguments: Counter[str] = Counter()
     for simple in commands:
         arguments.update(word.text.rstrip("/") for word in simple.words[1:])
     return arguments

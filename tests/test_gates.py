@@ -28,6 +28,7 @@ PORT = Task("t/5", "network", "check port 443 of web1.test", "nc")
 SPLIT = Task("t/7", "shell", 'cut "one, two" at the comma and show each part on a line of its own')
 STATE = Task("t/8", "network", "list sockets by states (state established)", "ss")
 RENAME = Task("t/6", "shell", "rename folder alpha to beta and folder gamma to delta")
+BARE_NAMES = Task("t/9", "shell", "rename alpha to beta and gamma to delta")
 
 
 class Noted:
@@ -163,6 +164,11 @@ def embedded() -> Any:
         (BARE, "if grep -q x names.txt; then cat names.txt; fi"),
         (RENAME, "mv alpha beta && mv gamma delta"),
         (RENAME, "mv alpha/ beta; mv gamma/ delta"),
+        (BARE_NAMES, "mv alpha beta && mv gamma delta"),
+        (
+            Task("t", "shell", "copy alpha into beta and rename gamma to delta"),
+            "cp alpha beta; mv gamma delta",
+        ),
         (SCAN, "/usr/bin/nmap -p 443 web1.test"),
         (NAMES, "SELECT name FROM employees WHERE salary > 3000;"),
         (NAMES, "WITH a AS (SELECT 1) SELECT ';' FROM a, nowhere"),
@@ -209,6 +215,12 @@ def test_what_passes(task: Task, command: str) -> None:
         (RENAME, "mv rename folder alpha to beta and folder gamma to delta", {"copied"}),
         (RENAME, "mv 'alpha' 'beta gamma' delta", {"copied"}),
         (RENAME, "touch folder_alpha_to_beta_and_gamma_to_delta", {"copied"}),
+        (BARE_NAMES, "mv rename alpha to beta and gamma to delta", {"copied"}),
+        (BARE_NAMES, "mv alpha beta and gamma delta", {"copied"}),
+        (BARE_NAMES, "mv 'alpha' beta gamma delta", {"copied"}),
+        (BARE_NAMES, "touch alpha_to_beta_and_gamma_to_delta", {"copied"}),
+        (BARE_NAMES, "mv alpha beta; mv gamma delta alpha_to_beta", {"copied"}),
+        (Task("t", "shell", "rename all files to lower case letters"), "mv all files lower case", {"copied"}),
         (RENAME, "echo rename alpha beta gamma delta", {"valid"}),
         (RENAME, "cp rename folder alpha and", {"copied"}),
         (SCAN, "sudo -u nobody nmap web1.test", {"valid"}),
