@@ -92,6 +92,22 @@ def test_on_a_policy_by_hand(policy: LanguageModel) -> None:
     assert score.parts["inverse"] == pytest.approx(value(read))
 
 
+def test_what_a_command_is_begun_with_is_not_counted_again(
+    policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the command's term of the reward nor in its entropy."""
+    monkeypatch.setattr(policy.tokens, "prefill", "nmap -p")
+    for command, rest in ((RIGHT, " 443 web1.test"), (FOREIGN, FOREIGN)):
+        [[score]] = Channel(policy)([TASK], [[command]])
+        pair = (policy.prompt_ids([ASKED])[0], policy.completion_ids([rest])[0])
+        with policy.inverter("start"):
+            [row] = policy.logprobs_of_ids([pair])
+        assert score.parts["forward"] == pytest.approx(math.exp(math.fsum(row) / len(row)))
+    assert policy.entropies([ASKED], [RIGHT]) == policy.entropies([ASKED], [" 443 web1.test"])
+    [[nothing_left]] = Channel(policy)([TASK], [["nmap -p"]])
+    assert (nothing_left.value, nothing_left.reason) == (None, "not a number")
+
+
 def test_the_start_is_the_adapter_that_the_run_began_with(policy: Policy, tmp_path: Path) -> None:
     """Not the base model, which has not learnt to write commands; and not what training made of it."""
 

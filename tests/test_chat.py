@@ -12,6 +12,7 @@ from agents.policy.chat import Chat, read_options
 from agents.policy.load import load_policy
 from agents.training.actor_critic import episodes_of
 from agents.training.rollouts import Rollout
+from agents.training.supervised import forward_examples
 from agents.training.update import examples_of
 from envs.domain import load_domain
 from envs.prompts import forward_prompt, inverse_prompt
@@ -195,6 +196,7 @@ def test_a_part_of_the_command_that_is_written_for_the_model_is_not_trained(fore
     [(prompt, ids)] = examples_of(policy, [rollout])
     assert prompt == policy.prompt_ids([forward_prompt(TASK)])[0]
     assert ids == [*policy.completion_ids([" -a"])[0], *policy.end]
+    assert forward_examples(policy, [(TASK, "ls -a")]) == [(prompt, ids)]
 
 
 def test_a_command_is_cut_only_where_its_own_end_is() -> None:

@@ -114,6 +114,13 @@ class Policy:
         """Token ids of each text as it would follow a prompt, without the token that ends it."""
         return self.tokens.of_completions(texts)
 
+    def answer_ids(self, prompts: Sequence[str | Prompt], answers: Sequence[str]) -> list[list[int]]:
+        """The same for answers, of which the prompt may hold the beginning already (`--prefill`)."""
+        rests = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            rests.append(self.tokens.after_prefill(prompt, answer))
+        return self.completion_ids(rests)
+
     def completion(self, ids: list[int], logprobs: list[float], prompt: str | Prompt = "") -> Completion:
         """Token ids that were generated after a prompt, and their log-probabilities -> the answer."""
         return self.tokens.completion(ids, logprobs, self.tokens.prefill_of(prompt))
@@ -154,7 +161,10 @@ class Policy:
     # ---- scoring ----
 
     def logprobs(self, prompts: Sequence[str | Prompt], continuations: Sequence[str]) -> list[list[float]]:
-        """Natural-log probability of each token of each continuation after its prompt -> [P][T_p]."""
+        """Natural-log probability of each token of each continuation after its prompt -> [P][T_p].
+
+        What the prompt holds of a continuation already, by its prefill, is not counted.
+        """
         return self.logprobs_of_ids(self._pairs(prompts, continuations))
 
     def logprobs_of_ids(self, pairs: Sequence[Pair]) -> list[list[float]]:
@@ -263,7 +273,7 @@ class Policy:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _pairs(self, prompts: Sequence[str | Prompt], continuations: Sequence[str]) -> list[Pair]:
-        return list(zip(self.prompt_ids(prompts), self.completion_ids(continuations), strict=True))
+        return list(zip(self.prompt_ids(prompts), self.answer_ids(prompts, continuations), strict=True))
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

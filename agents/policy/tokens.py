@@ -102,6 +102,10 @@ class Tokens:
             return ""
         return prompt.prefill if self.prefill is None else self.prefill
 
+    def after_prefill(self, prompt: str | Prompt, answer: str) -> str:
+        """An answer as it follows its prompt, which holds already what the answer is begun with."""
+        return answer.removeprefix(self.prefill_of(prompt))
+
     def as_text(self, prompt: Prompt) -> str:
         """The prompt as the model reads it."""
         if self.chat is not None:

@@ -28,8 +28,9 @@ MIXED = 8  # batches whose examples are sorted by length together, so that littl
 
 def forward_examples(policy: Policy, pairs: Sequence[Pair]) -> list[Example]:
     """The task is asked, the command is the answer."""
-    prompts = policy.prompt_ids([forward_prompt(task) for task, _ in pairs])
-    return with_end(policy, prompts, policy.completion_ids([command for _, command in pairs]))
+    asked = [forward_prompt(task) for task, _ in pairs]
+    commands = policy.answer_ids(asked, [command for _, command in pairs])
+    return with_end(policy, policy.prompt_ids(asked), commands)
 
 
 def inverse_examples(policy: Policy, pairs: Sequence[Pair]) -> list[Example]:

@@ -32,11 +32,9 @@ def examples_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Example]:
     prompts = policy.prompt_ids(asked)
     completions: list[Sequence[int]] = [rollout.completion.token_ids for rollout in rollouts]
     taken_out = [row for row, rollout in enumerate(rollouts) if not rollout.answer.plain]
-    bare = []
-    for row in taken_out:
-        # Where an answer is begun with a part of the command, the prompt holds that part already.
-        bare.append(rollouts[row].command.removeprefix(policy.tokens.prefill_of(asked[row])))
-    for row, ids in zip(taken_out, policy.completion_ids(bare), strict=True):
+    commands = [rollouts[row].command for row in taken_out]
+    bare = policy.answer_ids([asked[row] for row in taken_out], commands)
+    for row, ids in zip(taken_out, bare, strict=True):
         completions[row] = ids
     return with_end(policy, prompts, completions)
 
