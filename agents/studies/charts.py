@@ -91,6 +91,7 @@ def curves(path: Path, panels: Sequence[Panel], up: str) -> None:
     rows = math.ceil(len(panels) / columns)
     low, high = _range(panels)
     pad = 0.05 * (high - low) + 0.02
+    longest = max(len(line.label) for panel in panels for line in panel.lines)
     with _figure(path, 3.1 * columns + 0.5, 2.2 * rows + 0.6, rows, columns) as grid:
         filled = _filled(grid, panels)
         for place, (axes, panel) in enumerate(filled):
@@ -99,7 +100,7 @@ def curves(path: Path, panels: Sequence[Panel], up: str) -> None:
             for line in panel.lines:
                 _draw_line(axes, line)
             _thousands(axes)
-            _leave_room(axes, panel.lines)
+            _leave_room(axes, panel.lines, longest)
             if place % columns == 0:
                 axes.set_ylabel(up)
             else:
@@ -183,12 +184,12 @@ def _draw_line(axes: Any, line: Line) -> None:
     )
 
 
-def _leave_room(axes: Any, lines: Sequence[Line]) -> None:
-    """Room for the names of the curves, right of the last point."""
+def _leave_room(axes: Any, lines: Sequence[Line], longest: int) -> None:
+    """Room for a name of `longest` characters right of the last point; ticks only up to there."""
     last = max(line.points[-1]["step"] for line in lines)
-    longest = max(len(line.label) for line in lines)
-    axes.set_xlim(-0.03 * last, last * (1.05 + 0.045 * longest))
-    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
+    axes.set_xlim(-0.03 * last, last * (1.05 + 0.035 * longest))
+    ticks = MaxNLocator(3).tick_values(0, last)
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= last])
 
 
 def _label_ends(axes: Any, lines: Sequence[Line]) -> None:
@@ -203,7 +204,9 @@ def _label_ends(axes: Any, lines: Sequence[Line]) -> None:
     for line in lines:
         if line.own_axis:
             text = f"{line.label} (right axis)"
-            axes.text(0.03, 0.93, text, transform=axes.transAxes, color=line.colour, fontsize=LABEL_SIZE)
+            axes.text(
+                0.97, 0.93, text, transform=axes.transAxes, ha="right", color=line.colour, fontsize=LABEL_SIZE
+            )
 
 
 def _thousands(axes: Any) -> None:
