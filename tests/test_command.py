@@ -278,6 +278,16 @@ def test_resume_takes_the_saved_configuration() -> None:
     assert line == "model: gpt2, as in runs/sft/a/config.yaml"
 
 
+def test_half_of_a_saved_configuration_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    saved("runs/sft/a", 0, "--lr", "0.5")
+    path = Path("runs/sft/a/config.yaml")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+    said = refused(capsys, "--resume", "runs/sft/a")
+    assert said.startswith("runs/sft/a/config.yaml: has no ")
+    assert said.endswith(": a part of the file is lost: restore it")
+
+
 def test_resume_alone_finds_the_run() -> None:
     saved("runs/sft/old", 20, "--seed", "1")
     saved("runs/sft/new", 10, "--seed", "2")

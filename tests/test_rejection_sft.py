@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -546,6 +547,19 @@ def test_a_resumed_run_has_the_batch_sizes_that_fitted(
     state, _ = Run.open(folder)[0].restore() or ({}, None)
     assert state["cycle"] == 2
     assert state["batch_sizes"] == {"writing": 4, "scoring": 4, "training": 4}
+
+
+def test_settings_that_were_edited_after_a_checkpoint_are_refused(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied / "config.yaml"
+    text = path.read_text()
+    began = yaml.safe_load(text)["lr"]
+    assert began != 0.5 and text.count("\nlr: ") == 1
+    path.write_text(re.sub(r"\nlr: .*", "\nlr: 0.5", text))
+    assert run_command(Config, main, ["--resume", str(copied), "--cycles", "2"], "rejection_sft") == 2
+    said = capsys.readouterr().err
+    assert f"{path}: lr was {began} when the run was saved, and is 0.5 now: restore the file" in said
 
 
 def test_the_settings_for_a_real_model_are_settings_of_this_command() -> None:

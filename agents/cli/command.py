@@ -175,6 +175,9 @@ def _resumed(
         raise InputError(f"--resume {folder}: is a run of agents.{trainer}: resume it with that command")
     saved, origins = read_settings(path, {**hints, "agent": str})
     saved.pop("agent", None)  # the command itself, no setting
+    missing = [name for name in hints if name not in saved and name != "config"]
+    if missing:
+        raise InputError(f"{path}: has no {missing[0]}: a part of the file is lost: restore it")
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
         if name in ("cycles", "resume"):

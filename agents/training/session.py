@@ -37,6 +37,10 @@ KEYWORDS: dict[str, Collection[str]] = {
 }
 
 
+# Settings of a run that may differ after a resume: how far it goes, and where it is.
+MAY_CHANGE = ("cycles", "resume", "config", "output", "name")
+
+
 class Evaluation(Protocol):
     """What a trainer may know of the held-out evaluation: numbers to log, and a line for the user.
 
@@ -158,6 +162,14 @@ def saved(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
+def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises InputError where the settings of a run's file are not those of its last checkpoint."""
+    for name, value in now.items():
+        if name not in MAY_CHANGE and then.get(name) != value:
+            problem = f"{name} was {then.get(name)} when the run was saved, and is {value} now"
+            raise InputError(f"{path}: {problem}: restore the file")
+
+
 def _whole_path(domain: str) -> str:
     if domain in EMBEDDED:
         return domain
@@ -183,6 +195,8 @@ def _load(
         raise InputError(
             f"--cycles {config.cycles}: the run has done {state['cycle']}: ask for that many or more"
         )
+    if state:
+        _must_be_the_same(run.folder / "config.yaml", state["results"]["config"], saved(config))
     if config.resume:
         # A run that is extended and killed again must know how far it was to go.
         run.write_config({"agent": agent, **saved(config)})
