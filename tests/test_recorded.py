@@ -12,17 +12,14 @@ import pytest
 from agents.cli.command import run_command
 from agents.rejection_sft import Config, main
 
-SMALL = [
-    *("--model", "embedded", "--domain", "shell", "--cycles", "1", "--tasks", "4"),
-    *("--eval-tasks", "3", "--eval-subset", "3", "--eval-samples", "2", "--max-new-tokens", "32"),
-]
+# For a model with random weights, which writes no command: nothing is executed, and no gate closes.
+SMALL = ["--domain", "network", "--force", "--no-gates", "--max-new-tokens", "12", "--cycles", "1"]
+SMALL += ["--tasks", "4", "--eval-tasks", "3", "--eval-subset", "3", "--eval-samples", "2"]
 
 
-def run(output: Path, name: str, *flags: str) -> Path:
-    assert (
-        run_command(Config, main, [*SMALL, "--output", str(output), "--name", name, *flags], "rejection_sft")
-        == 0
-    )
+def run(model: Path, output: Path, name: str, *flags: str) -> Path:
+    argv = ["--model", str(model), *SMALL, "--output", str(output), "--name", name, *flags]
+    assert run_command(Config, main, argv, "rejection_sft") == 0
     return output / name
 
 
@@ -36,35 +33,37 @@ def commands(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def earlier(brief: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one cycle of 4 tasks x 3 candidates, the greedy one among them; 2 tasks after the update."""
     output = tmp_path_factory.mktemp("earlier")
-    return run(output, "s0", "--reward", "random", "--include-greedy", "--after-tasks", "2")
+    return run(brief, output, "s0", "--reward", "random", "--include-greedy", "--after-tasks", "2")
 
 
-def test_a_greedy_candidate_and_fewer_tasks_after(earlier: Path) -> None:
+def test_a_greedy_candidate_and_fewer_tasks_after(brief: Path, earlier: Path) -> None:
     written = rows_of(earlier, "before")
     assert len(written) == 12 and len(rows_of(earlier, "after")) == 6
-    greedy = run(earlier.parent, "one", "--reward", "random", "--candidates", "1", "--include-greedy")
+    greedy = run(brief, earlier.parent, "one", "--reward", "random", "--candidates", "1", "--include-greedy")
     firsts = [written[place] for place in range(0, 12, 3)]
     assert commands(firsts) == commands(rows_of(greedy, "before"))
     assert {row["command"] for row in written} != {row["command"] for row in firsts}
 
 
 def test_truncated_sampling_is_written_and_checked(
-    earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    brief: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With one token to choose from, every candidate is the greedy command."""
-    narrow = run(tmp_path, "narrow", "--reward", "random", "--top-k", "1", "--candidates", "2")
+    narrow = run(brief, tmp_path, "narrow", "--reward", "random", "--top-k", "1", "--candidates", "2")
     firsts = rows_of(earlier, "before")[::3]
     assert commands(rows_of(narrow, "before")) == [row for row in commands(firsts) for _ in range(2)]
     for flag, value in (("--top-k", "-1"), ("--top-p", "0"), ("--top-p", "1.5")):
-        assert run_command(Config, main, [*SMALL, flag, value], "rejection_sft") == 2
+        assert run_command(Config, main, ["--model", str(brief), *SMALL, flag, value], "rejection_sft") == 2
         assert "must be" in capsys.readouterr().err
 
 
-def test_another_reward_chooses_among_the_same_candidates(earlier: Path, tmp_path: Path) -> None:
-    again = run(tmp_path, "again", "--reward", "likelihood", "--rollouts", str(earlier.parent / "s{seed}"))
+def test_another_reward_chooses_among_the_same_candidates(brief: Path, earlier: Path, tmp_path: Path) -> None:
+    again = run(
+        brief, tmp_path, "again", "--reward", "likelihood", "--rollouts", str(earlier.parent / "s{seed}")
+    )
     theirs, ours = rows_of(earlier, "before"), rows_of(again, "before")
     for row in theirs + ours:
         for name in ("score", "parts", "reason", "accepted"):
@@ -75,9 +74,9 @@ def test_another_reward_chooses_among_the_same_candidates(earlier: Path, tmp_pat
     assert f"rollouts: {earlier}" in (again / "config.yaml").read_text().replace('"', "")
 
 
-def test_cycles_share_the_tasks(earlier: Path, tmp_path: Path) -> None:
+def test_cycles_share_the_tasks(brief: Path, earlier: Path, tmp_path: Path) -> None:
     flags = ["--cycles", "2", "--tasks", "2", "--candidates", "2", "--reward", "random"]
-    again = run(tmp_path, "again", *flags, "--rollouts", str(earlier))
+    again = run(brief, tmp_path, "again", *flags, "--rollouts", str(earlier))
     theirs = rows_of(earlier, "before")
     expected = [row for place, row in enumerate(theirs) if place % 3 < 2]
     assert commands(rows_of(again, "before")) == commands(expected)
@@ -94,20 +93,48 @@ def test_cycles_share_the_tasks(earlier: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(
-    earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+    brief: Path,
+    earlier: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    said: str,
 ) -> None:
-    argv = [*SMALL, "--output", str(tmp_path), "--rollouts", str(earlier), "--reward", "random", *flags]
+    argv = [
+        "--model",
+        str(brief),
+        *SMALL,
+        "--output",
+        str(tmp_path),
+        "--rollouts",
+        str(earlier),
+        "--reward",
+        "random",
+        *flags,
+    ]
     assert run_command(Config, main, argv, "rejection_sft") == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_log_is_refused(earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_log_is_refused(
+    brief: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = Path(shutil.copytree(earlier, tmp_path / "copy"))
     lines = (copy / "rollouts.jsonl").read_text().splitlines(keepends=True)
     row = json.loads(lines[1])
     del row["token_ids"]
-    argv = [*SMALL, "--output", str(tmp_path / "out"), "--rollouts", str(copy), "--reward", "random"]
+    argv = [
+        "--model",
+        str(brief),
+        *SMALL,
+        "--output",
+        str(tmp_path / "out"),
+        "--rollouts",
+        str(copy),
+        "--reward",
+        "random",
+    ]
 
     (copy / "rollouts.jsonl").write_text("".join([lines[0], json.dumps(row) + "\n", *lines[2:]]))
     assert run_command(Config, main, argv, "rejection_sft") == 2
@@ -124,15 +151,25 @@ def test_a_damaged_log_is_refused(earlier: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_a_held_out_task_is_refused(
-    earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    brief: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from agents.evaluation.heldout import HeldOut
 
     copy = Path(shutil.copytree(earlier, tmp_path / "copy"))
-    held_out = next(iter(HeldOut("shell", 3, 3, 2, 0.7, 32).texts))
+    held_out = next(iter(HeldOut("network", 3, 3, 2, 0.7, 12).texts))
     lines = (copy / "rollouts.jsonl").read_text().splitlines()
     row = {**json.loads(lines[0]), "task": held_out}
     (copy / "rollouts.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
-    argv = [*SMALL, "--output", str(tmp_path / "out"), "--rollouts", str(copy), "--reward", "random"]
+    argv = [
+        "--model",
+        str(brief),
+        *SMALL,
+        "--output",
+        str(tmp_path / "out"),
+        "--rollouts",
+        str(copy),
+        "--reward",
+        "random",
+    ]
     assert run_command(Config, main, argv, "rejection_sft") == 2
     assert "rollouts.jsonl:1: task: a held-out task" in capsys.readouterr().err
