@@ -150,7 +150,7 @@ def test_labelled_arms_are_marked_everywhere(
 
 def test_runs_of_other_defaults_are_refused(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = three / "out" / "runs" / "similar" / "s1" / "config.yaml"
-    path.write_text(path.read_text() + "temperature: 1.7\n")
+    path.write_text(path.read_text().replace("temperature: 0.7", "temperature: 1.7"))
     code, _ = study(three, THREE, "--jobs", "0")
     assert code == 2
     assert "similar: temperature was 1.7 when" in capsys.readouterr().err
