@@ -137,7 +137,8 @@ FAMILIES = {
         "Qwen3NextConfig",
         original("qwen3_instruct_2507"),
         ("", "<|im_end|>", "<|im_start|>"),
-        lora="3 in_proj_qkvz, 3 in_proj_ba, 3 out_proj, 1 q_proj, 1 k_proj, 1 v_proj, 1 o_proj",
+        lora="3 in_proj_qkvz, 3 in_proj_ba, 3 out_proj, 1 q_proj, 1 k_proj, 1 v_proj, 1 o_proj"
+        "; experts without LoRA",
         options={**LINEAR_ATTENTION, **EXPERTS, "shared_expert_intermediate_size": 16},
     ),
     "Qwen3.5": Family(
@@ -191,6 +192,7 @@ FAMILIES = {
             "<|channel|>",
         ),
         options={"num_local_experts": 4, "num_experts_per_tok": 2},
+        lora=f"{ATTENTION}; experts without LoRA",
     ),
     "DeepSeek-R1-Distill-Qwen": Family(
         "Qwen2Config",

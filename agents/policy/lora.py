@@ -81,12 +81,15 @@ def _modules(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def adapted(model: Any) -> str:
-    """The adapted layers of a PEFT model by name, such as `12 q_proj, 12 v_proj`."""
+    """The adapted layers of a PEFT model by name, such as `12 q_proj, 12 v_proj`; and what is left out."""
     counts: Counter[str] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             counts[_last_part(name)] += 1
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+    layers = ", ".join(f"{count} {name}" for name, count in counts.items())
+    if _mixtures(dict(model.named_modules())):
+        layers += "; experts without LoRA"
+    return layers
 
 
 def saved_lora(folder: Path) -> Lora:
@@ -103,17 +106,23 @@ def saved_lora(folder: Path) -> Lora:
 
 
 def _linear(modules: dict[str, Any]) -> list[str]:
-    """Names of the linear layers, without those of a mixture of experts.
+    """Names of the linear layers, without those of mixtures whose experts are one parameter.
 
-    The experts are one parameter, and PEFT takes a target such as `gate_proj` for a part of it.
+    PEFT takes a target such as `gate_proj` for a part of that parameter.
     """
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
-    mixtures = []
+    mixtures = tuple(_mixtures(modules))
+    in_mixtures = {_last_part(name) for name in linear if name.startswith(mixtures)}
+    return [name for name in linear if _last_part(name) not in in_mixtures]
+
+
+def _mixtures(modules: dict[str, Any]) -> list[str]:
+    """What the names in each mixture begin with whose experts are one parameter, and so have no LoRA."""
+    found = []
     for name, module in modules.items():
         if _last_part(name) == "experts" and not isinstance(module, nn.ModuleList):
-            mixtures.append(name.removesuffix("experts"))
-    in_mixtures = {_last_part(name) for name in linear if name.startswith(tuple(mixtures))}
-    return [name for name in linear if _last_part(name) not in in_mixtures]
+            found.append(name.removesuffix("experts"))
+    return found
 
 
 def _decoder_name(model: Any) -> str:
