@@ -27,6 +27,7 @@ from agents.cli.command import run_command
 from agents.training.config import TrainConfig, finite
 
 if TYPE_CHECKING:
+    from agents.training.supervised import Schedule
     from envs.types import Task
 
 EXAMPLES = 200  # of the domain's own pairs, where --examples is not given
@@ -57,7 +58,8 @@ class Config(TrainConfig):
     lr: float = 5e-4
     """Highest learning rate. Default with the embedded model: 1e-3."""
     warmup: float = 0.1
-    """Share of all steps in which the learning rate rises to --lr; it falls to 0 over the rest."""
+    """Share of all steps in which the learning rate rises to --lr; it falls to 0 over the rest. A run that is
+    resumed with more --cycles jumps to the rate that a run of that many has there."""
     batch_size: int = 16
     """Examples per training step."""
     lora_r: int = 32
@@ -117,13 +119,29 @@ def facts(trained: Mapping[str, float | None], losses: Sequence[float]) -> str:
     return line
 
 
+def schedule_of(config: Config, steps: int) -> Schedule:
+    """The learning rate over all cycles of `steps` steps each."""
+    from agents.training.supervised import Schedule
+
+    return Schedule(config.lr, int(config.warmup * config.cycles * steps), config.cycles * steps)
+
+
+def jump(before: Config, now: Config, steps: int, step: int) -> str:
+    """For the user: where the learning rate jumps to if a run goes on to another number of cycles."""
+    was, becomes = schedule_of(before, steps).at(step), schedule_of(now, steps).at(step)
+    return (
+        f"goes on to {now.cycles} cycles instead of {before.cycles}: the learning rate jumps from {was:.2g} "
+        f"to {becomes:.2g}, where a run of {now.cycles} cycles has it"
+    )
+
+
 def main(config: Config) -> int:
     """Trains, or resumes, and prints the table of cycles and the run's folder."""
     from agents.evaluation.heldout import HeldOut
     from agents.training.loop import Loop
     from agents.training.pairs import draw_pairs, held_back, read_pairs, some_of
     from agents.training.session import make_evaluation, open_session
-    from agents.training.supervised import Schedule, Tuner, forward_examples, inverse_examples, loss_of
+    from agents.training.supervised import Tuner, forward_examples, inverse_examples, loss_of
     from envs.domain import domain_names, load_domain
     from envs.verify.truth import find_case
     from rewards.labelled import Truth
@@ -152,8 +170,8 @@ def main(config: Config) -> int:
                 examples += inverse_examples(policy, training)
                 checks["inverse"] = inverse_examples(policy, validation)
             steps = config.epochs * math.ceil(len(examples) / config.batch_size)  # in a cycle
-            schedule = Schedule(config.lr, int(config.warmup * config.cycles * steps), config.cycles * steps)
-            tuner = Tuner(policy, schedule, config.batch_size, loop.restored, loop.cycle * steps)
+            schedule, done = schedule_of(config, steps), loop.cycle * steps
+            tuner = Tuner(policy, schedule, config.batch_size, loop.restored, done)
             loop.save = tuner.save
 
             def validated() -> dict[str, float | None]:
@@ -168,7 +186,11 @@ def main(config: Config) -> int:
                 loop.memory.setdefault("validation", []).append(loss)
                 return {**metrics, "validation/loss": loss}
 
-            if not session.state:
+            if session.state:
+                before = replace(config, cycles=session.state["results"]["config"]["cycles"])
+                if before.cycles != config.cycles and loop.cycle < loop.last:
+                    loop.line(jump(before, config, steps, done))
+            else:
                 session.run.scalars(0, 0, validated())
             for cycle in loop.cycles():
                 if cycle == 1:

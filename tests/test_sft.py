@@ -168,6 +168,26 @@ def test_it_ends_early_and_keeps_the_best(
 
 
 @pytest.mark.slow
+def test_an_extended_run_takes_up_the_longer_schedule_and_says_so(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "a")
+    assert run_command(Config, main, ["--resume", str(folder)], "sft") == 0
+    assert "learning rate" not in capsys.readouterr().out
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "4"], "sft") == 0
+    said = capsys.readouterr().out
+    steps = 3  # of 16 examples in a cycle, of 44
+    schedule = Schedule(0.01, 1, 4 * steps)
+    assert f"goes on to 4 cycles instead of 2: the learning rate jumps from 0 to {schedule.at(6):.2g}" in said
+    rates = curve(folder, "train/lr")
+    assert rates[:2] == curve(finished, "train/lr")
+    assert rates[2:] == [schedule.at(8), schedule.at(11)]
+    assert rates[2] > rates[1]
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "4"], "sft") == 0
+    assert "learning rate" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(pocket: Path, tmp_path: Path) -> None:
     whole = run(pocket, tmp_path / "whole", "a", "--cycles", "3")
     killed = tmp_path / "killed" / "a"
