@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -164,7 +165,8 @@ def saved(config: TrainConfig) -> dict[str, Any]:
 
 def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises InputError where the settings of a run's file are not those of its last checkpoint."""
-    for name, value in now.items():
+    as_kept: dict[str, Any] = json.loads(json.dumps(now))  # lists in place of tuples
+    for name, value in as_kept.items():
         if name not in MAY_CHANGE and then.get(name) != value:
             problem = f"{name} was {then.get(name)} when the run was saved, and is {value} now"
             raise InputError(f"{path}: {problem}: restore the file")
