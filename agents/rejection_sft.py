@@ -66,8 +66,9 @@ class Config(TrainConfig):
         self._require("rollouts", self.rollouts != "", "must not be empty: leave the flag out")
         self._require("top_k", self.top_k >= 0, "must be 0 (all tokens) or more")
         self._require("top_p", 0 < self.top_p <= 1, "must be in (0, 1]")
-        both = self.rollouts is None or not self.include_greedy
-        self._require("rollouts", both, "its candidates are written: leave --include-greedy out")
+        plain = self.top_k == 0 and self.top_p == 1
+        drawn = "its candidates are written: leave --top-k and --top-p out"
+        self._require("rollouts", self.rollouts is None or plain, drawn)
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
 
 

@@ -192,6 +192,8 @@ def main(config: Config) -> int:
                     loop.line(jump(before, config, steps, done))
             else:
                 session.run.scalars(0, 0, validated())
+            if loop.last < config.cycles:
+                loop.line(f"ended early in cycle {loop.last}: start a new run with a larger --patience")
             for cycle in loop.cycles():
                 if cycle == 1:
                     policy.labels += len(pairs)

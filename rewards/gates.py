@@ -213,6 +213,7 @@ def copied_share(task: Task, command: str) -> float:
     found, letters = _words_in(command), re.sub("[^a-z]", "", command.lower())
     paired: set[str] = set()
     if syntax_of(task) == "shell":
+        free |= _utilities(command)
         arguments = _arguments(command)
         free |= named_in(task.text) & set(arguments)
         paired = {name for name in paired_in(task.text) if letters.count(name) == arguments[name]}
@@ -221,6 +222,14 @@ def copied_share(task: Task, command: str) -> float:
     copied -= {f"{word}s" for word in copied}  # one word, in its singular and its plural
     few = len(copied) < FEW or copied <= paired
     return 0.0 if few else len(copied) / len(words)
+
+
+def _utilities(line: str) -> set[str]:
+    """The usual utilities of a shell that a line runs."""
+    try:
+        return {tool_of(command.name)[0] for command in parse(line)} & UTILITIES
+    except ShellSyntaxError:
+        return set()
 
 
 def named_in(text: str) -> set[str]:

@@ -391,3 +391,9 @@ def test_an_environment_passes_gates_and_inverter_on() -> None:
     )
     assert isinstance(gated.reward, Gated) and isinstance(plain.reward, Likelihood)
     assert gated.inverter == plain.inverter == "current"
+
+
+def test_the_name_of_a_utility_is_no_copied_word() -> None:
+    task = Task("t", "shell", "show the date of next friday")
+    assert copied_share(task, "date -d 'next friday'") == 0.0
+    assert copied_share(task, "echo show the date of next friday") > 0.5

@@ -177,6 +177,29 @@ def test_a_faulty_database_is_named(tmp_path: Path, database: object, message: s
     assert "\n" not in str(error.value)
 
 
+def test_generated_columns_are_columns_and_a_reference_must_give_rows(tmp_path: Path) -> None:
+    made = (
+        "CREATE TABLE a (b INTEGER, c INTEGER GENERATED ALWAYS AS (b * 2)); INSERT INTO a (b) VALUES (1), (2)"
+    )
+    row = {"task": "doubles of more than 2", "database": made}
+    path = write(
+        tmp_path,
+        {**row, "reference": "SELECT c FROM a WHERE c > 2"},
+        {**row, "reference": "SELECT c FROM a WHERE c > 99"},
+    )
+    cases = read_cases(path, "sql")
+    assert statuses(cases, ["SELECT b * 2 FROM a WHERE b > 1", "SELECT c FROM a WHERE c > 50"]) == [
+        "correct",
+        "not_executed",
+    ]
+
+
+def test_a_directory_as_an_object_can_be_entered(tmp_path: Path) -> None:
+    tree = {"docs": {"kind": "directory"}, "docs/a.txt": "x\n"}
+    path = write(tmp_path, {"task": "show a.txt in docs", "reference": "cat docs/a.txt", "tree": tree})
+    assert statuses(read_cases(path, "shell"), ["cat ./docs/a.txt"]) == ["correct"]
+
+
 def test_statements_that_never_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("envs.verify.given.SECONDS", 0.05)
     rows = ", ".join(f"({n})" for n in range(30))

@@ -225,6 +225,24 @@ def test_what_prompts_begin_with_is_read_once(
             assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3)
 
 
+def test_a_window_that_slides_counts_padding(brief: Path, tmp_path: Path) -> None:
+    """A short prompt beside a long one must not lose its beginning."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(brief)
+    model.config.sliding_window = 90
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(brief).save_pretrained(tmp_path)
+    policy = load_policy(str(tmp_path))
+    assert policy.generator.window == 90
+    prompts = [SAME + "x", SAME + "ping web1.test 5 times " * 6]
+    lengths = [len(ids) for ids in policy.prompt_ids(prompts)]
+    assert lengths[0] < 90 < lengths[1]
+    for row, prompt in zip(policy.generate(prompts, temperature=0.0, max_new_tokens=4), prompts, strict=True):
+        pair = (policy.prompt_ids([prompt])[0], row[0].token_ids)
+        assert row[0].logprobs == pytest.approx(policy.logprobs_of_ids([pair])[0], abs=1e-3)
+
+
 def test_samples_among_the_likeliest_tokens_alone(policy: Policy) -> None:
     stir(policy)
     prompts = ["list files", "count the lines of notes.txt"]

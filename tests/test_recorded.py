@@ -89,7 +89,8 @@ def test_cycles_share_the_tasks(brief: Path, earlier: Path, tmp_path: Path) -> N
         (["--tasks", "5"], "its first cycle has 4 tasks, and --cycles 1 x --tasks 5 need 5: ask for fewer"),
         (["--candidates", "4"], "it has 3 candidates of a task: give --candidates 3 or fewer"),
         (["--shots", "1"], "shots 0 and 1: both runs must begin with the same model and prompts"),
-        (["--include-greedy"], "its candidates are written: leave --include-greedy out"),
+        (["--top-k", "5"], "its candidates are written: leave --top-k and --top-p out"),
+        (["--temperature", "1.5"], "temperature 0.7 and 1.5: both runs must begin with the same"),
     ],
 )
 def test_what_does_not_fit_is_refused(

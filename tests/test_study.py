@@ -285,6 +285,11 @@ def test_arms_on_other_tasks_or_budgets_are_not_compared(tmp_path: Path) -> None
             "{candidates_of: upper, domain: sql}",
             "9: candidates_of: upper: not for random: domain all and sql: both must begin with the same",
         ),
+        (
+            "{reward: random}",
+            "{candidates_of: upper}",
+            "9: candidates_of: upper: not for random: its first cycle has 50 tasks, and cycles 4 x tasks 50",
+        ),
         ("{reward: random}", "{candidates_of: uper}", "9: candidates_of: uper: no such arm: did you mean"),
         ("random: {", "a/b: {", "9: a/b: an arm's name is that of a folder"),
         ("upper: {", "random: {", "10: arms.random: this key is there twice, first in line 9"),
@@ -424,9 +429,8 @@ def test_damaged_runs_are_reported_and_the_rest_counts(
 
 def test_arms_learn_from_the_candidates_of_one_that_comes_first(tmp_path: Path) -> None:
     file, folder = tmp_path / "study.yaml", tmp_path / "out"
-    file.write_text(
-        HEAD + "candidates_of: writes\narms:\n  chooses: {reward: likelihood}\n  writes: {reward: random}\n"
-    )
+    arms = "arms:\n  chooses: {reward: likelihood, tasks: 10}\n  writes: {reward: random}\n"
+    file.write_text(HEAD + "candidates_of: writes\n" + arms)
     plan = read_plan(file, TRAINERS)
     assert [arm.candidates_of for arm in plan.arms.values()] == ["writes", None]
     jobs = all_jobs(plan, folder, COMMANDS)

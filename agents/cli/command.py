@@ -177,7 +177,8 @@ def _resumed(
     saved.pop("agent", None)  # the command itself, no setting
     missing = [name for name in hints if name not in saved and name != "config"]
     if missing:
-        raise InputError(f"{path}: has no {missing[0]}: a part of the file is lost: restore it")
+        lost = "a part of it is lost (restore it), or it is of an older version (start a new run)"
+        raise InputError(f"{path}: has no {missing[0]}: {lost}")
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
         if name in ("cycles", "resume"):

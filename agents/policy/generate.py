@@ -53,11 +53,13 @@ class Generator:
 
     Attributes:
         reads_ahead: whether a prompt is read once for all its completions. Not every model allows it.
+        window: how many tokens back the model sees in every layer; infinite where nothing limits it.
     """
 
     def __init__(self, model: Any, tokens: Tokens, batches: Batches) -> None:
         self.model, self.tokens, self.batches = model, tokens, batches
         self.reads_ahead = prefix.reads_ahead(model)
+        self.window = prefix.window(model)
         model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
 
     def sample(
@@ -95,6 +97,10 @@ class Generator:
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
         of_row_B = torch.tensor([row_of[tuple(prompt)] for prompt in prompts_B], device=self.tokens.device)
         before = prefix.common(distinct) if self.reads_ahead else 0
+        if max(map(len, distinct)) + max_new_tokens > self.window:
+            before = (
+                0  # a window that slides counts the padding in the middle, and a prompt loses its beginning
+            )
         inputs_U_W, mask_U_W = self._padded(distinct, before)
         cache = self._read_ahead(inputs_U_W, mask_U_W, of_row_B, before)
         if cache is None and before:

@@ -7,6 +7,7 @@ a chat template they are often longer than all that differs.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,12 @@ WORTH_IT = 24  # tokens; to read fewer once saves little
 def reads_ahead(model: Any) -> bool:
     """Whether the model may be able to go on from a cache of what was read before."""
     return set(inspect.signature(model.get_base_model().forward).parameters) >= NEEDED
+
+
+def window(model: Any) -> float:
+    """How many tokens back the model sees in every layer; infinite where nothing limits it."""
+    size = getattr(model.config.get_text_config(), "sliding_window", None)
+    return float(size) if size else math.inf
 
 
 def has_rows(cache: Any) -> bool:

@@ -32,8 +32,8 @@ NOTES = (
     "that is evaluated after every cycle.",
     "To +0.10: candidates scored until this curve, its mean over the seeds, was first 0.10 above its start.",
     "Seconds are those of the cycles, on one core where each run has a core. Learning is generating, "
-    "scoring and training. Rejection-sampling SFT generates and scores as many candidates again after "
-    "each training phase, only to measure.",
+    "scoring and training. Rejection-sampling SFT generates and scores candidates again after each "
+    "training phase, only to measure: as many, if after_tasks does not say otherwise.",
 )
 
 

@@ -252,8 +252,23 @@ def _check_candidates(file: _File, arm: Arm, arms: Mapping[str, Arm]) -> None:
         problem = f"{name} has no seed {missing[0]}"
     elif different := difference_of([writer.resolved, arm.resolved], SAME_START):
         problem = f"{different}: both must begin with the same model and prompts"
+    elif arm.resolved["top_k"] != 0 or arm.resolved["top_p"] != 1:
+        problem = "top_k and top_p are for an arm that writes its own: give it `candidates_of: null`"
+    else:
+        problem = _too_few(writer.resolved, arm.resolved)
     if problem:
         raise file.error(where, f"candidates_of: {name}: not for {arm.name}: {problem}")
+
+
+def _too_few(writer: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
+    """Where the candidates of a writer's first cycle are not enough for an arm; empty where they are."""
+    needed = arm["cycles"] * arm["tasks"]
+    if needed > writer["tasks"]:
+        asked = f"cycles {arm['cycles']} x tasks {arm['tasks']} need {needed}"
+        return f"its first cycle has {writer['tasks']} tasks, and {asked}"
+    if arm["candidates"] > writer["candidates"]:
+        return f"it writes {writer['candidates']} candidates of a task, not {arm['candidates']}"
+    return ""
 
 
 def _checked(

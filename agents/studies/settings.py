@@ -15,7 +15,10 @@ SAME_TASKS = ("domain", "eval_tasks", "max_new_tokens")
 # Their sampled accuracy only if sampled alike, and their curves only on the same subset.
 SAME_EVALUATION = (*SAME_TASKS, "eval_subset", "eval_samples", "temperature")
 # What the candidates of a run depend on, its seed and its numbers of tasks and candidates aside.
-SAME_START = ("model", "adapter", "domain", "shots", "prefill", "chat_template_kwargs", "max_new_tokens")
+SAME_START = (
+    *("model", "adapter", "domain", "task_source", "shots", "prefill", "chat_template_kwargs"),
+    *("max_new_tokens", "temperature"),
+)
 # Scores of two rewards, inverters or embedders are on different scales.
 SAME_SCALE = ("reward", "gates", "inverter", "inverse_temperature", "embedder")
 FIX = "restore it, or leave the run out"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs.files import BOM, open_file
-from envs.messages import did_you_mean, short
+from envs.messages import did_you_mean, one_line, short
 from envs.streams import stream
 from envs.types import InputError
 from envs.verify.sandbox.archive import Entry, Tree
@@ -37,6 +37,7 @@ MOST_BYTES = 4 * 2**20  # of the contents of a tree, and of the statements of a 
 MOST_BYTES_OF_A_FILE = 64 * 2**20  # that holds trees
 MOST_CELLS = 100_000  # of all tables of a database
 LONGEST_TEXT = 10_000  # bytes of a value in a database
+HIDDEN = 1  # of a column in table_xinfo: SELECT * leaves it out
 SECONDS = 5.0  # that making a database may take
 PARTS = 4  # databases that a query and its reference are compared on: all rows, and halves of them
 WITH_TARGET = "write an object of paths and contents, or FILE.json#NAME"
@@ -233,9 +234,12 @@ def _entry(path: str, value: object) -> Entry:
     for key in value:
         if key not in known:
             raise ValueError(f"{short(path)} has an unknown key {key!r}: {did_you_mean(key, known)}")
-    kind, mode = value.get("kind", "file"), value.get("mode", "0o644")
+    kind = value.get("kind", "file")
     if kind not in ("file", "directory", "link"):
         raise ValueError(f"{short(path)} is of kind {short(kind)}: use file, directory or link")
+    mode = value.get("mode", "0o755" if kind == "directory" else "0o644")
+    if kind == "directory" and value.get("content"):
+        raise ValueError(f"{short(path)} is a directory and has a content: leave it out")
     if not isinstance(mode, str) or not re.fullmatch("(0o)?[0-7]{3,4}", mode):
         raise ValueError(f'{short(path)} has the mode {short(mode)}: write octal digits such as "0o644"')
     try:
@@ -291,12 +295,19 @@ def _only_tables(action: int, first: str | None, *_: object) -> int:
 def _table(connection: sqlite3.Connection, name: str) -> dict[str, Any]:
     """Types of columns, and rows, as `sql_worker` takes them: without keys, indexes and constraints."""
     columns = {}
-    for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({_quoted(name)})"):
-        columns[column] = kind if COLUMN_TYPE.fullmatch(kind) else ""
+    for _, column, kind, *_, hidden in connection.execute(f"PRAGMA table_xinfo({_quoted(name)})"):
+        if hidden != HIDDEN:
+            columns[column] = kind if COLUMN_TYPE.fullmatch(kind) else ""
     if '"' in "".join([name, *columns]):
         raise ValueError(f"table {name!r} has a quotation mark in a name: rename it")
     rows = []
-    for row in connection.execute(f"SELECT * FROM {_quoted(name)}"):
+    try:
+        stored = connection.execute(f"SELECT * FROM {_quoted(name)}").fetchall()
+    except sqlite3.OperationalError as error:
+        raise ValueError(
+            f"table {name!r} cannot be read ({one_line(error)}): write it again in UTF-8"
+        ) from None
+    for row in stored:
         for value in row:
             if isinstance(value, bytes):
                 raise ValueError(f"table {name!r} holds a blob: only numbers, texts and NULL are supported")

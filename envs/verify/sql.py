@@ -69,6 +69,8 @@ def _judge(
     left = sql_pool.SECONDS
     for filling in fillings_of(where, reference, database):
         wanted = wanted_result(filling, reference, ordered)
+        if isinstance(filling, Part) and filling.number == 0 and not wanted.counts:
+            raise InputError("the reference gives no row on its database")
         reply, spent = sql_pool.ask(filling, command, left)
         left -= spent
         if "invalid" in reply:
