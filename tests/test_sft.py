@@ -165,6 +165,9 @@ def test_it_ends_early_and_keeps_the_best(
     (folder / "self_improvement_results.json").unlink()  # as if it was killed before the last file
     assert run_command(Config, main, ["--resume", str(folder)], "sft") == 0
     assert results_of(folder) == results
+    capsys.readouterr()
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "9"], "sft") == 0
+    assert "ended early in cycle 3: start a new run with a larger --patience" in capsys.readouterr().out
 
 
 @pytest.mark.slow
