@@ -74,6 +74,16 @@ def test_another_reward_chooses_among_the_same_candidates(brief: Path, earlier: 
     assert f"rollouts: {earlier}" in (again / "config.yaml").read_text().replace('"', "")
 
 
+def test_a_task_that_comes_again_is_a_group_of_its_own(brief: Path, tmp_path: Path) -> None:
+    source = tmp_path / "tasks.jsonl"
+    source.write_text('{"task": "ping db.test twice"}\n{"task": "scan port 22 of web1.test"}\n')
+    flags = ["--reward", "random", "--task-source", str(source), "--tasks", "4"]
+    first = run(brief, tmp_path, "first", *flags)
+    again = run(brief, tmp_path, "again", *flags, "--rollouts", str(first))
+    assert commands(rows_of(again, "before")) == commands(rows_of(first, "before"))
+    assert len(rows_of(again, "before")) == 12
+
+
 def test_cycles_share_the_tasks(brief: Path, earlier: Path, tmp_path: Path) -> None:
     flags = ["--cycles", "2", "--tasks", "2", "--candidates", "2", "--reward", "random"]
     again = run(brief, tmp_path, "again", *flags, "--rollouts", str(earlier))

@@ -50,7 +50,7 @@ def read_candidates(folder: Path, config: TrainConfig, held_out: Collection[str]
     if different := difference_of([theirs, ours], SAME_START):
         raise InputError(f"{flag}: {different}: both runs must begin with the same model and prompts")
     path = folder / "rollouts.jsonl"
-    groups: dict[str, Group] = {}
+    groups: list[Group] = []
     try:
         for number, row in read_jsonl(path, log=True):
             if row.get("phase") != "before" or row.get("cycle") != 1:
@@ -58,7 +58,10 @@ def read_candidates(folder: Path, config: TrainConfig, held_out: Collection[str]
             task, completion = _read(row, path, number)
             if task.text in held_out:
                 raise InputError(f"{path}:{number}: task: a held-out task: {FIX}")
-            groups.setdefault(task.id, Group(task, [])).written.append(completion)
+            # Of a short file of tasks the same one may come again.
+            if not groups or groups[-1].task != task or len(groups[-1].written) == theirs["candidates"]:
+                groups.append(Group(task, []))
+            groups[-1].written.append(completion)
     except FileNotFoundError:
         raise InputError(f"{flag}: the run has no rollouts.jsonl yet: {FIX}") from None
 
@@ -67,7 +70,7 @@ def read_candidates(folder: Path, config: TrainConfig, held_out: Collection[str]
         asked = f"--cycles {config.cycles} x --tasks {config.tasks} need {needed}"
         raise InputError(f"{flag}: its first cycle has {len(groups)} tasks, and {asked}: ask for fewer")
     found = []
-    for group in list(groups.values())[:needed]:
+    for group in groups[:needed]:
         if len(group.written) < config.candidates:
             has = f"it has {len(group.written)} candidates of a task"
             raise InputError(f"{flag}: {has}: give --candidates {len(group.written)} or fewer")
