@@ -32,6 +32,15 @@ def commands(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(row["task"], row["command"]) for row in rows]
 
 
+def refused(
+    model: Path, output: Path, rollouts: Path, capsys: pytest.CaptureFixture[str], *flags: str
+) -> str:
+    """What the command says of a run whose candidates it does not take."""
+    argv = ["--model", str(model), *SMALL, "--output", str(output), "--rollouts", str(rollouts)]
+    assert run_command(Config, main, [*argv, "--reward", "random", *flags], "rejection_sft") == 2
+    return capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def earlier(brief: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one cycle of 4 tasks x 3 candidates, the greedy one among them; 2 tasks after the update."""
@@ -111,20 +120,7 @@ def test_what_does_not_fit_is_refused(
     flags: list[str],
     said: str,
 ) -> None:
-    argv = [
-        "--model",
-        str(brief),
-        *SMALL,
-        "--output",
-        str(tmp_path),
-        "--rollouts",
-        str(earlier),
-        "--reward",
-        "random",
-        *flags,
-    ]
-    assert run_command(Config, main, argv, "rejection_sft") == 2
-    assert said in capsys.readouterr().err
+    assert said in refused(brief, tmp_path, earlier, capsys, *flags)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,30 +131,16 @@ def test_a_damaged_log_is_refused(
     lines = (copy / "rollouts.jsonl").read_text().splitlines(keepends=True)
     row = json.loads(lines[1])
     del row["token_ids"]
-    argv = [
-        "--model",
-        str(brief),
-        *SMALL,
-        "--output",
-        str(tmp_path / "out"),
-        "--rollouts",
-        str(copy),
-        "--reward",
-        "random",
-    ]
+    out = tmp_path / "out"
 
     (copy / "rollouts.jsonl").write_text("".join([lines[0], json.dumps(row) + "\n", *lines[2:]]))
-    assert run_command(Config, main, argv, "rejection_sft") == 2
-    assert "rollouts.jsonl:2: the line is damaged: take another run" in capsys.readouterr().err
+    damaged = "rollouts.jsonl:2: the line is damaged: take another run"
+    assert damaged in refused(brief, out, copy, capsys)
 
     (copy / "rollouts.jsonl").unlink()
-    assert run_command(Config, main, argv, "rejection_sft") == 2
-    assert "the run has no rollouts.jsonl yet" in capsys.readouterr().err
+    assert "the run has no rollouts.jsonl yet" in refused(brief, out, copy, capsys)
 
-    assert (
-        run_command(Config, main, [*argv[:-4], "--rollouts", str(tmp_path), *argv[-2:]], "rejection_sft") == 2
-    )
-    assert "no run is there" in capsys.readouterr().err
+    assert "no run is there" in refused(brief, out, tmp_path, capsys)
 
 
 def test_a_held_out_task_is_refused(
@@ -171,16 +153,4 @@ def test_a_held_out_task_is_refused(
     lines = (copy / "rollouts.jsonl").read_text().splitlines()
     row = {**json.loads(lines[0]), "task": held_out}
     (copy / "rollouts.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
-    argv = [
-        "--model",
-        str(brief),
-        *SMALL,
-        "--output",
-        str(tmp_path / "out"),
-        "--rollouts",
-        str(copy),
-        "--reward",
-        "random",
-    ]
-    assert run_command(Config, main, argv, "rejection_sft") == 2
-    assert "rollouts.jsonl:1: task: a held-out task" in capsys.readouterr().err
+    assert "rollouts.jsonl:1: task: a held-out task" in refused(brief, tmp_path / "out", copy, capsys)

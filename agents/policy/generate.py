@@ -97,10 +97,9 @@ class Generator:
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
         of_row_B = torch.tensor([row_of[tuple(prompt)] for prompt in prompts_B], device=self.tokens.device)
         before = prefix.common(distinct) if self.reads_ahead else 0
+        # A window that slides counts the padding in the middle: a prompt would lose its beginning.
         if max(map(len, distinct)) + max_new_tokens > self.window:
-            before = (
-                0  # a window that slides counts the padding in the middle, and a prompt loses its beginning
-            )
+            before = 0
         inputs_U_W, mask_U_W = self._padded(distinct, before)
         cache = self._read_ahead(inputs_U_W, mask_U_W, of_row_B, before)
         if cache is None and before:
