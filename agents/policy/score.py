@@ -57,11 +57,10 @@ def token_logits(
 
 
 def logits_of(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`token_logits` without gradients: what all prompts begin with is read once."""
-    with torch.no_grad():
-        before = prefix.common([prompt for prompt, _ in pairs])
-        cache = prefix.read(model, pairs[0][0][:before], len(pairs)) if before else None
-        return token_logits(model, pairs, pad, before if cache is not None else 0, cache)
+    """As `token_logits`, but what all prompts begin with is read once. Call it without gradients."""
+    before = prefix.common([prompt for prompt, _ in pairs])
+    cache = prefix.read(model, pairs[0][0][:before], len(pairs)) if before else None
+    return token_logits(model, pairs, pad, before if cache is not None else 0, cache)
 
 
 @contextlib.contextmanager
