@@ -122,6 +122,11 @@ def test_headroom_by_hand() -> None:
     assert blind["headroom"]["p"] is None
     low, high = any_right["headroom"]["low"], any_right["headroom"]["high"]
     assert low <= any_right["headroom"]["value"] <= high
+    # Against most votes, which is right for the first task alone.
+    assert (any_right["over_votes"]["gained"], any_right["over_votes"]["lost"]) == (1, 0)
+    assert (table["over_votes"]["gained"], table["over_votes"]["lost"]) == (0, 0)
+    # Samples of the first task: b right 0.9, b right 0.1, c wrong 0.5. The others have no right sample.
+    assert found["auc_within"] == {"table": {"value": 0.5, "low": 0.5, "high": 0.5, "tasks": 1}}
 
 
 def test_the_page_and_the_report_have_it(tmp_path: Any) -> None:

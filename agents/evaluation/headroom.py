@@ -17,7 +17,7 @@ import numpy as np
 
 from agents.evaluation.answers import Answer
 from agents.evaluation.bootstrap import ROUNDS, Array, resamples
-from agents.evaluation.metrics import correctness, mean
+from agents.evaluation.metrics import auc, correctness, mean
 from agents.evaluation.paired import difference
 from agents.evaluation.statistics import mean_estimate
 from envs.streams import seed_of
@@ -108,7 +108,8 @@ def sizes(n: int) -> list[int]:
 
 
 def headroom(answers: Sequence[Answer], n: int) -> dict[str, Any]:
-    """Plain values for a report: accuracy of each choice, and that minus greedy, paired by task.
+    """Plain values for a report: accuracy of each choice, that minus greedy and minus most votes, paired by
+    task; AUC of each reward within a task, over all its samples.
 
     Args:
         answers: with `scores`.
@@ -120,17 +121,40 @@ def headroom(answers: Sequence[Answer], n: int) -> dict[str, Any]:
     for size in sizes(n):
         rows_P = [candidates(answer, size) for answer in answers]
         chosen_P = [choices(rows) for rows in rows_P]
-        by_choice = {}
+        columns: dict[str, Array] = {}
         for name in chosen_P[0]:
-            column_P: Array = np.array([_or_nan(chosen[name]) for chosen in chosen_P])
-            change = difference(greedy_P, column_P)
+            columns[name] = np.array([_or_nan(chosen[name]) for chosen in chosen_P])
+        by_choice = {}
+        for name, column_P in columns.items():
             by_choice[name] = {
                 "accuracy": asdict(mean_estimate(column_P, picks)),
-                "headroom": {**asdict(change), "verdict": change.verdict},
+                "headroom": _compared(greedy_P, column_P),
+                "over_votes": _compared(columns[VOTES], column_P),
             }
         different = mean([float(len(rows)) for rows in rows_P])
         found.append({"samples": size, "different": different, "choices": by_choice})
-    return {"greedy": asdict(mean_estimate(greedy_P, picks)), "sizes": found}
+    within = {}
+    for name in answers[0].scores:
+        within[name] = asdict(
+            mean_estimate(np.array([_auc_within(answer, name) for answer in answers]), picks)
+        )
+    return {"greedy": asdict(mean_estimate(greedy_P, picks)), "auc_within": within, "sizes": found}
+
+
+def _compared(first_P: Array, second_P: Array) -> dict[str, Any]:
+    change = difference(first_P, second_P)
+    return {**asdict(change), "verdict": change.verdict}
+
+
+def _auc_within(answer: Answer, name: str) -> float:
+    """AUC of a reward among the samples of a task; NaN without a right and a wrong one that it scored."""
+    rights, values = [], []
+    for sample, score in zip(answer.samples, answer.scores[name][1:], strict=True):
+        right = correctness(sample.verdict.status)
+        if right is not None and score.value is not None:
+            rights.append(right)
+            values.append(score.value)
+    return _or_nan(auc(rights, values))
 
 
 def _or_nan(value: float | None) -> float:
