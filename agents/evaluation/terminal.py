@@ -103,8 +103,8 @@ def _show_headroom(subject: Row) -> None:
     greedy = number(found["greedy"]["value"])
     blind = number(subject["all"]["pass@1"]["value"])
     rows: list[Sequence[str]] = [
-        ("greedy", "", *[greedy] * len(sizes)),
-        ("pass@1", "", *[blind] * len(sizes)),
+        ("greedy", "", *[greedy] * len(sizes), "", "", ""),
+        ("pass@1", "", *[blind] * len(sizes), "", "", ""),
     ]
     for name, last in sizes[-1]["choices"].items():
         cells = [number(size["choices"][name]["accuracy"]["value"]) for size in sizes]
@@ -112,12 +112,12 @@ def _show_headroom(subject: Row) -> None:
         auc = "" if within is None else number(within["value"])
         change = last["headroom"]
         gain = (signed(change["value"]), interval(change, True), change["verdict"])
-        rows.append((name, auc, *cells, *gain, signed(last["over_votes"]["value"])))
+        rows.append((name, auc, *cells, *gain))
     header = ["choice", "AUC"]
     for size in sizes:
         header.append(f"of {size['samples']}")
     title = f"{subject['name']}: choice among the greedy command and N samples; AUC within a task"
-    ends = (f"headroom of {sizes[-1]['samples']}", "95 % interval", "than greedy", "minus votes")
+    ends = (f"headroom of {sizes[-1]['samples']}", "95 % interval", "than greedy")
     show_table(title, (*header, *ends), rows)
     print("headroom: the choice minus greedy, the most that learning from what is chosen can gain")
 
