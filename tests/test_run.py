@@ -250,16 +250,82 @@ def test_a_short_log_falls_back_and_a_missing_one_is_an_error_that_changes_nothi
     assert (
         found is not None
         and found[0]["cycle"] == 2
-        and "rollouts.jsonl has fewer than the 12 lines" in run.notes[0]
+        and "rollouts.jsonl has 741 bytes, fewer than the 746 recorded" in run.notes[0]
     )
 
     log.unlink()
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     run = reopened(trained)
-    with pytest.raises(InputError, match=r"no checkpoint is intact .*rollouts.jsonl is missing.*--name"):
+    fix = f"start a new run with another --name and --adapter {trained}/checkpoints/cycle-0002"
+    with pytest.raises(InputError, match=rf"no checkpoint is intact .*rollouts.jsonl is missing.*{fix}"):
         run.restore()
     run.close()
     assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+
+def flip(path: Path, place: int) -> None:
+    """Turns over one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "rollouts.jsonl"])
+def test_a_flipped_bit_in_a_log_is_found(trained: Path, log: str) -> None:
+    """In the last cycle's lines the run goes one cycle back; before them there is nothing to go back to."""
+    expected = contents(trained)
+    flip(trained / log, -2)
+    run = reopened(trained)
+    found = run.restore()
+    run.close()
+    assert found is not None and found[0]["cycle"] == 2
+    assert f"cycle-0003: {log} does not match its sha256 sum in state.json" in run.notes[0]
+    train(trained)
+    assert contents(trained) == expected
+
+    flip(trained / log, 2)
+    run = reopened(trained)
+    with pytest.raises(InputError, match=f"cycle-0003: {log} .*cycle-0002: {log} .*--adapter"):
+        run.restore()
+    run.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (lambda path: path.unlink(), 3),
+        (lambda path: os.truncate(path, path.stat().st_size - 1), 1),
+        (lambda path: flip(path, 0), 1),
+        (lambda path: path.write_bytes(b"\xff\n[]\n{}\n" + path.read_bytes().splitlines(True)[2]), 2),
+    ],
+)
+def test_a_run_goes_on_without_its_wall_clock(trained: Path, damage: Any, lost: int) -> None:
+    path, before = trained / "timings.jsonl", (trained / "timings.jsonl").read_bytes().splitlines(True)
+    damage(path)
+    run = reopened(trained)
+    found = run.restore()
+    run.close()
+    assert found is not None and found[0]["cycle"] == 3
+    assert run.notes == [
+        f"{path}: damaged, the times of {lost} of 3 cycles are lost: "
+        "the run goes on, since nothing needs the wall clock"
+    ]
+    kept = path.read_bytes().splitlines(True) if path.exists() else []
+    assert len(kept) == 3 - lost and set(kept) <= set(before)
+
+
+def test_a_checkpoint_of_an_older_version_is_told_from_a_damaged_one(trained: Path) -> None:
+    for checkpoint in (trained / "checkpoints").iterdir():
+        record = json.loads((checkpoint / "state.json").read_text())
+        record["lines"] = record.pop("logs")
+        (checkpoint / "state.json").write_text(json.dumps(record))
+        sums = json.loads((checkpoint / "COMPLETE").read_text())
+        sums["sha256"]["state.json"] = disk_module.sha256(checkpoint / "state.json")
+        (checkpoint / "COMPLETE").write_text(json.dumps(sums))
+    run = reopened(trained)
+    with pytest.raises(InputError, match=r"cycle-0003: state.json has no sums of the logs: an older version"):
+        run.restore()
+    run.close()
 
 
 def test_without_a_checkpoint_the_logs_are_emptied(tmp_path: Path) -> None:

@@ -79,14 +79,33 @@ def as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def size_of_lines(log: Path, lines: int) -> int:
-    """Bytes in the first `lines` lines of a log; ValueError if it has fewer."""
-    if lines == 0:
-        return 0
+class Sum:
+    """The bytes at the beginning of a log: how many they are, and their sha256 sum."""
+
+    def __init__(self) -> None:
+        self.size, self._digest = 0, hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        """Counts what is added to the log's end."""
+        self.size += len(data)
+        self._digest.update(data)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"bytes": self.size, "sha256": self._digest.hexdigest()}
+
+
+def sum_of(log: Path, size: int) -> Sum:
+    """The sum of a log's first bytes; ValueError if it has fewer."""
+    found = Sum()
+    if size == 0:
+        return found
     if not log.is_file():
         raise ValueError(f"{log.name} is missing")
     with log.open("rb") as file:
-        for _ in range(lines):
-            if not file.readline().endswith(b"\n"):
-                raise ValueError(f"{log.name} has fewer than the {lines} lines recorded")
-        return file.tell()
+        while data := file.read(min(2**20, size - found.size)):
+            found.add(data)
+    if found.size < size:
+        raise ValueError(f"{log.name} has {found.size} bytes, fewer than the {size} recorded")
+    return found

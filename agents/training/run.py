@@ -12,13 +12,14 @@
       checkpoints/cycle-0003/   what `save` wrote, state.json, and COMPLETE: the sha256 sum of every file
 
 A checkpoint is written to a temporary folder, synced and renamed: it is complete or absent. It records
-how many lines each log had. `restore` cuts the logs back to that, and the run repeats what it had done
-since. Lines are counted, not bytes, because the width of a wall-clock value differs from run to run, and
-a checkpoint must not.
+how many bytes each log had, and their sum. `restore` cuts the logs back to that, and the run repeats what it
+had done since. A log that is damaged before that point belongs to no intact checkpoint. The wall clock is no
+part of that: its bytes differ from run to run, a checkpoint's must not, and a run can do without them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -32,6 +33,7 @@ from typing import Any
 import yaml
 
 from agents.training import disk
+from agents.training.disk import Sum
 from agents.training.environment import changes, environment, recorded
 from agents.training.tensorboard import Events
 from envs.messages import one_line
@@ -39,7 +41,8 @@ from envs.types import InputError
 from envs.yamlfile import read_yaml
 
 KEPT = 2  # checkpoints: the newest, and the one before it in case the newest is damaged
-LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "truth.jsonl")
+LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl")
+CLOCK = "timings.jsonl"
 
 
 def new_name(domain: str, reward: str, seed: int) -> str:
@@ -68,7 +71,7 @@ class Run:
         self.protected: set[int] = set()
         self._events = Events(folder / "tensorboard") if tensorboard else None
         self._step = 0
-        self._lines: dict[str, int] = {}
+        self._logs: dict[str, Sum] = {}
         self._lock: int | None = None
 
     @classmethod
@@ -178,8 +181,10 @@ class Run:
         for record in records:
             lines.append(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
         if lines:
-            disk.write(self.folder / name, "".join(lines).encode(), append=True)
-            self._lines[name] = self._lines.get(name, 0) + len(lines)
+            data = "".join(lines).encode()
+            disk.write(self.folder / name, data, append=True)
+            if name != CLOCK:
+                self._logs.setdefault(name, Sum()).add(data)
 
     def scalars(self, step: int, cycle: int, values: Mapping[str, float | None]) -> None:
         """Logs metrics: `time/*` to timings.jsonl, others to metrics.jsonl, all to TensorBoard.
@@ -201,7 +206,7 @@ class Run:
                 raise ValueError(f"metric {name} is {value} at step {step}")
             log = timings if name.startswith("time/") else metrics
             log[name] = value if isinstance(value, int) else float(value)
-        for file, logged in (("metrics.jsonl", metrics), ("timings.jsonl", timings)):
+        for file, logged in (("metrics.jsonl", metrics), (CLOCK, timings)):
             if logged:
                 self.append(file, [{"step": step, "cycle": cycle, **logged}])
         self._step = max(self._step, step)
@@ -259,7 +264,7 @@ class Run:
         record = {
             "cycle": cycle,
             "step": self._step,
-            "lines": self._lines,
+            "logs": {name: self._logs[name].plain for name in sorted(self._logs)},
             "protected": sorted(self.protected),
             "state": dict(state),
         }
@@ -285,16 +290,16 @@ class Run:
         Raises:
             InputError: there are checkpoints and none is intact; nothing is changed then.
         """
-        chosen, record, sizes, damaged = self._newest_intact()
+        chosen, record, self._logs, damaged = self._newest_intact()
         if chosen is None and damaged:
             why = f"no checkpoint is intact ({'; '.join(damaged)})"
-            raise InputError(f"{self.folder}: {why}: start a new run with another --name")
+            raise InputError(f"{self.folder}: {why}: restore a file, or {self._without_this_run()}")
         if damaged and chosen is not None:
             self.notes.append(f"{self.folder}: damaged, so resuming from {chosen.name}: {'; '.join(damaged)}")
 
-        self._cut_logs(sizes)
+        self._cut_logs()
+        self._cut_clock(record["cycle"])
         self._remove_later(chosen)
-        self._lines = dict(record["lines"])
         self._step = record["step"]
         if chosen is None:
             disk.remove(self.folder / "tensorboard")
@@ -305,27 +310,59 @@ class Run:
         self._prune()
         return {"cycle": record["cycle"], "step": record["step"], **record["state"]}, chosen
 
-    def _newest_intact(self) -> tuple[Path | None, dict[str, Any], dict[str, int], list[str]]:
-        """Newest intact checkpoint -> (folder, record, log -> bytes it had then, faults of newer ones)."""
+    def _newest_intact(self) -> tuple[Path | None, dict[str, Any], dict[str, Sum], list[str]]:
+        """Newest intact checkpoint -> (folder, record, the logs as they were then, faults of newer ones)."""
         damaged: list[str] = []
         for folder in self._checkpoints():
             try:
                 record = _verified(folder)
-                sizes = {
-                    name: disk.size_of_lines(self.folder / name, lines)
-                    for name, lines in record["lines"].items()
-                }
+                logs = self._verified_logs(record)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 damaged.append(f"{folder.name}: {one_line(error)}")
             else:
-                return folder, record, sizes, damaged
-        return None, {"lines": {}, "step": 0}, {}, damaged
+                return folder, record, logs, damaged
+        return None, {"cycle": -1, "step": 0}, {}, damaged
 
-    def _cut_logs(self, sizes: Mapping[str, int]) -> None:
-        for name in sorted({*LOGS, *sizes}):
-            path, size = self.folder / name, sizes.get(name, 0)
+    def _without_this_run(self) -> str:
+        """What can be done where the run cannot go on: the adapter may be whole though a log is not."""
+        for folder in self._checkpoints():
+            with contextlib.suppress(OSError, ValueError):
+                _verified(folder)
+                return f"start a new run with another --name and --adapter {folder}"
+        return "start a new run with another --name"
+
+    def _verified_logs(self, record: Mapping[str, Any]) -> dict[str, Sum]:
+        """The logs as a checkpoint recorded them; ValueError if one is not so any more."""
+        if "logs" not in record:
+            raise ValueError("state.json has no sums of the logs: an older version wrote it")
+        logs = {}
+        for name, plain in record["logs"].items():
+            logs[name] = disk.sum_of(self.folder / name, plain["bytes"])
+            if logs[name].plain != plain:
+                raise ValueError(f"{name} does not match its sha256 sum in state.json")
+        return logs
+
+    def _cut_logs(self) -> None:
+        for name in sorted({*LOGS, *self._logs}):
+            path, size = self.folder / name, self._logs[name].size if name in self._logs else 0
             if path.exists() and path.stat().st_size > size:
                 disk.truncate(path, size)
+
+    def _cut_clock(self, cycle: int) -> None:
+        """Keeps the times up to a cycle, and notes where some of them are lost."""
+        path = self.folder / CLOCK
+        content = path.read_bytes() if path.is_file() else b""
+        kept, cycles = [], set()
+        for line in content.splitlines(keepends=True):
+            found = _cycle_of(line)
+            if found is not None and found <= cycle:
+                kept.append(line)
+                cycles.add(found)
+        if lost := len(set(range(1, cycle + 1)) - cycles):
+            without = "the run goes on, since nothing needs the wall clock"
+            self.notes.append(f"{path}: damaged, the times of {lost} of {cycle} cycles are lost: {without}")
+        if b"".join(kept) != content:
+            disk.replace(path, b"".join(kept))
 
     def _remove_later(self, chosen: Path | None) -> None:
         """Removes checkpoints after the chosen one, those without COMPLETE, and temporary files."""
@@ -340,8 +377,9 @@ class Run:
         if self._events is not None:
             for path in self._events.flush():
                 disk.sync(path)
-        for name in sorted(self._lines):
-            disk.sync(self.folder / name)
+        for path in [self.folder / name for name in (*sorted(self._logs), CLOCK)]:
+            if path.exists():
+                disk.sync(path)
 
     def _checkpoints(self) -> list[Path]:
         """The folders of checkpoints, newest first, intact or not."""
@@ -380,6 +418,14 @@ def _cycle(checkpoint: Path) -> int:
     return int(checkpoint.name[6:])
 
 
+def _cycle_of(line: bytes) -> int | None:
+    """The cycle in a line of a log; None where the line is damaged or half written."""
+    try:
+        return int(json.loads(line)["cycle"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _discard(checkpoint: Path) -> None:
     """Removes a checkpoint, its marker first, so that an incomplete one never passes for complete."""
     disk.remove(checkpoint / "COMPLETE")
@@ -402,13 +448,15 @@ def _seal(checkpoint: Path) -> None:
 def _verified(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's state.json; ValueError or OSError if a file is missing or damaged."""
     try:
-        sums = json.loads((checkpoint / "COMPLETE").read_text(encoding="utf-8"))["sha256"]
+        sums = dict(json.loads((checkpoint / "COMPLETE").read_text(encoding="utf-8"))["sha256"])
     except FileNotFoundError:
-        raise ValueError("it has no COMPLETE") from None
+        raise ValueError("COMPLETE is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("COMPLETE is damaged") from None
     for name, expected in {"state.json": "", **sums}.items():
         if not (checkpoint / name).is_file():
-            raise ValueError(f"{name} is missing")
+            raise ValueError(f"{name} is missing, which COMPLETE lists")
         if disk.sha256(checkpoint / name) != expected:
-            raise ValueError(f"{name} does not match its sha256 sum")
+            raise ValueError(f"{name} does not match its sha256 sum in COMPLETE")
     record: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return record
