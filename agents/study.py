@@ -24,6 +24,7 @@ from tyro.conf import Positional
 
 from agents import dpo, evaluate, grpo, ppo, rejection_sft, rloo, sft
 from agents.cli.command import run_command
+from agents.cli.faults import Terminated
 from agents.training.config import TrainConfig
 from envs.types import InputError
 
@@ -62,7 +63,7 @@ def main(config: Config) -> int:
     # Slow to import, and not needed for --help.
     from agents.studies.answer import answer
     from agents.studies.folder import Ledger, check_same, collect, held
-    from agents.studies.jobs import Terminated, run_jobs
+    from agents.studies.jobs import run_jobs
     from agents.studies.markdown import failure
     from agents.studies.output import write_study
     from agents.studies.plan import read_plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 from agents import evaluate, ppo, study
 from agents.cli.command import parse, run_command
+from agents.cli.faults import Terminated
 from agents.cli.values import CONFIGS
 from agents.study import TRAINERS
 from agents.training.config import TrainConfig
@@ -373,24 +376,69 @@ def test_input_errors_of_main_are_one_line_and_bugs_are_loud(capsys: pytest.Capt
         run_command(Config, bug, [], "sft")
 
 
-def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(config: Config) -> int:
-        raise KeyboardInterrupt
+def stopped(stop: BaseException, note: str = "") -> Any:
+    """A command that ends like this, with the note that a run leaves."""
+    if note:
+        stop.add_note(note)
 
-    def late(config: Config) -> int:
-        saved("runs/sft/mine")
-        raise KeyboardInterrupt
+    def main(config: Config) -> int:
+        raise stop
 
-    saved("runs/sft/someone-elses", 60)
-    assert run_command(Config, interrupted, [], "sft") == 130
-    assert capsys.readouterr().err == "interrupted: nothing was started\n"
-    assert run_command(Config, late, [], "sft") == 130
-    expected = (
-        "interrupted: go on from the last finished cycle with python -m agents.sft --resume runs/sft/mine\n"
-    )
-    assert capsys.readouterr().err == expected
-    assert run_command(Config, interrupted, ["--resume", "runs/sft/mine"], "sft") == 130
-    assert capsys.readouterr().err == expected
+    return main
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: {}"),
+        (Terminated(), 143, "terminated: {}"),
+        (OSError(28, "No space left on device"), 1, "error: the disk is full: free some space, then {}"),
+        (
+            OSError(30, "Read-only file system", "runs/a/x"),
+            1,
+            "error: runs/a/x: the file system is read-only: make it writable, then {}",
+        ),
+        (MemoryError(), 1, "error: out of memory: free some, or choose a smaller model, then {}"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            1,
+            "error: the disk is full: free some space, then {}",
+        ),
+    ],
+)
+def test_what_the_machine_does_is_a_line_that_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], stop: BaseException, code: int, said: str
+) -> None:
+    assert run_command(Config, stopped(stop), [], "sft") == code
+    assert capsys.readouterr().err == said.format("start it again") + "\n"
+    assert run_command(Config, stopped(stop, "go on with this"), [], "sft") == code
+    assert capsys.readouterr().err == said.format("go on with this") + "\n"
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [OSError(9, "Bad file descriptor"), PermissionError(1, "Operation not permitted"), OSError("what?")],
+)
+def test_other_errors_of_the_system_are_bugs(bug: OSError) -> None:
+    with pytest.raises(OSError):
+        run_command(Config, stopped(bug), [], "sft")
+
+
+def test_sigterm_ends_a_command_and_is_as_before_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
+    cleaned: list[bool] = []
+
+    def main(config: Config) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one does not end the cleaning
+            cleaned.append(True)
+
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert run_command(Config, main, [], "sft") == 143
+    assert cleaned == [True] and capsys.readouterr().err == "terminated: start it again\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # Help

@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -418,9 +421,15 @@ def test_a_run_that_cannot_begin_leaves_no_folder(
 def test_wrong_folders_are_named_with_the_fix(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run = Run.create(folder, CONFIG, tensorboard=False)
-    with pytest.raises(InputError, match="in use by another process"):
+    us = rf"in use by process {os.getpid()} on {re.escape(socket.gethostname())} since 20\d\d-.*: wait for it"
+    with pytest.raises(InputError, match=us):
+        Run.open(folder, tensorboard=False)
+    note = folder / ".holder"
+    note.write_text("{")
+    with pytest.raises(InputError, match="in use by another process: wait for it"):
         Run.open(folder, tensorboard=False)
     run.close()
+    assert not note.exists()
     with pytest.raises(InputError, match=rf"{folder} is not empty: .*--resume {folder}.*--name"):
         Run.create(folder, CONFIG, tensorboard=False)
     with pytest.raises(InputError, match="no run is there"):
@@ -435,6 +444,16 @@ def test_wrong_folders_are_named_with_the_fix(tmp_path: Path) -> None:
             Run.open(folder)
 
 
+def test_the_note_of_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".holder").write_text('{"pid": 1, "host": "elsewhere", "since": "long ago"}')
+    Run.create(folder, CONFIG, tensorboard=False).close()
+    (folder / ".holder").write_text('{"pid": 1, "host": "elsewhere", "since": "long ago"}')
+    reopened(folder).close()
+    assert not (folder / ".holder").exists()
+
+
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (
         new_name("configs/my net.yaml", "similarity", 3),
@@ -447,7 +466,11 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("set_back", [0, 86_400])
+def test_tensorboard_shows_each_step_once_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_back: int
+) -> None:
+    """TensorBoard reads files in the order of their names, which hold the time; the clock may be set back."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = tmp_path / "run"
     run = Run.create(folder, CONFIG)
@@ -460,6 +483,8 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
     run.scalars(30, 3, {"eval/greedy": 0.9})  # logged and lost: it is not in a checkpoint
     run.close()
 
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - set_back)
     run, _ = Run.open(folder)
     assert run.restore() is not None
     for cycle in (3, 4):

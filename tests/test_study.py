@@ -527,7 +527,7 @@ def test_no_child_is_left_behind(tmp_path: Path, number: signal.Signals) -> None
     marker = f"marker-{tmp_path.name}-{int(number)}"
     code = (
         "import sys; from pathlib import Path\n"
-        "from agents.studies.jobs import Job, Terminated, run_jobs\n"
+        "from agents.cli.faults import Terminated\nfrom agents.studies.jobs import Job, run_jobs\n"
         f"words = ['-c', 'import time; time.sleep(60)', {marker!r}]\n"
         f"jobs = [Job(f'j{{n}}', words, Path({str(tmp_path)!r}) / f'j{{n}}') for n in range(3)]\n"
         "try:\n    run_jobs(jobs, 2, sys.stdout)\n"
@@ -591,7 +591,7 @@ def test_two_studies_do_not_share_a_folder(three: Path, capsys: pytest.CaptureFi
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         assert study(three, THREE, "--jobs", "0")[0] == 2
-        assert "is in use by another study" in capsys.readouterr().err
+        assert "is in use by another process" in capsys.readouterr().err
     finally:
         os.close(descriptor)
 

@@ -7,18 +7,20 @@ replaces the first three. tyro parses the flags and writes the help. Nothing her
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
-import shlex
+import signal
 import sys
-import time
+import threading
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import agents
+from agents.cli.faults import Terminated, fault
 from agents.cli.flags import field_names, given_flags, positional
 from agents.cli.values import model_defaults, read_settings, yaml_text
 from agents.training.config import TrainingError
@@ -41,34 +43,66 @@ def run_command(
         agent: the command's name, by default that of the file that runs.
 
     Returns:
-        What `main` returned; 2 for wrong input, with one line on stderr; 130 when interrupted; 141 when
+        What `main` returned; 2 for wrong input, 1 for a failed training, a full disk or too little memory,
+        each with one line on stderr; 130 when interrupted (SIGINT), 143 when terminated (SIGTERM); 141 when
         nobody reads its output any more.
     """
     agent = agent or Path(sys.argv[0]).stem
-    started = time.time()
-    read: Config | None = None
     try:
-        _refuse_a_foreign_package()
-        config, line = parse(config_type, argv, agent)
-        read = config
-        if line:
-            for_programs = getattr(config, "json", False) or getattr(config, "extract", None)
-            print(line, flush=True, file=sys.stderr if for_programs else sys.stdout)
-        return main(config) or 0
+        with _terminable():
+            _refuse_a_foreign_package()
+            config, line = parse(config_type, argv, agent)
+            if line:
+                for_programs = getattr(config, "json", False) or getattr(config, "extract", None)
+                print(line, flush=True, file=sys.stderr if for_programs else sys.stdout)
+            return main(config) or 0
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except TrainingError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(_how_to_go_on(read, agent, started), file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {_how_to_go_on(stop)}", file=sys.stderr)
         return 130
+    except Terminated as stop:
+        print(f"terminated: {_how_to_go_on(stop)}", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         if not _abandoned(sys.stdout):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        if not (said := fault(error)):
+            raise
+        print(f"error: {said}, then {_how_to_go_on(error)}", file=sys.stderr)
+        return 1
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated, once, so that what Ctrl-C cleans up is cleaned up."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _how_to_go_on(stop: BaseException) -> str:
+    """What the run that was stopped has noted on the exception; another command begins again."""
+    notes = getattr(stop, "__notes__", None)
+    return notes[-1] if notes else "start it again"
 
 
 def _refuse_a_foreign_package() -> None:
@@ -220,24 +254,9 @@ def _find_run(given: Mapping[str, Any], agent: str) -> Path:
     return newest
 
 
-def _newest(output: Path, since: float = 0.0) -> Path | None:
+def _newest(output: Path) -> Path | None:
     """The run below `output` that was started last."""
     started = []
     for path in output.glob("*/config.yaml"):
-        moment = path.stat().st_mtime_ns
-        if moment >= since * 1e9:
-            started.append((moment, path.parent))
+        started.append((path.stat().st_mtime_ns, path.parent))
     return max(started)[1] if started else None
-
-
-def _how_to_go_on(config: Any, agent: str, started: float) -> str:
-    output, name, folder = (getattr(config, field, None) for field in ("output", "name", "resume"))
-    if folder is None and output is not None and name:
-        named = Path(output) / name
-        folder = named if (named / "config.yaml").is_file() else None
-    elif folder is None and output is not None:
-        folder = _newest(Path(output), started)
-    if folder is None:
-        return "interrupted: nothing was started"
-    resume = f"python -m agents.{agent} --resume {shlex.quote(str(folder))}"
-    return f"interrupted: go on from the last finished cycle with {resume}"

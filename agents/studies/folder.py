@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli.files import write_whole, writing
+from agents.cli.lock import HeldError, Lock
 from agents.studies.plan import SET_BY_STUDY, Arm, Plan
 from agents.studies.runs import RunRecord, read_run
 from agents.studies.settings import read_settings
@@ -72,25 +71,22 @@ def has_report(folder: Path) -> bool:
 def held(folder: Path) -> Iterator[None]:
     """The study's folder, made if need be, for one process at a time.
 
-    The lock leaves no file behind and ends with the process.
+    The lock ends with the process.
 
     Raises:
         InputError: the folder cannot be made, or another study uses it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"{folder} is in use by another study: wait for it, or choose another --output"
+            lock = Lock(folder)  # without locks on the file system, each run has its own
+        except HeldError as holder:
+            message = f"{folder} is in use by {holder}: wait for it, or choose another --output"
             raise InputError(message) from None
-        except OSError:
-            pass  # a file system without locks: each run has its own
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 class Ledger:

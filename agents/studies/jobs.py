@@ -18,13 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from agents.cli.display import time_left
+from agents.cli.faults import Terminated
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-
-
-class Terminated(BaseException):
-    """SIGTERM was received. Like KeyboardInterrupt, it is not an error."""
 
 
 def _no_share() -> float:

@@ -1,6 +1,7 @@
 """The crash-safe run folder: what a run writes, and how it resumes after it was killed at any moment.
 
     runs/<agent>/<domain>-<reward>-s<seed>-<id>/
+      .holder              who is at work here; gone when nobody is
       config.yaml          the trainer (`agent`) and all settings
       environment.json     versions, git state, command line, numbers and threads
       metrics.jsonl        one line per logged step, without wall-clock values: the same seed, the same bytes
@@ -20,10 +21,8 @@ part of that: its bytes differ from run to run, a checkpoint's must not, and a r
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from agents.cli.lock import HOLDER, HeldError, Lock
 from agents.training import disk
 from agents.training.disk import Sum
 from agents.training.environment import changes, environment, recorded
@@ -72,7 +72,7 @@ class Run:
         self._events = Events(folder / "tensorboard") if tensorboard else None
         self._step = 0
         self._logs: dict[str, Sum] = {}
-        self._lock: int | None = None
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, folder: Path, config: Mapping[str, Any], tensorboard: bool = True) -> Run:
@@ -96,7 +96,7 @@ class Run:
             raise InputError(f"{where}: choose another --output or --name") from None
         # A run that died before it wrote its configuration leaves only temporary files, which hold
         # nothing to lose.
-        if not all(disk.is_temporary(path) for path in run.folder.iterdir()):
+        if not all(disk.is_temporary(path) or path.name == HOLDER for path in run.folder.iterdir()):
             run.close()
             raise InputError(f"{folder} is not empty: use --resume {folder}, or choose another --name")
         try:
@@ -140,11 +140,12 @@ class Run:
 
     def close(self) -> None:
         """Closes TensorBoard's file and releases the folder to other processes. Safe to call twice."""
-        if self._events is not None:
-            self._events.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        try:
+            if self._events is not None:
+                self._events.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     # What a run writes
 
@@ -392,15 +393,13 @@ class Run:
                 _discard(old)
 
     def _acquire(self) -> None:
-        """Locks the folder itself: such a lock leaves no file behind and always ends with the process."""
-        self._lock = os.open(self.folder, os.O_RDONLY)
+        """Holds the folder until `close`."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            in_use = f"{self.folder} is in use by another process"
+            self._lock = Lock(self.folder)
+        except HeldError as holder:
+            in_use = f"{self.folder} is in use by {holder}"
             raise InputError(f"{in_use}: wait for it, or choose another --name") from None
-        except OSError:
+        if self._lock.missing:
             no_locks = f"{self.folder}: this file system has no locks"
             self.notes.append(f"{no_locks}, so do not resume the run twice at once")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,7 +109,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Checks all input, creates the run folder or goes back to its last checkpoint, and loads everything.
 
-    A run that cannot start leaves no folder, whatever the reason.
+    A run that cannot start leaves no folder, whatever the reason. Whatever ends one that has started carries
+    a note that says how to go on with it.
 
     Args:
         agent: the trainer's name.
@@ -123,18 +125,22 @@ def open_session(
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluate.texts)
     run = _open_run(agent, config)
+    resume = f"python -m agents.{agent} --resume {shlex.quote(str(run.folder))}"
     try:
         session = _load(agent, config, evaluate, truth, run)
-    except BaseException:
+    except BaseException as error:
         if config.resume:
             run.close()
+            error.add_note(f"go on with {resume}")
         else:
             run.discard()
         raise
     try:
-        yield session
-    finally:
-        run.close()
+        with contextlib.closing(run):
+            yield session
+    except BaseException as error:
+        error.add_note(f"go on from the last finished cycle with {resume}")
+        raise
 
 
 def make_evaluation(config: TrainConfig, evaluation: Callable[..., Evaluation]) -> Evaluation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +61,7 @@ class Events:
         if self._open is None:
             from torch.utils.tensorboard import SummaryWriter
 
+            _put_into_the_past(self.folder)
             self._open = SummaryWriter(str(self.folder), purge_step=self.purge_step)
         return self._open
 
@@ -103,6 +106,20 @@ class Events:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+
+def _put_into_the_past(folder: Path) -> None:
+    """Renames event files from now or later, as a clock that was set back leaves them, keeping their order.
+
+    TensorBoard reads files by name, which begins with the second they were made in. What a resumed run
+    writes must come last, or it cannot drop the steps that it repeats.
+    """
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    for number, path in enumerate(files):
+        latest = int(time.time()) - len(files) + number
+        second = re.match(r"events\.out\.tfevents\.(\d+)", path.name)
+        if second and int(second[1]) > latest:
+            path.rename(folder / path.name.replace(second[1], f"{latest:010d}", 1))
 
 
 def sample_text(rollouts: Sequence[Rollout], count: int = 8) -> str:
