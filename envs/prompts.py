@@ -27,11 +27,13 @@ def example_of(domain: Domain, kind: Kind, task: str, command: str, tool: str = 
     return domain.prompt("inverse", command=command), task
 
 
-def judge_prompt(task: Task, command: str) -> str:
+def judge_prompt(task: Task, command: str) -> Prompt:
     """Asks whether the command does the task, yes or no."""
-    return load_domain(task.domain).prompt("judge", task=task.text, command=command)
+    text = load_domain(task.domain).prompt("judge", task=task.text, command=command)
+    return Prompt(text, kind="judge")
 
 
-def rate_prompt(task: Task, reconstruction: str) -> str:
+def rate_prompt(task: Task, reconstruction: str) -> Prompt:
     """Asks how similar a reconstruction is to the task, from 0 to 10."""
-    return load_domain(task.domain).prompt("rate", task=task.text, reconstruction=reconstruction)
+    text = load_domain(task.domain).prompt("rate", task=task.text, reconstruction=reconstruction)
+    return Prompt(text, kind="rate")

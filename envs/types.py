@@ -31,9 +31,9 @@ class Task:
     system: str = field(default="", repr=False)  # a whole schema
 
 
-Kind = Literal["forward", "inverse"]
+Kind = Literal["forward", "inverse", "judge", "rate"]
 # What a base model, which knows no turns, is to go on with after a prompt.
-CUES = {"forward": "Command:", "inverse": "Task:"}
+CUES = {"forward": "Command:", "inverse": "Task:", "judge": "Answer:", "rate": "Number:"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Prompt:
     Attributes:
         text: the message.
         domain: whose examples may stand before it (`--shots`); empty for none.
-        kind: whether it asks for a command or for a task.
+        kind: whether it asks for a command, for a task, or for an opinion of one of these.
         system: what the model must know to answer, such as a database's schema; empty for nothing.
         prefill: how the answer begins. The model goes on from there.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from envs.types import LanguageModel, Reward, Score, Task
 
@@ -24,6 +24,7 @@ class Ingredients:
         embedder: name or folder of the sentence-embedding model.
         gates: whether rewards inside this one have gates before them.
         truth: makes the labelled reward; None where labels are out of reach.
+        models: other models than `model`, by name with their parameters; who loads one writes it down here.
     """
 
     model: LanguageModel
@@ -33,6 +34,7 @@ class Ingredients:
     embedder: str = "all-MiniLM-L6-v2"
     gates: bool = True
     truth: Callable[[], Reward] | None = None
+    models: dict[str, int] = field(default_factory=dict)
 
 
 def pairs_of(tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]]) -> list[tuple[Task, str]]:

@@ -50,6 +50,11 @@ class Embedder:
                 "give a folder or the name of a model on the Hugging Face hub"
             ) from None
 
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of P texts, shape (P, width), float32."""
         import torch

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from envs.prompts import forward_prompt, judge_prompt
-from envs.types import LanguageModel, Reward, Score, Task
+from envs.types import LanguageModel, Prompt, Reward, Score, Task
 from rewards.base import EMPTY, NOT_A_NUMBER, Ingredients, different, grouped, pairs_of
 
 YES = ("yes", "Yes", "YES")
@@ -36,6 +36,16 @@ def majority(_: Ingredients) -> Reward:
 def self_judge(given: Ingredients) -> Reward:
     """Makes the reward `self-judge`."""
     return SelfJudge(given.model)
+
+
+def answer_logprobs(
+    model: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[str]
+) -> list[list[float]]:
+    """Log-probability, in nats, of each of some short answers after each prompt -> [P][A]."""
+    asked = [prompt for prompt in prompts for _ in answers]
+    rows = model.logprobs(asked, list(answers) * len(prompts))
+    sums = [math.fsum(row) for row in rows]
+    return [sums[start : start + len(answers)] for start in range(0, len(sums), len(answers))]
 
 
 class Certainty:
@@ -128,18 +138,10 @@ class SelfJudge:
         pairs = pairs_of(tasks_P, commands_P_G)
         asked = different(pairs)
         prompts = [judge_prompt(task, command) for task, command in asked]
-        answers = (*YES, *NO)
-        columns = [self._logprobs(prompts, answer) for answer in answers]
         scores = {}
-        for row, pair in enumerate(asked):
-            logprobs = [column[row] for column in columns]
+        for pair, logprobs in zip(asked, answer_logprobs(self.model, prompts, (*YES, *NO)), strict=True):
             scores[pair] = self._score(logprobs[: len(YES)], logprobs[len(YES) :])
         return grouped([scores.get(pair, EMPTY) for pair in pairs], commands_P_G)
-
-    def _logprobs(self, prompts: Sequence[str], answer: str) -> list[float]:
-        """Log-probability of one answer after each prompt."""
-        rows = self.model.logprobs(prompts, [answer] * len(prompts))
-        return [math.fsum(row) for row in rows]
 
     @staticmethod
     def _score(yes: Sequence[float], no: Sequence[float]) -> Score:

@@ -18,6 +18,7 @@ def similarity(given: Ingredients) -> Reward:
     """Makes the reward `similarity`; InputError for an unknown embedder, or too few tasks in the pool."""
     pool = [task.text for task in given.pool]
     embedder = Embedder(given.embedder)
+    given.models[given.embedder] = embedder.parameters
     temperature = given.inverse_temperature
     return Similarity(given.model, embedder, pool, inverter=given.inverter, temperature=temperature)
 

@@ -158,6 +158,7 @@ def make_reward(
     embedder: str = "all-MiniLM-L6-v2",
     gates: bool = True,
     truth: Callable[[], Reward] | None = None,
+    models: dict[str, int] | None = None,
 ) -> Reward:
     """Makes a reward.
 
@@ -170,11 +171,14 @@ def make_reward(
         embedder: a sentence-transformers name or folder; the default one is installed with this package.
         gates: put the gates before the reward, if it is `gated`.
         truth: makes the labelled reward: `rewards.labelled.Truth`. Only commands can reach it.
+        models: gets the other models that are loaded, by name with their parameters.
 
     Raises:
         InputError: unknown name, a faulty file, a pool that is too small, or `truth` without its maker.
     """
-    return _made(name, Ingredients(model, pool, inverter, inverse_temperature, embedder, gates, truth))
+    loaded = {} if models is None else models
+    given = Ingredients(model, pool, inverter, inverse_temperature, embedder, gates, truth, loaded)
+    return _made(name, given)
 
 
 def _made(name: str, given: Ingredients) -> Reward:

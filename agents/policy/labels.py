@@ -8,12 +8,26 @@ model saw before it came to this project is not counted.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from envs.messages import one_line
 from envs.types import InputError
 
 FILE = "labels.json"  # next to an adapter's or a model's weights
+
+
+def learnt_from(results: Mapping[str, Any]) -> str:
+    """What a run learnt from, by its results: `label-free`, or `labelled (N)`, those before it included.
+
+    A run is label-free where neither its reward nor its trainer can reach a label, and none was counted.
+    """
+    labels = int(results.get("labels", {}).get("end", 0))
+    labels += int(results.get("usage", {}).get("preferences", 0))
+    if results.get("labelled") or labels:
+        return f"labelled ({labels:,})"
+    return "label-free"
 
 
 def write_labels(folder: Path, count: int) -> None:

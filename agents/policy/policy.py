@@ -24,6 +24,7 @@ from agents.policy.generate import Generator, Sampling
 from agents.policy.labels import write_labels
 from agents.policy.score import Pair
 from agents.policy.tokens import Tokens
+from agents.policy.usage import Usage
 from envs.types import Completion, InputError, Prompt
 
 # Decay of the averaged adapter per training phase: the last three phases are half of the average.
@@ -44,6 +45,7 @@ class Policy:
         ema: exponential moving average of the adapter's weights, for the inverter `ema`, or None.
         start: the adapter with which the run began; None where it began with the base model.
         labels: how many labels its weights have consumed, those of the base model included.
+        usage: what was asked of it.
         tokens: what the tokenizer's tokens mean.
         generator: writes completions.
         writing, scoring, training: how many sequences go through the model together.
@@ -63,6 +65,7 @@ class Policy:
         self.ema: Snapshot | None = None
         self.start: Snapshot | None = None
         self.labels = 0
+        self.usage = Usage()
         self.device = next(model.parameters()).device
         self.writing = Batches(batch_size, "writing")
         self.scoring = Batches(batch_size, "scoring")
@@ -152,11 +155,16 @@ class Policy:
         """
         if n < 1:
             return [[] for _ in prompts]
+        self.usage.asked(prompts)
         with self._evaluating():
             if temperature > 0:
                 sampling = Sampling(temperature, top_k, top_p)
-                return self.generator.sample(prompts, n, sampling, max_new_tokens, seed)
-            return [[completion] * n for completion in self.generator.greedy(prompts, max_new_tokens)]
+                written = self.generator.sample(prompts, n, sampling, max_new_tokens, seed)
+            else:
+                greedy = self.generator.greedy(prompts, max_new_tokens)
+                written = [[completion] * n for completion in greedy]
+        self.usage.wrote([len(completion.token_ids) for row in written for completion in row])
+        return written
 
     # ---- scoring ----
 
@@ -165,10 +173,12 @@ class Policy:
 
         What the prompt holds of a continuation already, by its prefill, is not counted.
         """
+        self.usage.asked(prompts)
         return self.logprobs_of_ids(self._pairs(prompts, continuations))
 
     def logprobs_of_ids(self, pairs: Sequence[Pair]) -> list[list[float]]:
         """The same for (prompt ids, completion ids)."""
+        self._count(pairs)
         with self._evaluating():
             return score.logprobs(self.model, pairs, self.pad, self.scoring)
 
@@ -176,8 +186,10 @@ class Policy:
         self, prompts: Sequence[str | Prompt], continuations: Sequence[str]
     ) -> list[tuple[float, float] | None]:
         """Mean entropy and self-certainty (nats) along each continuation -> [P]; None for an empty one."""
+        pairs = self._pairs(prompts, continuations)
+        self._count(pairs)
         with self._evaluating():
-            return score.entropies(self.model, self._pairs(prompts, continuations), self.pad, self.scoring)
+            return score.entropies(self.model, pairs, self.pad, self.scoring)
 
     def entropy_and_kl(self, pairs: Sequence[Pair]) -> tuple[float | None, float | None]:
         """Mean entropy and mean KL to the base model, nats, over all completion tokens, or None"""
@@ -274,6 +286,9 @@ class Policy:
 
     def _pairs(self, prompts: Sequence[str | Prompt], continuations: Sequence[str]) -> list[Pair]:
         return list(zip(self.prompt_ids(prompts), self.answer_ids(prompts, continuations), strict=True))
+
+    def _count(self, pairs: Sequence[Pair]) -> None:
+        self.usage.scored(sum(len(prompt) + len(continuation) for prompt, continuation in pairs))
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

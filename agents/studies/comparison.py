@@ -12,6 +12,7 @@ from agents.cli.display import interval, number, show_table, signed
 from agents.cli.files import write_json
 from agents.evaluation.paired import by_task
 from agents.pages.page import write_page
+from agents.policy.labels import learnt_from
 from agents.studies.charts import Line, Panel, look, overlay
 from agents.studies.events import write_events
 from agents.studies.runs import HeldOutTask, RunRecord, read_run, read_selection, read_truth
@@ -127,6 +128,8 @@ def describe(record: RunRecord, start: Sequence[HeldOutTask], end: Sequence[Held
         "reward": str(record.settings.get("reward")),
         "labelled": record.labelled,
         "labels": record.labels,
+        "learnt_from": learnt_from(record.results),
+        "usage": record.usage,
         "state": state,
         "kept": record.results.get("kept") if keeps_best else None,
     }
@@ -271,7 +274,7 @@ def show(report: Row) -> None:
     header = [
         "run",
         "reward",
-        "labels",
+        "learnt from",
         "state",
         "greedy",
         "gain",
@@ -285,7 +288,7 @@ def show(report: Row) -> None:
         cells = [
             run["name"],
             f"{run['reward']} (labelled)" if run["labelled"] else run["reward"],
-            f"{run['labels']:,}",
+            run["learnt_from"],
             run["state"],
             " -> ".join(map(number, run["greedy"])),
             signed(run["gain"]["value"]),

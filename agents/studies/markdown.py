@@ -43,6 +43,9 @@ HEALTH = (
     "candidates",
     "to +0.10",
     "seconds, of them learning",
+    "judge calls",
+    "tokens written, scored",
+    "other models, parameters",
 )
 THEORY = (
     "arm",
@@ -132,6 +135,9 @@ def _health_cells(name: str, arm: Row) -> list[str]:
         thousands(arm["candidates"]),
         thousands(arm["candidates_to_rise"]),
         f"{thousands(arm['seconds'])}, {thousands(arm['learning'])}",
+        thousands(arm["judge_calls"]),
+        f"{thousands(arm['tokens_written'])}, {thousands(arm['tokens_scored'])}",
+        thousands(arm["other_models"]),
     ]
 
 

@@ -16,6 +16,7 @@ from envs.messages import one_line
 from envs.types import InputError
 
 SELECTION = "selection.json"  # what `agents.evaluate RUN` leaves in the folder of a run
+COUNTERS = ("preferences", "judge_calls", "tokens_written", "tokens_scored")
 LEARNING = ("time/generate", "time/reward", "time/train")
 
 
@@ -54,6 +55,14 @@ class RunRecord:
     def labels(self) -> int:
         """Labels that its weights have consumed, those before the run included."""
         return int(self.results.get("labels", {}).get("end", 0))
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """What it consumed beside labels, as it was counted; other models by the sum of their sizes."""
+        counted = dict(self.results.get("usage", {}))
+        models: Mapping[str, int] = counted.pop("models", {})
+        found = {name: int(counted.get(name, 0)) for name in COUNTERS}
+        return {**found, "other_models": sum(models.values())}
 
     @property
     def cycles(self) -> int:

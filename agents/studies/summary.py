@@ -16,7 +16,7 @@ from scipy import stats
 from agents.evaluation.bootstrap import ROUNDS, Array, interval, resamples
 from agents.evaluation.metrics import mean
 from agents.studies.plan import Arm, Plan
-from agents.studies.runs import RunRecord, read_truth
+from agents.studies.runs import COUNTERS, RunRecord, read_truth
 
 RISE = 0.10  # of held-out accuracy: how many candidates that takes
 HEALTH = ("distinct", "entropy", "length")  # metrics policy/...
@@ -101,6 +101,7 @@ def of_run(record: RunRecord) -> dict[str, Any]:
         **found,
         "alarms": record.alarms,
         "labels": record.labels,
+        **record.usage,
         "candidates": record.candidates,
         "seconds": record.seconds,
         "learning": record.learning,
@@ -141,7 +142,7 @@ def of_arm(arm: Arm, runs: Mapping[str, Mapping[int, Row]], failed: Mapping[int,
     for row in rows:
         raised += row["alarms"]
     found["alarms"] = {alarm: raised.count(alarm) for alarm in sorted(set(raised))}
-    for name in ("labels", "candidates", "seconds", "learning"):
+    for name in ("labels", "candidates", "seconds", "learning", *COUNTERS, "other_models"):
         found[name] = mean(_column(rows, name))
     return found
 

@@ -15,6 +15,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,19 @@ class Loop:
             drawing: how the candidates are drawn, the temperature aside.
         """
         self._display.phase(self.cycle, phase)
-        batch = roll_out(
-            self.session.policy,
-            self.session.source,
-            self.session.reward,
-            tasks=tasks or self.config.tasks,
-            candidates=self.config.candidates,
-            temperature=self.config.temperature,
-            max_new_tokens=self.config.max_new_tokens,
-            stream=(self.config.seed, self.cycle, phase),
-            drawing=drawing,
-        )
+        policy = self.session.policy
+        with policy.usage.stopped() if phase == "after" else contextlib.nullcontext():
+            batch = roll_out(
+                policy,
+                self.session.source,
+                self.session.reward,
+                tasks=tasks or self.config.tasks,
+                candidates=self.config.candidates,
+                temperature=self.config.temperature,
+                max_new_tokens=self.config.max_new_tokens,
+                stream=(self.config.seed, self.cycle, phase),
+                drawing=drawing,
+            )
         self.spent(batch.seconds)
         return batch
 
@@ -178,14 +181,15 @@ class Loop:
             session.run.protected = {best}
         if stop:
             self.results["stopped"] = self.cycle
-        with self._timed("evaluate"):
-            held_out = session.evaluate(session.policy, session.reward, self.cycle)
-        with self._timed("watch"):
-            watched = after[0] if after else batch
-            health = self._health(batch, watched)
-            alarms, alarm_lines = self._monitor.observe({**health, **held_out})
-        with self._timed("evaluate_whole"):
-            self._evaluate_whole(best)
+        with session.policy.usage.stopped():
+            with self._timed("evaluate"):
+                held_out = session.evaluate(session.policy, session.reward, self.cycle)
+            with self._timed("watch"):
+                watched = after[0] if after else batch
+                health = self._health(batch, watched)
+                alarms, alarm_lines = self._monitor.observe({**health, **held_out})
+            with self._timed("evaluate_whole"):
+                self._evaluate_whole(best)
 
         self.step += len(batch.rollouts)
         entry = self._entry(batch, accepted, after, held_out)
@@ -226,9 +230,10 @@ class Loop:
         if self._learns_from_verdicts:
             session.policy.labels += len(session.probes)
         self._display.phase(0, "evaluate")
-        first = session.evaluate(session.policy, session.reward, 0)
-        self.results["eval"] = {"start": session.evaluate.whole(session.policy, session.reward, 0)}
-        session.run.scalars(0, 0, {**first, **self._keep()})
+        with session.policy.usage.stopped():
+            first = session.evaluate(session.policy, session.reward, 0)
+            self.results["eval"] = {"start": session.evaluate.whole(session.policy, session.reward, 0)}
+            session.run.scalars(0, 0, {**first, **self._keep()})
         self._display.line("start        " + held_out_facts(first))
         if session.evaluate.note:
             self._display.line(session.evaluate.note)
@@ -326,6 +331,7 @@ class Loop:
         """Writes progress.json and the checkpoint."""
         started = time.perf_counter()
         _add_totals(self.results)
+        self.results["usage"] = asdict(self.session.policy.usage)
         self.session.run.write_json("progress.json", self.results)
         sizes = self.session.policy.batch_sizes
         state = {"results": self.results, "monitor": self._monitor.state, "batch_sizes": sizes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agents.cli.display import number, show_table, signed
@@ -46,6 +47,7 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     sampled = f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
     print(f"held-out accuracy, {config.eval_tasks} tasks: {greedy}, {sampled}")
     print(labels_used(results["labels"]))
+    print(consumed(results["usage"]))
     if note:
         print(note)
     if config.keep != "last":
@@ -61,6 +63,17 @@ def labels_used(labels: Mapping[str, int]) -> str:
     if labels["start"]:
         line += f" ({labels['start']:,} at its start)"
     return line
+
+
+def consumed(usage: Mapping[str, Any]) -> str:
+    """What a run consumed beside labels, evaluation aside."""
+    words = f"consumed: {usage['answers']:,} answers of {usage['tokens_written']:,} tokens"
+    words += f", {usage['tokens_scored']:,} tokens scored, {usage['judge_calls']:,} judge calls"
+    if usage["preferences"]:
+        words += f", {usage['preferences']:,} labelled preferences"
+    for name, parameters in usage["models"].items():
+        words += f"; with {Path(name).name} ({parameters:,} parameters)"
+    return words
 
 
 def cycle_table(

@@ -16,6 +16,7 @@ from agents.policy.load import ALIASES, load_policy
 from agents.policy.lora import ALL_LINEAR, Lora, adapted
 from agents.policy.policy import Policy
 from agents.policy.tokens import Shots
+from agents.policy.usage import Usage
 from agents.training.config import TrainConfig
 from agents.training.environment import recorded
 from agents.training.monitor import PROBES
@@ -234,6 +235,7 @@ def _load(
     if policy.tokens.chat is not None and policy.tokens.chat.dated:
         run.record("prompts", {"date": DATE.isoformat()})
     policy.batch_sizes = state.get("batch_sizes", {})
+    policy.usage = Usage(**state.get("results", {}).get("usage", {}))
     if checkpoint is None:
         policy.labels += config.shots * len(domain_names(config.domain))
     if checkpoint is None:
@@ -259,10 +261,12 @@ def _load(
         embedder=config.embedder,
         gates=config.gates,
         truth=truth,
+        models=policy.usage.models,
     )
     for note in run.notes:
         print(note, flush=True)
     if not config.resume:
-        preflight(policy, source, reward, config)
+        with policy.usage.stopped():
+            preflight(policy, source, reward, config)
     evaluate.attach(run)
     return Session(agent, policy, source, reward, evaluate, run, state, checkpoint, probes)
