@@ -1,4 +1,4 @@
-"""What a run consumed: counted by the policy, evaluation and watching aside, and told by results and pages."""
+"""What a run consumed: counted by the policy, evaluation and watching aside, and told by results."""
 
 from __future__ import annotations
 
@@ -18,9 +18,21 @@ from envs.prompts import forward_prompt, inverse_prompt, judge_prompt, rate_prom
 from envs.types import Task
 
 TASK = Task("t", "shell", "list all files", "ls")
-ASKED = [forward_prompt(TASK), inverse_prompt(TASK, "ls"), judge_prompt(TASK, "ls"), rate_prompt(TASK, "x")]
-SMALL = ["--domain", "network", "--tasks", "3", "--candidates", "2", "--eval-tasks", "3", "--eval-subset", "2"]
-SMALL += ["--eval-samples", "1", "--max-new-tokens", "8", "--no-gates", "--force", "--cycles", "2"]
+ASKED = [forward_prompt(TASK), inverse_prompt(TASK, "ls")]
+ASKED += [judge_prompt(TASK, "ls"), rate_prompt(TASK, "x")]
+SMALL = ["--domain", "network", "--tasks", "3", "--candidates", "2", "--eval-tasks", "3"]
+SMALL += [
+    "--eval-subset",
+    "2",
+    "--eval-samples",
+    "1",
+    "--max-new-tokens",
+    "8",
+    "--no-gates",
+    "--force",
+    "--cycles",
+    "2",
+]
 
 
 def run(model: Path, folder: Path, *flags: str) -> dict[str, Any]:
