@@ -273,6 +273,25 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
+def test_any_flipped_bit_of_the_newest_checkpoint_is_found(trained: Path, tmp_path: Path) -> None:
+    draw, newest = random.Random(0), Path("checkpoints/cycle-0003")
+    files = [path.relative_to(trained) for path in (trained / newest).rglob("*") if path.is_file()]
+    for file in sorted(files):
+        size = (trained / file).stat().st_size
+        for place in draw.sample(range(size), min(size, 10)):
+            copy = tmp_path / "copy"
+            shutil.copytree(trained, copy)
+            data = bytearray((copy / file).read_bytes())
+            data[place] ^= 1 << draw.randrange(8)
+            (copy / file).write_bytes(data)
+            run = reopened(copy)
+            found = run.restore()
+            run.close()
+            assert found is not None and found[0]["cycle"] == 2, (file, place)
+            assert "resuming from cycle-0002: cycle-0003: " in run.notes[0]
+            shutil.rmtree(copy)
+
+
 @pytest.mark.parametrize("log", ["metrics.jsonl", "rollouts.jsonl"])
 def test_a_flipped_bit_in_a_log_is_found(trained: Path, log: str) -> None:
     """In the last cycle's lines the run goes one cycle back; before them there is nothing to go back to."""
@@ -471,7 +490,9 @@ def test_tensorboard_shows_each_step_once_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_back: int
 ) -> None:
     """TensorBoard reads files in the order of their names, which hold the time; the clock may be set back."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    processing = "tensorboard.backend.event_processing"
+    accumulator = pytest.importorskip(f"{processing}.event_accumulator")
+    shown = pytest.importorskip(f"{processing}.plugin_event_accumulator")  # TensorBoard's own
     folder = tmp_path / "run"
     run = Run.create(folder, CONFIG)
     run.hparams({"lr": 1e-3, "name": None, "resume": Path("x")}, ["eval/greedy"])
@@ -481,6 +502,8 @@ def test_tensorboard_shows_each_step_once_after_a_resume(
         run.scalars(cycle * 10, cycle, {"eval/greedy": cycle / 10, "time/cycle": 1.0})
         run.commit(cycle, {}, lambda path: None)
     run.scalars(30, 3, {"eval/greedy": 0.9})  # logged and lost: it is not in a checkpoint
+    run.text(30, "samples", "lost")
+    run.hparams({"lr": 1e-3}, ["eval/greedy"])
     run.close()
 
     now = time.time
@@ -489,6 +512,8 @@ def test_tensorboard_shows_each_step_once_after_a_resume(
     assert run.restore() is not None
     for cycle in (3, 4):
         run.scalars(cycle * 10, cycle, {"eval/greedy": cycle / 10})
+    run.text(30, "samples", "kept")
+    run.hparams({"lr": 1e-3}, ["eval/greedy"])
     run.close()
 
     assert not [path for path in (folder / "tensorboard").iterdir() if path.is_dir()]
@@ -502,3 +527,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(
         "_hparams_/session_end_info",
     }
     assert "config/text_summary" in events.Tags()["tensors"]
+    events = shown.EventAccumulator(str(folder / "tensorboard"), {"tensors": 0}).Reload()
+    steps = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    assert steps["eval/greedy"] == [10, 20, 30, 40] and steps["samples/text_summary"] == [30]
+    assert len(steps["_hparams_/session_start_info"]) == 2  # one of the start, one of the end

@@ -222,7 +222,7 @@ class Run:
     def hparams(self, settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
         """Shows the run's settings on TensorBoard's HPARAMS page, next to the named metrics."""
         if self._events is not None:
-            self._events.hparams(settings, metrics)
+            self._events.hparams(settings, metrics, self._step)
 
     def layout(self, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """Lays out TensorBoard's CUSTOM SCALARS page: {category: {chart: ["Multiline", [tag, ...]]}}."""

@@ -48,12 +48,13 @@ class Events:
         folder: where they are.
 
     Attributes:
-        purge_step: TensorBoard drops older events from this step on: a resumed run writes them again.
+        purge_step: TensorBoard drops older events from this step on: a resumed run writes them again. It pays
+            no heed to the first start that it reads of, so a new run has one too.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.purge_step: int | None = None
+        self.purge_step = 0
         self._open: Any = None
 
     @property
@@ -74,7 +75,7 @@ class Events:
         """A text, in Markdown."""
         self._writer.add_text(tag, text, global_step=step)
 
-    def hparams(self, settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    def hparams(self, settings: Mapping[str, Any], metrics: Iterable[str], step: int) -> None:
         """The settings on the HPARAMS page, next to the last values of the named metrics.
 
         `SummaryWriter.add_hparams` is not used: it opens a second writer, and even with `run_name="."` it
@@ -88,7 +89,7 @@ class Events:
             plain[name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
         shown: Any = dict.fromkeys(metrics, 0.0)
         for summary in summaries(plain, shown):  # type: ignore[no-untyped-call, unused-ignore]
-            self._writer.file_writer.add_summary(summary)
+            self._writer.file_writer.add_summary(summary, step)
 
     def layout(self, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """The CUSTOM SCALARS page: {category: {chart: ["Multiline", [tag, ...]]}}."""
