@@ -9,13 +9,14 @@ curves.png, and tensorboard/, in which the runs' curves lie over each other.
 
 from __future__ import annotations
 
-import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from agents.cli.command import run_command
+from agents.cli.display import as_json, say
 from agents.cli.files import check_folders, file_name, writing
 from envs.types import InputError
 
@@ -58,10 +59,10 @@ def main(config: Config) -> int:
         output.mkdir(parents=True, exist_ok=True)
         write_comparison(report, records, output)
     if config.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print(as_json(report, 1))
         return 0
     show(report)
-    print(f"{output}/index.html; curves: tensorboard --logdir {output / 'tensorboard'}")
+    say(f"{output}/index.html; curves: tensorboard --logdir {shlex.quote(str(output / 'tensorboard'))}")
     return 0
 
 

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.training.config import TrainConfig
 from agents.training.trl_config import require_trl
 
@@ -129,9 +130,7 @@ def main(config: Config) -> int:
 
     reference = "itself at the start of the cycle" if config.reference == "cycle" else "its base model"
     pairs_in_words = f"pairs of scores {config.margin:g} apart or more"
-    print(
-        f"reward: {shown(config.reward)}, {pairs_in_words}, reference of the policy: {reference}", flush=True
-    )
+    say(f"reward: {shown(config.reward)}, {pairs_in_words}, reference of the policy: {reference}")
     with open_session("dpo", config, evaluation=HeldOut, truth=Truth) as session:
         with Loop(config, session) as loop:
             for cycle in loop.cycles():

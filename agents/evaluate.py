@@ -13,7 +13,6 @@ prints a summary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +21,13 @@ from typing import Any, Literal, get_type_hints
 from tyro.conf import Positional
 
 from agents.cli.command import run_command
+from agents.cli.display import as_json, say
 from agents.cli.files import file_name, write_json, writing
 from agents.cli.values import MODEL_FILES, model_defaults, require_counts, require_sampling
 from agents.policy.chat import read_options
 from agents.studies.settings import read_settings
 from envs.domain import domain_names, load_domain
+from envs.jsonl import from_json
 from envs.types import InputError
 from rewards.registry import reward_info
 
@@ -171,10 +172,10 @@ def main(config: Config) -> int:
         write_json(output / "report.json", report)
         write_evaluation(report, output / "report.html")
     if config.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print(as_json(report, 1))
     else:
         show(report)
-        print(f"{output}/report.html")
+        say(f"{output}/report.html")
     return 0
 
 
@@ -294,7 +295,7 @@ def last_checkpoint(run: Path) -> Path:
         InputError: the run has none yet.
     """
     try:
-        kept = json.loads((run / "progress.json").read_text(encoding="utf-8")).get("kept")
+        kept = from_json((run / "progress.json").read_text(encoding="utf-8")).get("kept")
     except (OSError, ValueError, AttributeError):
         kept = None
     if isinstance(kept, int):

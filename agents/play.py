@@ -10,7 +10,6 @@ best score is below `--trust`, a warning says so. Nothing is trained and no comm
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -18,15 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.markup import escape
-
 from agents.cli.command import run_command
-from agents.cli.display import number, show_table
+from agents.cli.display import as_json, number, say, show_table
 from agents.cli.values import require_counts, require_sampling
 from agents.policy.chat import read_options
 from envs.answers import command_in, take_out
 from envs.domain import domain_names, load_domain
 from envs.jsonl import read_jsonl
+from envs.messages import visible
 from envs.prompts import forward_prompt
 from envs.schema import EMBEDDED
 from envs.source import make_source
@@ -143,7 +141,7 @@ def main(config: Config) -> int:
     for text in [config.task] if config.task is not None else typed(config):
         answer = best_of(policy, reward, Task("typed", where, " ".join(text.split())), config)
         if config.json:
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            print(as_json(answer), flush=True)
         else:
             show(answer)
     return 0
@@ -156,7 +154,7 @@ def extract(path: Path) -> None:
         for number, row in read_jsonl(path, "--extract", fix):
             if not isinstance(row.get("answer"), str):
                 raise InputError(f"{path}:{number}: answer: must be a text: {fix}")
-            print(json.dumps({"command": take_out(row["answer"]).command}, ensure_ascii=False))
+            print(as_json({"command": take_out(row["answer"]).command}))
     except FileNotFoundError:
         raise InputError(f"--extract {path}: no such file: give the path of a JSONL file") from None
 
@@ -166,7 +164,7 @@ def typed(config: Config) -> Iterator[str]:
     at_terminal = sys.stdin.isatty()
     while True:
         if at_terminal:
-            print(f"{config.domain} task (an empty line ends): ", end="", flush=True)
+            print(visible(f"{config.domain} task (an empty line ends): "), end="", flush=True)
         line = sys.stdin.readline()
         if not line or (at_terminal and not line.strip()):
             return
@@ -262,36 +260,25 @@ def show(answer: dict[str, Any]) -> None:
     """
     if not take_out(answer["answer"]).plain:
         for name in ("prompt", "answer"):
-            print(f"{name}:")
+            say(f"{name}:")
             for line in answer[name].split("\n"):
-                print(f"    {visible(line)}")
+                say(f"    {line}")
     rows = []
     for row in answer["candidates"]:
         written = f"{row['written']} greedy" if row["greedy"] else str(row["written"])
-        command, reconstruction = visible(row["command"]), visible(row["reconstruction"])
-        rows.append((number(row["score"]), written, escape(command), escape(reconstruction)))
+        rows.append((number(row["score"]), written, row["command"], row["reconstruction"]))
     header = ("score", "written", "command", "reconstruction")
-    show_table(escape(visible(answer["task"])), header, rows, sentences=("command", "reconstruction"))
+    show_table(answer["task"], header, rows, sentences=("command", "reconstruction"))
 
     if answer["choice"] is None:
         reason = answer["candidates"][0]["reason"] or "the reward abstained"
-        print(f"no command could be scored: {reason}")
+        say(f"no command could be scored: {reason}")
         return
-    print(f"choice: {visible(answer['choice'])}")
+    say(f"choice: {answer['choice']}")
     if answer["trusted"] is None:
-        print(
-            "trust: unknown for these settings: measure it with python -m agents.evaluate, then set --trust"
-        )
+        say("trust: unknown for these settings: measure it with python -m agents.evaluate, then set --trust")
     elif not answer["trusted"]:
-        print(f"WARNING: do not trust it: its score {number(answer['score'])} is below {answer['trust']:g}")
-
-
-def visible(text: str) -> str:
-    """Text of a model, safe for a terminal: characters that cannot be printed are escaped."""
-    letters = []
-    for letter in text:
-        letters.append(letter if letter.isprintable() else ascii(letter)[1:-1])
-    return "".join(letters)
+        say(f"WARNING: do not trust it: its score {number(answer['score'])} is below {answer['trust']:g}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.pretraining.corpus import Corpus, CorpusConfig
 from envs.types import InputError
 
@@ -77,7 +78,7 @@ def main(config: Config) -> int:
     model = make_model(tokenizer, config.hidden, config.layers, config.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     steps = math.ceil(config.examples / config.batch_size)
-    print(f"{parameters:,} parameters, {len(tokenizer)} tokens, {steps:,} steps", flush=True)
+    say(f"{parameters:,} parameters, {len(tokenizer)} tokens, {steps:,} steps")
 
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
@@ -124,8 +125,8 @@ def main(config: Config) -> int:
     measured = measure(output, config.domain)
     (output / "README.md").write_text(card(command_line(config), facts, measured))
     for name, value in measured.items():
-        print(f"{name:42} {value:.3f}")
-    print(output)
+        say(f"{name:42} {value:.3f}")
+    say(output)
     return 0
 
 
@@ -184,7 +185,7 @@ class Bar:
         """Shows that a step is done."""
         self.progress.update(self.task, advance=1, description=f"pre-training  loss {loss:.3f}")
         if not self.interactive and (step % 500 == 0 or step == self.steps):
-            print(f"step {step:,} of {self.steps:,}  loss {loss:.4f}", flush=True)
+            say(f"step {step:,} of {self.steps:,}  loss {loss:.4f}")
 
 
 if __name__ == "__main__":

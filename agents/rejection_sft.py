@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def main(config: Config) -> int:
     if config.rollouts is not None:
         config = replace(config, rollouts=with_seed(config.rollouts, config.seed))
         recorded = read_candidates(Path(str(config.rollouts)), config, make_evaluation(config, HeldOut).texts)
-    print(f"reward: {shown(config.reward)}, accepting {in_words(config)}", flush=True)
+    say(f"reward: {shown(config.reward)}, accepting {in_words(config)}")
     with open_session("rejection_sft", config, evaluation=HeldOut, truth=Truth) as session:
         policy = session.policy
         with Loop(config, session) as loop:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.training.config import TrainConfig, finite
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def main(config: Config) -> int:
     training, validation = held_back(pairs, config.validation, config.seed)
     if not validation:
         config = replace(config, keep="last")
-    print(in_words(config, len(training), len(validation)), flush=True)
+    say(in_words(config, len(training), len(validation)))
 
     with open_session("sft", config, evaluation=HeldOut, truth=Truth) as session:
         policy = session.policy

@@ -12,8 +12,8 @@ page, everything inside) and charts. For the format of the file see configs/stud
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +24,10 @@ from tyro.conf import Positional
 
 from agents import dpo, evaluate, grpo, ppo, rejection_sft, rloo, sft
 from agents.cli.command import run_command
+from agents.cli.display import as_json, say
 from agents.cli.faults import Terminated
 from agents.training.config import TrainConfig
+from envs.messages import visible
 from envs.types import InputError
 
 TRAINERS: dict[str, type[TrainConfig]] = {
@@ -80,7 +82,7 @@ def main(config: Config) -> int:
         ledger = Ledger(folder, at_once)
         if jobs:
             runs = sum(len(arm.seeds) for arm in plan.arms.values())
-            print(f"{plan.name}: {len(plan.arms)} arms, {runs} runs, {folder}", file=out, flush=True)
+            print(visible(f"{plan.name}: {len(plan.arms)} arms, {runs} runs, {folder}"), file=out, flush=True)
             try:
                 run_jobs(jobs, at_once, out, ledger.ended)
             except KeyboardInterrupt:
@@ -91,19 +93,19 @@ def main(config: Config) -> int:
         failed = {name: why for name, why in ledger.failed.items() if name in names}
         found = collect(plan, folder, failed)
         study = summarize(plan, found.runs, found.failed, found.transfer, found.theory)
-        study["command"] = f"python -m agents.study {config.file}"
+        study["command"] = f"python -m agents.study {shlex.quote(config.file)}"
         study["wall_seconds"] = ledger.seconds
         study["at_once"] = ledger.at_once
         study["failed"] += failed_evaluations(failed)
         write_study(study, folder)
     if config.json:
-        print(json.dumps(study, indent=1, ensure_ascii=False))
+        print(as_json(study, 1))
         return 1 if study["failed"] else 0
     for line in answer(study):
-        print(line)
+        say(line)
     for row in study["failed"]:
-        print(f"FAILED {failure(row)}: {row['why']}")
-    print(folder / "index.html")
+        say(f"FAILED {failure(row)}: {row['why']}")
+    say(folder / "index.html")
     return 1 if study["failed"] else 0
 
 
@@ -116,8 +118,9 @@ def cores() -> int:
 
 def interrupted(config: Config, code: int) -> int:
     """Says how to continue -> the exit code."""
-    output = f" --output {config.output}" if config.output else ""
-    print(f"interrupted: go on with python -m agents.study {config.file}{output}", file=sys.stderr)
+    output = f" --output {shlex.quote(config.output)}" if config.output else ""
+    again = f"python -m agents.study {shlex.quote(config.file)}{output}"
+    print(visible(f"interrupted: go on with {again}"), file=sys.stderr)
     return code
 
 

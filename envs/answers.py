@@ -17,18 +17,18 @@ are joined. Nothing of the command itself is changed.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
-THOUGHT = re.compile(r"<(think|thinking|thought|reasoning|reflection)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+from envs.jsonl import from_json
+
 OPEN_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
 END_OF_THOUGHT = re.compile(
     r"\A.*</(think|thinking|thought|reasoning|reflection)>", re.DOTALL | re.IGNORECASE
 )
 # gpt-oss writes channels; decoding without special tokens leaves the words alone.
 FINAL_CHANNEL = re.compile(r"\A.*<\|channel\|>final<\|message\|>", re.DOTALL)
-TAG = re.compile(r"<(command|answer|cmd|code|bash|sql)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+TAG = re.compile(r"<(command|answer|cmd|code|bash|sql)>", re.IGNORECASE)
 KEYS = ("command", "cmd", "query", "sql", "answer")
 FENCE = re.compile(
     r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^\n`]*\n"
@@ -43,10 +43,7 @@ LABEL = re.compile(
     re.IGNORECASE,
 )
 EMPHASIS = re.compile(r"[\s>#-]*([*_]+)")  # that a line begins with, and may end with
-ANNOUNCED = re.compile(
-    r"^(?P<sentence>[^`]*\b(?:command|query|answer|following|this|it|use|run|try|do|is)\b[^`:]*):\s*(?P<rest>.*)$",
-    re.I,
-)
+ANNOUNCES = re.compile(r"\b(?:command|query|answer|following|this|it|use|run|try|do|is)\b", re.IGNORECASE)
 SPAN = re.compile(r"(?<!`)(?:`([^`\n]+)`|``([^\n]+?)``)(?!`)")
 PROMPT = re.compile(
     r"^\s*(?:(?:[\w.-]+@[\w.-]+[:\s][^$#\n]*)?\$|>|sqlite>|mysql>|\w+=[#>]|PS [A-Z]:\\[^>]*>)\s+"
@@ -156,16 +153,37 @@ def command_in(answer: str) -> str:
 def _without_thoughts(text: str) -> str | None:
     """The text after the last thought; None where a thought has no end."""
     text = FINAL_CHANNEL.sub("", text)
-    text = THOUGHT.sub("", text)
+    for start, _, _, end in reversed(_enclosed(OPEN_THOUGHT, text)):
+        text = text[:start] + text[end:]
     if OPEN_THOUGHT.search(text):
         return None
     # Some templates open the thought in the prompt, so that only its end is written.
     return END_OF_THOUGHT.sub("", text).strip()
 
 
+def _enclosed(tag: re.Pattern[str], text: str) -> list[tuple[int, int, int, int]]:
+    """Where elements of a tag are: the start, the inside's start and end, and the end of each, in order.
+
+    A pattern with both ends in it would look for the end of every tag up to the end of the text.
+    """
+    found = []
+    at = 0
+    unclosed = set()
+    while opening := tag.search(text, at):
+        at = opening.end()
+        name = opening[1].lower()
+        closing = None if name in unclosed else re.compile(f"</{name}>", re.IGNORECASE).search(text, at)
+        if closing is None:
+            unclosed.add(name)
+        else:
+            found.append((opening.start(), opening.end(), closing.start(), closing.end()))
+            at = closing.end()
+    return found
+
+
 def _candidates(text: str) -> list[str]:
     """What could be the command, as written; several where the answer has several."""
-    if tags := [match[2] for match in TAG.finditer(text)]:
+    if tags := [text[start:end] for _, start, end, _ in _enclosed(TAG, text)]:
         return [inner for tag in tags for inner in _candidates(tag.strip())]
     if (value := _from_json(text)) is not None:
         return [value]
@@ -184,7 +202,7 @@ def _from_json(text: str) -> str | None:
     if not text.startswith("{"):
         return None
     try:
-        value = json.loads(text)
+        value = from_json(text)
     except ValueError:
         return None
     for key in KEYS:
@@ -205,15 +223,27 @@ def _blocks(text: str) -> list[str]:
 def _announced(lines: list[str]) -> list[str] | None:
     """What follows a label, or a sentence that ends in a colon; None where nothing is announced."""
     for number, line in enumerate(lines):
-        match = LABEL.match(line)
-        if match is None and _is_prose(line):
-            match = ANNOUNCED.match(line)
-        if match is None:
+        rest = None
+        if match := LABEL.match(line):
+            rest = match["rest"]
+        elif _is_prose(line):
+            rest = _after_colon(line)
+        if rest is None:
             continue
-        rest = match["rest"].lstrip(" *_").rstrip()
+        rest = rest.lstrip(" *_").rstrip()
         if emphasis := EMPHASIS.match(line):
             rest = rest.removesuffix(emphasis[1])
         return _from_lines([rest, *lines[number + 1 :]] if rest else lines[number + 1 :])
+    return None
+
+
+def _after_colon(sentence: str) -> str | None:
+    """What follows the last words that announce a command, up to a colon; nothing in backticks announces."""
+    parts = sentence.partition("`")[0].split(":")
+    for number in reversed(range(len(parts) - 1)):
+        if ANNOUNCES.search(parts[number]):
+            announcement = ":".join(parts[: number + 1])
+            return sentence[len(announcement) + 1 :].lstrip()
     return None
 
 
@@ -277,7 +307,7 @@ def _cleaned(text: str) -> str:
         lines = [PROMPT.sub("", line) for line in prompted]
     lines = [line for line in lines if not line.lstrip().startswith(("#", "--"))]
     joined = _joined([_bare(line) if len(lines) == 1 else line.strip() for line in lines])
-    return "\n".join(dict.fromkeys(joined))
+    return "\n".join(dict.fromkeys(line.strip() for line in joined))
 
 
 def _bare(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads a JSONL file: one JSON object per line. A mistake is named as `FILE:LINE: what: what to do`."""
+"""Reads JSON, and JSONL files: one object per line. A mistake is named as `FILE:LINE: what: what to do`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def read_jsonl(
             if raw.strip():
                 utf8_fix = fix if log else "save the file as UTF-8"
                 yield number, _object(raw, path, number, fix, utf8_fix)
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError where it is none, or is too deep for Python."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is too deeply nested") from None
 
 
 def _object(raw: bytes, path: Path, number: int, fix: str, utf8_fix: str) -> dict[str, Any]:

@@ -31,5 +31,12 @@ def did_you_mean(word: object, known: Iterable[object], otherwise: str = "") -> 
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an exception on one line, or the name of its type where it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The text of an exception on one line, safe for a terminal; the name of its type where it has none."""
+    return visible(" ".join(str(error).split())) or type(error).__name__
+
+
+def visible(text: str) -> str:
+    """A text of a model, a file or a flag, safe for a terminal: what cannot be printed is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

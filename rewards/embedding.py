@@ -43,8 +43,8 @@ class Embedder:
         try:
             find_hub(place, full_name)
             self._model = _load(place)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0].rstrip(" .")
+        except Exception as error:  # whatever the library raises for a name, a file or a network
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(" .")
             raise InputError(
                 f"--embedder {name}: cannot be loaded: {reason}: "
                 "give a folder or the name of a model on the Hugging Face hub"
@@ -75,7 +75,10 @@ def _load(place: str) -> SentenceTransformer:
     """Loaded once for all rewards of a process: nothing changes it."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(place)
+    # Code of a model's repository is not run, and weights that are a pickle are not read.
+    return SentenceTransformer(
+        place, trust_remote_code=False, model_kwargs={"use_safetensors": True, "trust_remote_code": False}
+    )
 
 
 def _place(name: str) -> str:

@@ -7,16 +7,21 @@ command, [P][G]. It can also be a class. What a trainer must know of the reward 
 all optional: `select` ("best"), `bounded` (True), `gated` (True), `labelled`, `needs_pool`, `needs_group` and
 `needs_start` (False); see `rewards.registry.RewardInfo`. The pool is empty unless `needs_pool` is True. Where
 the reward has an attribute `inverter`, it is set to what `--inverter` says.
+
+A file of settings, a study and the folder of a run can name a factory too. So a line on standard error says
+whose code a reward is, whoever named it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from envs.messages import did_you_mean, one_line
+from envs.messages import did_you_mean, one_line, visible
 from envs.types import InputError
 
 # No file's name: `C:\mine.yaml` and `mine:x.yaml` have characters that no Python name has.
@@ -49,4 +54,11 @@ def load_factory(reward: str) -> Callable[..., Any]:
         public = [name for name in vars(module) if not name.startswith("_")]
         fix = did_you_mean(attribute, public, "give a function or class of it")
         raise InputError(f"--reward {reward}: {module_name} has no factory {attribute}: {fix}")
+    _announce(reward, str(getattr(module, "__file__", "Python itself")))
     return factory
+
+
+@functools.cache
+def _announce(reward: str, file: str) -> None:
+    """Says once whose code it is."""
+    print(visible(f"reward: {reward} is code of {file}"), file=sys.stderr, flush=True)

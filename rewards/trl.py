@@ -17,6 +17,7 @@ from envs.answers import command_in
 from envs.prompts import forward_prompt
 from envs.streams import unit
 from envs.types import InputError, Reward, Score, Task
+from rewards.gates import TEMPLATE
 from rewards.wrappers import check_scores
 
 COLUMNS = ("task_id", "domain", "task", "tool")
@@ -24,18 +25,25 @@ RewardFunc = Callable[..., "list[float | None]"]
 
 
 def task_row(task: Task) -> dict[str, Any]:
-    """A row of a dataset: `prompt`, a user's message as chat models take it, and the task in `COLUMNS`."""
+    """A row of a dataset: `prompt`, a user's message as chat models take it, and the task in `COLUMNS`.
+
+    Raises:
+        InputError: the message has control tokens of a chat template, which TRL would not take for text.
+    """
     prompt = forward_prompt(task)
     messages = [{"role": "user", "content": prompt.text}]
     if prompt.system:
         messages.insert(0, {"role": "system", "content": prompt.system})
-    return {
-        "prompt": messages,
-        "task_id": task.id,
-        "domain": task.domain,
-        "task": task.text,
-        "tool": task.tool,
-    }
+    for message in messages:
+        if found := TEMPLATE.search(message["content"]):
+            problem = f"has {found[0]}, which TRL takes for a part of the chat template"
+            raise InputError(f"task {task.id}: {problem}: leave the task out")
+    return {"prompt": messages, **columns_of(task)}
+
+
+def columns_of(task: Task) -> dict[str, str]:
+    """A task in `COLUMNS`."""
+    return {"task_id": task.id, "domain": task.domain, "task": task.text, "tool": task.tool}
 
 
 def as_reward_func(reward: Reward, seed: int = 0) -> RewardFunc:

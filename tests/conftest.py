@@ -20,6 +20,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from hypothesis import settings
+
+# The same few examples each time, on every machine; `make fuzz` draws new ones.
+settings.register_profile("same", derandomize=True, max_examples=25, deadline=None, database=None)
+settings.register_profile("fuzz", max_examples=int(os.environ.get("FUZZ", "1000")), deadline=None)
+settings.load_profile("same")
 
 PROMPTS = [
     "list files",

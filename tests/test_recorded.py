@@ -134,7 +134,7 @@ def test_a_damaged_log_is_refused(
     out = tmp_path / "out"
 
     (copy / "rollouts.jsonl").write_text("".join([lines[0], json.dumps(row) + "\n", *lines[2:]]))
-    damaged = "rollouts.jsonl:2: the line is damaged: take another run"
+    damaged = "rollouts.jsonl:2: the line is damaged: restore it, or take another run"
     assert damaged in refused(brief, out, copy, capsys)
 
     (copy / "rollouts.jsonl").unlink()

@@ -290,9 +290,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         del sys.modules[name]
 
 
-def test_a_reward_of_ones_own(own: Path) -> None:
+def test_a_reward_of_ones_own(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "mine_for_tests.rewards_of:by_length"
     info = reward_info(name)
+    assert (
+        capsys.readouterr().err == f"reward: {name} is code of {own / 'mine_for_tests' / 'rewards_of.py'}\n"
+    )
     assert (info.select, info.bounded, info.gated) == ("quantile", False, False)
     assert (info.labelled, info.needs_pool, info.needs_group) == (False, False, False)
     assert shown(name) == name

@@ -24,7 +24,7 @@ from agents.cli.faults import Terminated, fault
 from agents.cli.flags import field_names, given_flags, positional
 from agents.cli.values import model_defaults, read_settings, yaml_text
 from agents.training.config import TrainingError
-from envs.messages import one_line
+from envs.messages import one_line, visible
 from envs.types import InputError
 
 Config = TypeVar("Config")
@@ -54,7 +54,7 @@ def run_command(
             config, line = parse(config_type, argv, agent)
             if line:
                 for_programs = getattr(config, "json", False) or getattr(config, "extract", None)
-                print(line, flush=True, file=sys.stderr if for_programs else sys.stdout)
+                print(visible(line), flush=True, file=sys.stderr if for_programs else sys.stdout)
             return main(config) or 0
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -63,10 +63,10 @@ def run_command(
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"interrupted: {_how_to_go_on(stop)}", file=sys.stderr)
+        print(visible(f"interrupted: {_how_to_go_on(stop)}"), file=sys.stderr)
         return 130
     except Terminated as stop:
-        print(f"terminated: {_how_to_go_on(stop)}", file=sys.stderr)
+        print(visible(f"terminated: {_how_to_go_on(stop)}"), file=sys.stderr)
         return 143
     except BrokenPipeError:
         if not _abandoned(sys.stdout):
@@ -76,7 +76,7 @@ def run_command(
     except Exception as error:
         if not (said := fault(error)):
             raise
-        print(f"error: {said}, then {_how_to_go_on(error)}", file=sys.stderr)
+        print(visible(f"error: {said}, then {_how_to_go_on(error)}"), file=sys.stderr)
         return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
+
+from envs.messages import visible
 
 
 class Display:
@@ -56,7 +60,22 @@ class Display:
 
     def line(self, text: str) -> None:
         """Prints one line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(_visible_lines(text), markup=False, soft_wrap=True)
+
+
+def say(text: object) -> None:
+    """Prints a text for a person. What a model or a file has in it cannot steer the terminal."""
+    print(_visible_lines(str(text)), flush=True)
+
+
+def _visible_lines(text: str) -> str:
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Plain values as JSON for standard output; in ASCII where a terminal could take a part for its own."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if text.replace("\n", "").isprintable() else json.dumps(value, indent=indent)
 
 
 def show_table(
@@ -67,11 +86,12 @@ def show_table(
     console.width = max(
         console.width, 110
     )  # a file or a pipe has no width, and numbers that are broken cannot be read
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(visible(title)), title_justify="left")  # a str would be read as markup
     for name in header:
-        table.add_column(name, justify="left" if name in sentences else "right", overflow="fold")
+        shown = Text(visible(name))
+        table.add_column(shown, justify="left" if name in sentences else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console.print(table)
 
 

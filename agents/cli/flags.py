@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents.cli.values import convert
-from envs.messages import did_you_mean
+from envs.messages import did_you_mean, short
 from envs.types import InputError
 
 
@@ -31,6 +31,8 @@ def given_flags(config_type: type, hints: Mapping[str, Any], argv: list[str], ag
     arguments: list[str] = []
     for index, word in enumerate(argv):
         arguments.append(word)
+        if "\0" in word:
+            raise InputError(f"{short(word)}: must have no null character: remove it")
         if not word.startswith("--") or word in ("--help", "--"):
             continue
         flag, equals, value = word.partition("=")

@@ -10,6 +10,8 @@ import socket
 import time
 from pathlib import Path
 
+from envs.jsonl import from_json
+
 HOLDER = ".holder"  # the note; a process that was killed leaves it, and it means nothing without the lock
 
 
@@ -61,7 +63,7 @@ class Lock:
 def _holder(note: Path) -> str:
     """Such as `process 4711 on gpu7 since 2026-01-31 23:59:59 +0000`."""
     try:
-        them = json.loads(note.read_text(encoding="utf-8"))
+        them = from_json(note.read_text(encoding="utf-8"))
         return f"process {them['pid']} on {them['host']} since {them['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -59,6 +59,8 @@ def convert(value: Any, hint: Any, text: bool = False) -> Any:
         raise ValueError("must be true or false")
     if hint is str and not isinstance(value, str):
         raise ValueError("must be text: put it in quotes")
+    if hint is str and "\0" in value:  # no path can have one
+        raise ValueError("must have no null character: remove it")
     return value
 
 

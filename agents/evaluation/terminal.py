@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.cli.display import interval, number, show_table, signed
+from agents.cli.display import interval, number, say, show_table, signed
 
 Row = Mapping[str, Any]
 CYCLES = 12  # rows of a run, evenly spread over its cycles
@@ -42,7 +42,7 @@ def show(report: Row) -> None:
         elif best:
             reward = report["settings"]["reward"]
             p = "" if best["p"] is None else f", McNemar p = {best['p']:.3g}"
-            print(
+            say(
                 f"{subject['name']}, best of {k} by {reward} against greedy: "
                 f"{_with_interval(best)}{p}: {best['verdict']}"
             )
@@ -65,18 +65,18 @@ def _show_subject(subject: Row, report: Row) -> None:
         parts = [number(part[name]["value"]) for part in groups.values()]
         rows.append((name.replace("_", " "), number(whole["value"]), ends, *parts))
     show_table(subject["name"], (f"{report['tasks']} tasks", "all", "95 % interval", *groups), rows)
-    print(f"{subject['name']}, labels used: {subject['labels']:,}")
+    say(f"{subject['name']}, labels used: {subject['labels']:,}")
 
 
 def _show_references(found: Row, file: str) -> None:
     """How many tasks of a file can be judged, and why the others cannot be."""
     share = number(found["judged"] / found["tasks"], 2)
     own = f"; {found['own']} have a tree or a database of their own" if found["own"] else ""
-    print(f"{file}: {found['judged']} of {found['tasks']} tasks can be judged ({share}){own}")
+    say(f"{file}: {found['judged']} of {found['tasks']} tasks can be judged ({share}){own}")
     for row in found["reasons"]:
-        print(f"  {row['tasks']} cannot: {_first_of(row)}")
+        say(f"  {row['tasks']} cannot: {_first_of(row)}")
     for row in found["gated"]:
-        print(f"  {row['tasks']} have a reference that scores 0 behind the gates: {_first_of(row)}")
+        say(f"  {row['tasks']} have a reference that scores 0 behind the gates: {_first_of(row)}")
 
 
 def _first_of(row: Row) -> str:
@@ -119,7 +119,7 @@ def _show_headroom(subject: Row) -> None:
     title = f"{subject['name']}: choice among the greedy command and N samples; AUC within a task"
     ends = (f"headroom of {sizes[-1]['samples']}", "95 % interval", "than greedy")
     show_table(title, (*header, *ends), rows)
-    print("headroom: the choice minus greedy, the most that learning from what is chosen can gain")
+    say("headroom: the choice minus greedy, the most that learning from what is chosen can gain")
 
 
 def _show_selection(subject: Row) -> None:
@@ -138,7 +138,7 @@ def _show_selection(subject: Row) -> None:
     header = ("cycle", "right among written", "right among accepted", "held-out greedy after it")
     show_table(f"{subject['name']}: what it wrote, accepted and became", header, rows)
     if found["line"]:
-        print(f"{subject['name']}: {found['line']}")
+        say(f"{subject['name']}: {found['line']}")
 
 
 def _share(row: Row) -> str:
@@ -150,7 +150,7 @@ def _share(row: Row) -> str:
 def _show_not_executed(subject: Row) -> None:
     reasons = [row["reason"] for row in subject["reasons"] if row["status"] == "not_executed"]
     why = reasons[0] if reasons else "no reason was recorded"
-    print(f"{subject['not_executed']} commands could not be executed and are excluded: {why}")
+    say(f"{subject['not_executed']} commands could not be executed and are excluded: {why}")
 
 
 def _show_difference(comparison: Row, metric: str, row: Row) -> None:
@@ -161,7 +161,7 @@ def _show_difference(comparison: Row, metric: str, row: Row) -> None:
     if metric == "reward":  # a score is higher or lower, never better or worse
         verdict = {"better": "higher", "worse": "lower"}.get(verdict, verdict)
     pair = f"{comparison['second']} against {comparison['first']}"
-    print(f"{pair}, {metric}: {_with_interval(row)}{counts}: {verdict}")
+    say(f"{pair}, {metric}: {_with_interval(row)}{counts}: {verdict}")
 
 
 def _with_interval(row: Row) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from envs.jsonl import from_json
 from envs.messages import one_line
 from envs.types import InputError
 
@@ -136,7 +136,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise InputError(f"--adapter {folder}: no {name} there: give the folder of a PEFT adapter")
     try:
-        return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+        return dict(from_json((folder / CONFIG_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         reason = one_line(error)
         raise InputError(

@@ -4,20 +4,18 @@
   a thought that is opened and closed at once. `--chat-template-kwargs` says otherwise.
 - The date that some templates print is always `DATE`, so that a run has the same prompts on every day.
 - Where a template has no place for a system message, its text stands before the user's.
-- Control tokens inside a message, such as `</s>` or `<|im_end|>`, are text.
+- Control tokens inside a message or a prefill, such as `</s>` or `<|im_end|>`, are text.
 - What the template writes after an answer ends it, and is trained after a command.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
+from envs.jsonl import from_json
 from envs.types import InputError
 
 DATE = datetime.date(2026, 1, 1)
@@ -35,7 +33,7 @@ def read_options(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        options = json.loads(text)
+        options = from_json(text)
     except ValueError:
         options = None
     if not isinstance(options, dict):
@@ -64,8 +62,14 @@ class Chat:
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
-        self.template = NOW.sub(_frozen, tokenizer.chat_template)
-        self.dated = self.template != tokenizer.chat_template
+        self._control = control_tokens(tokenizer)
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError:  # of several, none is the default
+            fix = "name one so in its tokenizer_config.json"
+            raise InputError(f"--model: none of its chat templates is named default: {fix}") from None
+        self.template = NOW.sub(_frozen, template)
+        self.dated = self.template != template
         names = re.findall(r"\w+", self.template)
         self.options = {name: value for name, value in NO_THINKING.items() if name in names}
         self.options |= options or {}
@@ -77,37 +81,29 @@ class Chat:
         self, conversations: Sequence[Sequence[Message]], prefills: Sequence[str]
     ) -> list[list[int]]:
         """Token ids of each conversation, up to and with the start of the model's answer."""
-        rows = self.tokenizer.apply_chat_template(
+        rows = self._apply(
             [list(messages) for messages in conversations],
-            chat_template=self.template,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             sanitize_control_tokens=True,
-            **self.options,
         )["input_ids"]
-        found = []
-        for ids, prefill in zip(rows, prefills, strict=True):
-            begun = self.opening + prefill
-            found.append(list(ids) + (self._encode(begun) if begun else []))
-        return found
+        return [[*ids, *self._begun(prefill)] for ids, prefill in zip(rows, prefills, strict=True)]
 
     def render(self, messages: Sequence[Message], prompt: bool = True) -> str:
         """The text of a conversation, with the start of the model's turn if it is a prompt."""
+        return str(self._apply(list(messages), add_generation_prompt=prompt, tokenize=False))
+
+    def _apply(self, messages: Any, **how: Any) -> Any:
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self.template,
-                add_generation_prompt=prompt,
-                tokenize=False,
-                **self.options,
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=self.template, **how, **self.options
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program, which may fail in any way
             reason = str(error).strip().split("\n")[0]
             raise InputError(
                 f"--model: its chat template cannot be rendered: {reason}: see --chat-template-kwargs"
             ) from None
-        return str(text)
 
     def messages(self, text: str, system: str, shots: Sequence[tuple[str, str]]) -> list[Message]:
         """A conversation that asks for an answer to `text`.
@@ -150,15 +146,26 @@ class Chat:
 
     def _first_control_token(self, text: str) -> list[int]:
         """The tokens of a text up to its first control token; the tokenizer's own end where it has none."""
-        ids = self._encode(text) if text else []
+        ids = self._encode(text)
         control = {row for row, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         for place, token in enumerate(ids):
             if token in control:
                 return ids[: place + 1]
         return [int(self.tokenizer.eos_token_id)]
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _begun(self, prefill: str) -> list[int]:
+        """Token ids of the beginning of an answer."""
+        if any(token in prefill for token in self._control):
+            return self._encode(self.opening) + self._encode(prefill, split_special_tokens=True)
+        return self._encode(self.opening + prefill)
+
+    def _encode(self, text: str, **how: Any) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, **how)["input_ids"]) if text else []
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """The texts of a tokenizer's control tokens."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def _frozen(match: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from envs.jsonl import from_json
 from envs.messages import one_line
 from envs.types import InputError
 
@@ -47,7 +48,7 @@ def read_labels(folder: Path, default: int = 0) -> int:
     """
     path = folder / FILE
     try:
-        count = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        count = from_json(path.read_text(encoding="utf-8"))["labels"]
     except (FileNotFoundError, NotADirectoryError):
         return default
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging
 
 from agents.policy import smollm2
+from agents.policy.adapter import CONFIG_FILE
 from agents.policy.batches import out_of_memory
 from agents.policy.compute import Compute, on_cpu
 from agents.policy.labels import read_labels
@@ -148,7 +149,9 @@ def _pretrained(
     try:
         find_hub(where)
         # Without an explicit False, transformers asks on the terminal whether to run a repository's code.
+        _refuse_adapter(name, where)
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        _refuse_kernels(name, config)
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
         compute = _compute(config, dtype, threads)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -180,6 +183,22 @@ def _pretrained(
             "set eos_token in its tokenizer_config.json"
         )
     return model, tokenizer, compute
+
+
+def _refuse_adapter(name: str, where: str) -> None:
+    """An adapter would bring another base model along. Raises InputError."""
+    if (Path(where) / CONFIG_FILE).is_file():
+        fix = "give its base with --model, and this folder with --adapter"
+        raise InputError(f"--model {name}: it holds an adapter ({CONFIG_FILE}): {fix}")
+
+
+def _refuse_kernels(name: str, config: Any) -> None:
+    """A kernel of the hub that a model's file names is code, and would be run. Raises InputError."""
+    for part in (config, config.get_text_config()):
+        kernel = str(getattr(part, "_attn_implementation", None) or "")
+        if "/" in kernel:
+            problem = f"its config.json names code of the hub ({kernel}), which is not run"
+            raise InputError(f"--model {name}: {problem}: remove attn_implementation from it")
 
 
 def _compute(config: Any, dtype: str, threads: int | None) -> Compute:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from agents.policy.chat import Chat
+from agents.policy.chat import Chat, control_tokens
 from envs.types import Completion, Prompt
 
 # (domain, kind) -> what was asked and answered, to stand before a prompt of that kind.
@@ -153,8 +153,7 @@ class Tokens:
 
     @functools.cached_property
     def _control(self) -> list[str]:
-        """The texts of the tokenizer's control tokens."""
-        return [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return control_tokens(self.tokenizer)
 
     def has_ended(self, ids: list[int]) -> bool:
         """Whether generated token ids hold the end of the answer."""

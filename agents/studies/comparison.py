@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from agents.cli.display import interval, number, show_table, signed
+from agents.cli.display import interval, number, say, show_table, signed
 from agents.cli.files import write_json
 from agents.evaluation.paired import by_task
 from agents.pages.page import write_page
@@ -300,6 +300,6 @@ def show(report: Row) -> None:
         rows.append(cells)
     show_table("held-out accuracy, start -> end", header, rows)
     if len(report["scales"]) > 1:
-        print("the rewards are on different scales, so their scores are drawn apart")
+        say("the rewards are on different scales, so their scores are drawn apart")
     for line in answer(report):
-        print(line)
+        say(line)

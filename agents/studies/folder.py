@@ -15,6 +15,7 @@ from agents.cli.lock import HeldError, Lock
 from agents.studies.plan import SET_BY_STUDY, Arm, Plan
 from agents.studies.runs import RunRecord, read_run
 from agents.studies.settings import read_settings
+from envs.jsonl import from_json
 from envs.types import InputError
 
 # ---- places ----
@@ -56,7 +57,7 @@ def cycles_done(run: Path) -> int:
 def is_finished(run: Path, cycles: int) -> bool:
     """Whether a run has written the results of all of its cycles."""
     try:
-        results = json.loads((run / "self_improvement_results.json").read_text(encoding="utf-8"))
+        results = from_json((run / "self_improvement_results.json").read_text(encoding="utf-8"))
         return len(results["cycles"]) >= int(results.get("stopped", cycles))
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -103,7 +104,7 @@ class Ledger:
         self.failed: dict[str, str] = {}
         self.seconds, self.at_once = 0.0, at_once
         try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            kept = from_json(self._path.read_text(encoding="utf-8"))
             self.failed = dict(kept["failed"])
             self.seconds, self.at_once = float(kept["seconds"]), int(kept["at_once"])
         except FileNotFoundError:
@@ -211,4 +212,4 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str]) -> Found:
 
 
 def _read_report(folder: Path) -> Any:
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return from_json((folder / "report.json").read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from agents.cli.display import time_left
 from agents.cli.faults import Terminated
+from envs.messages import visible
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
@@ -222,7 +223,7 @@ class _Progress:
             self._done += _count(job.then)
             text = f"FAILED: {why}"
         line = f"{self._done:>4}/{self._total}  {job.name}  {text}  {self._time_left(self._left)}"
-        self.console.print(line.rstrip(), markup=False, soft_wrap=True)
+        self.console.print(visible(line.rstrip()), markup=False, soft_wrap=True)
 
     def show(self, running: Sequence[_Child]) -> None:
         """Moves the bar, at most twice a second."""

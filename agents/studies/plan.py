@@ -312,7 +312,7 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
 
 
 def _trainer(file: _File, where: tuple[str, ...], name: Any, trainers: Trainers) -> type[TrainConfig]:
-    if name not in trainers:
+    if not isinstance(name, str) or name not in trainers:
         raise file.error(where, f"trainer: {name}: no such trainer: {did_you_mean(name, trainers)}")
     return trainers[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from agents.evaluation.metrics import correctness, mean
 from agents.studies.settings import FIX, is_labelled, read_settings
-from envs.jsonl import read_jsonl
+from envs.jsonl import from_json, read_jsonl
 from envs.messages import one_line
 from envs.types import InputError
 
@@ -175,7 +174,7 @@ def _progress(folder: Path) -> Mapping[str, Any]:
     best: Mapping[str, Any] = {}
     for path in (folder / "self_improvement_results.json", folder / "progress.json"):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = from_json(path.read_text(encoding="utf-8"))
             if not _has_cycles(found):
                 raise ValueError("it holds no cycles")
         except FileNotFoundError:
@@ -241,7 +240,7 @@ def read_selection(record: RunRecord) -> dict[str, float | None] | None:
     None where `agents.evaluate` has not measured them, or before the run's last cycle.
     """
     try:
-        found = json.loads((record.folder / SELECTION).read_text(encoding="utf-8"))
+        found = from_json((record.folder / SELECTION).read_text(encoding="utf-8"))
         if len(found["cycles"]) == record.cycles:
             return {kind: found[kind]["value"] for kind in ("written", "accepted")}
     except (OSError, ValueError, KeyError, TypeError):

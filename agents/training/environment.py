@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import subprocess
@@ -10,6 +9,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from envs.jsonl import from_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -44,7 +45,7 @@ def environment() -> dict[str, Any]:
 def recorded(folder: Path, key: str) -> dict[str, Any] | None:
     """What a run recorded under a key; None where the record is missing or damaged."""
     try:
-        return dict(json.loads((folder / "environment.json").read_text(encoding="utf-8"))[key])
+        return dict(from_json((folder / "environment.json").read_text(encoding="utf-8"))[key])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

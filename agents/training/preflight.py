@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from agents.cli.display import say
 from agents.policy.policy import Policy
 from agents.training.config import TrainConfig
 from agents.training.rollouts import Rollout, roll_out
@@ -42,7 +43,7 @@ def preflight(policy: Policy, source: Source, reward: Reward, config: TrainConfi
         for domain in domains:
             shown = [group[0] for group in batch.groups if group[0].task.domain == domain]
             if shown:
-                print(described(policy, shown[0]), flush=True)
+                say(described(policy, shown[0]))
     problem = fault(batch.rollouts)
     if problem and not config.force:
         fix = (
@@ -50,7 +51,7 @@ def preflight(policy: Policy, source: Source, reward: Reward, config: TrainConfi
         )
         raise InputError(f"--model {config.model or 'embedded'}: {problem}: {fix}")
     if problem:
-        print(f"preflight: {problem}", flush=True)
+        say(f"preflight: {problem}")
 
 
 def described(policy: Policy, rollout: Rollout) -> str:

@@ -7,12 +7,13 @@ the model as it began.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agents.studies.settings import SAME_START, difference_of, read_settings
 from agents.training.config import TrainConfig
+from agents.training.rollouts import candidate_in
 from agents.training.session import saved
 from envs.jsonl import read_jsonl
 from envs.types import Completion, InputError, Task
@@ -55,7 +56,7 @@ def read_candidates(folder: Path, config: TrainConfig, held_out: Collection[str]
         for number, row in read_jsonl(path, log=True):
             if row.get("phase") != "before" or row.get("cycle") != 1:
                 continue
-            task, completion = _read(row, path, number)
+            task, completion = candidate_in(row, f"{path}:{number}")
             if task.text in held_out:
                 raise InputError(f"{path}:{number}: task: a held-out task: {FIX}")
             # Of a short file of tasks the same one may come again.
@@ -81,14 +82,3 @@ def read_candidates(folder: Path, config: TrainConfig, held_out: Collection[str]
 def of_cycle(groups: Sequence[Group], cycle: int, tasks: int) -> Sequence[Group]:
     """The candidates that a cycle, counted from 1, learns from."""
     return groups[(cycle - 1) * tasks : cycle * tasks]
-
-
-def _read(row: Mapping[str, Any], path: Path, number: int) -> tuple[Task, Completion]:
-    try:
-        task = Task(row["task_id"], row["domain"], row["task"], row["tool"])
-        ids = tuple(int(token) for token in row["token_ids"])
-        # The log has the sum of the log-probabilities: what is written of them again is this sum.
-        completion = Completion(row["answer"], ids, (float(row["logprob"]),), bool(row["truncated"]))
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}:{number}: the line is damaged: take another run") from None
-    return task, completion

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.cli.display import number, show_table, signed
+from agents.cli.display import number, say, show_table, signed
 from agents.training.config import TrainConfig
 from agents.training.run import Run
 from rewards.registry import shown
@@ -40,21 +41,20 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     show_table(title, *cycle_table(results["cycles"], min(config.eval_subset, config.eval_tasks)))
     start, end = results["eval"]["start"], results["eval"]["end"]
     accepted = f", {results['total_accepted']} accepted" if "total_accepted" in results else ""
-    print(
-        f"{results['total_generated']} candidates{accepted}; its own score {signed(results['improvement'])}"
-    )
+    say(f"{results['total_generated']} candidates{accepted}; its own score {signed(results['improvement'])}")
     greedy = f"greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}"
     sampled = f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
-    print(f"held-out accuracy, {config.eval_tasks} tasks: {greedy}, {sampled}")
-    print(labels_used(results["labels"]))
-    print(consumed(results["usage"]))
+    say(f"held-out accuracy, {config.eval_tasks} tasks: {greedy}, {sampled}")
+    say(labels_used(results["labels"]))
+    say(consumed(results["usage"]))
     if note:
-        print(note)
+        say(note)
     if config.keep != "last":
         how = "a score without labels" if config.keep == "best" else "the validation loss"
-        print(f"kept: cycle {results['kept']} of {len(results['cycles'])}, by {how}")
-    print(f"curves: tensorboard --logdir {run.folder.parent}; adapter: {run.checkpoint(results['kept'])}")
-    print(run.folder)
+        say(f"kept: cycle {results['kept']} of {len(results['cycles'])}, by {how}")
+    curves = f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"
+    say(f"curves: {curves}; adapter: {run.checkpoint(results['kept'])}")
+    say(run.folder)
 
 
 def labels_used(labels: Mapping[str, int]) -> str:

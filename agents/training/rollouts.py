@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,11 @@ from typing import Any
 from agents.evaluation.metrics import mean
 from agents.policy.policy import Policy
 from envs.answers import Answer, take_out
+from envs.jsonl import read_jsonl
 from envs.prompts import forward_prompt
 from envs.source import Source
 from envs.streams import seed_of
-from envs.types import Completion, Reward, Score, Task
+from envs.types import Completion, InputError, Reward, Score, Task
 from rewards.wrappers import check_scores, inverter_of, with_inverter
 
 
@@ -247,18 +247,49 @@ def read_accepted(path: Path, phase: str) -> list[Rollout]:
     """The accepted candidates of a phase from rollouts.jsonl, oldest first, as far as training needs them.
 
     A missing file has none. A candidate with a closed gate is not a positive example, whatever the log says.
+
+    Raises:
+        InputError: a line is damaged.
     """
     if not path.is_file():
         return []
     found = []
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            if not row["accepted"] or row["phase"] != phase:
-                continue
-            task = Task(row["task_id"], row["domain"], row["task"], row["tool"])
-            completion = Completion(row["answer"], tuple(row["token_ids"]), truncated=row["truncated"])
-            rollout = Rollout(task, completion, Score(row["score"], row["parts"], row["reconstruction"]))
-            if rollout.acceptable is not None:
-                found.append(rollout)
+    for number, row in read_jsonl(path, fix="restore the file"):
+        if not row.get("accepted") or row.get("phase") != phase:
+            continue
+        place = f"{path}:{number}"
+        task, completion = candidate_in(row, place)
+        score, parts = row.get("score"), row.get("parts")
+        if not isinstance(score, int | float | None) or not isinstance(parts, dict):
+            raise _damaged(place)
+        rollout = Rollout(task, completion, Score(score, parts))
+        if rollout.acceptable is not None:
+            found.append(rollout)
     return found
+
+
+def candidate_in(row: Mapping[str, Any], place: str) -> tuple[Task, Completion]:
+    """A task and what was written for it, from a line of rollouts.jsonl.
+
+    Args:
+        place: file and line, for the message.
+
+    Raises:
+        InputError: the line is damaged.
+    """
+    texts: tuple[object, ...] = (None,)
+    try:
+        task = Task(row["task_id"], row["domain"], row["task"], row["tool"])
+        ids = tuple(int(token) for token in row["token_ids"])
+        # The log has the sum of the log-probabilities: what is written of them again is this sum.
+        completion = Completion(row["answer"], ids, (float(row["logprob"]),), bool(row["truncated"]))
+        texts = (task.id, task.domain, task.text, task.tool, completion.text)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    if not all(isinstance(text, str) for text in texts):
+        raise _damaged(place)
+    return task, completion
+
+
+def _damaged(place: str) -> InputError:
+    return InputError(f"{place}: the line is damaged: restore it, or take another run")

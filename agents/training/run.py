@@ -36,6 +36,7 @@ from agents.training import disk
 from agents.training.disk import Sum
 from agents.training.environment import changes, environment, recorded
 from agents.training.tensorboard import Events
+from envs.jsonl import from_json
 from envs.messages import one_line
 from envs.types import InputError
 from envs.yamlfile import read_yaml
@@ -164,7 +165,7 @@ class Run:
 
     def record(self, key: str, value: Mapping[str, Any]) -> None:
         """Adds what holds for the whole run to its environment.json; what is recorded already stays."""
-        known = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+        known = from_json((self.folder / "environment.json").read_text(encoding="utf-8"))
         if key not in known:
             self.write_json("environment.json", {**known, key: dict(value)})
 
@@ -338,6 +339,8 @@ class Run:
             raise ValueError("state.json has no sums of the logs: an older version wrote it")
         logs = {}
         for name, plain in record["logs"].items():
+            if name != Path(name).name:  # of a run that somebody made: it would cut a file of ours
+                raise ValueError(f"state.json names {name!r}, which is no log of the run")
             logs[name] = disk.sum_of(self.folder / name, plain["bytes"])
             if logs[name].plain != plain:
                 raise ValueError(f"{name} does not match its sha256 sum in state.json")
@@ -420,7 +423,7 @@ def _cycle(checkpoint: Path) -> int:
 def _cycle_of(line: bytes) -> int | None:
     """The cycle in a line of a log; None where the line is damaged or half written."""
     try:
-        return int(json.loads(line)["cycle"]) if line.endswith(b"\n") else None
+        return int(from_json(line)["cycle"]) if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -447,7 +450,7 @@ def _seal(checkpoint: Path) -> None:
 def _verified(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's state.json; ValueError or OSError if a file is missing or damaged."""
     try:
-        sums = dict(json.loads((checkpoint / "COMPLETE").read_text(encoding="utf-8"))["sha256"])
+        sums = dict(from_json((checkpoint / "COMPLETE").read_text(encoding="utf-8"))["sha256"])
     except FileNotFoundError:
         raise ValueError("COMPLETE is missing") from None
     except (ValueError, KeyError, TypeError):
@@ -457,5 +460,5 @@ def _verified(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(f"{name} is missing, which COMPLETE lists")
         if disk.sha256(checkpoint / name) != expected:
             raise ValueError(f"{name} does not match its sha256 sum in COMPLETE")
-    record: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    record: dict[str, Any] = from_json((checkpoint / "state.json").read_text(encoding="utf-8"))
     return record

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from agents.cli.display import say
 from agents.policy.chat import DATE, read_options
 from agents.policy.load import ALIASES, load_policy
 from agents.policy.lora import ALL_LINEAR, Lora, adapted
@@ -264,7 +265,7 @@ def _load(
         models=policy.usage.models,
     )
     for note in run.notes:
-        print(note, flush=True)
+        say(note)
     if not config.resume:
         with policy.usage.stopped():
             preflight(policy, source, reward, config)

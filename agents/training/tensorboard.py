@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envs.messages import visible
+
 if TYPE_CHECKING:
     from agents.training.rollouts import Rollout
 
@@ -130,13 +132,18 @@ def sample_text(rollouts: Sequence[Rollout], count: int = 8) -> str:
     for rollout in rollouts[::step][:count]:
         value = rollout.score.value
         score = "abstained" if value is None else f"{value:.3f}"
-        task, command = _cell(rollout.task.text), _cell(rollout.command)
-        rows.append(f"| {task} | `{command}` | {_cell(rollout.score.reconstruction or '')} | {score} |")
+        task, command = as_text(rollout.task.text), as_text(rollout.command)
+        reconstruction = as_text(rollout.score.reconstruction or "")
+        rows.append(f"| {task} | <code>{command}</code> | {reconstruction} | {score} |")
     return "\n".join(rows)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("`", "'")
+def as_text(text: str) -> str:
+    """A text that Markdown and HTML show as it is: TensorBoard would fetch an image that a model wrote."""
+    letters = []
+    for letter in visible(text):
+        letters.append(letter if letter.isalnum() or letter == " " else f"&#{ord(letter)};")
+    return "".join(letters)
 
 
 def end_metrics(results: Mapping[str, Any]) -> list[str]:

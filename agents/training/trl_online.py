@@ -38,6 +38,7 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback
 
+from agents.cli.display import say
 from agents.training.config import TrainingError
 from agents.training.loop import Loop
 from agents.training.rollouts import Batch, scored
@@ -50,7 +51,7 @@ from envs.prompts import forward_prompt
 from envs.streams import seed_of
 from envs.types import Completion, InputError, Prompt, Reward, Task
 from rewards.registry import shown
-from rewards.trl import task_row
+from rewards.trl import columns_of
 
 # TRL's name -> ours. Its scores and lengths are logged from the rollouts, as for every trainer.
 METRICS = {
@@ -78,7 +79,7 @@ def run(config: OnlineConfig, *, evaluation: Callable[..., Evaluation], truth: C
         evaluation, truth: as in `open_session`.
     """
     arguments = config.arguments()
-    print(f"reward: {shown(config.reward)}, {config.steps_in_words}, KL weight {config.beta:g}", flush=True)
+    say(f"reward: {shown(config.reward)}, {config.steps_in_words}, KL weight {config.beta:g}")
     agent = config.algorithm.lower()
     with open_session(agent, config, evaluation=evaluation, truth=truth) as session:
         with Loop(config, session) as loop:
@@ -137,7 +138,7 @@ class Online:
         drawn = self.session.source.tasks(config.tasks, config.seed, cycle, "before")
         # A model may propose fewer tasks; TRL takes no fewer.
         self._tasks = list(itertools.islice(itertools.cycle(drawn), config.tasks))
-        rows = [task_row(task) | {"prompt": task.id} for task in self._tasks]
+        rows = [columns_of(task) | {"prompt": task.id} for task in self._tasks]
         self.trainer.train_dataset = Dataset.from_list(rows)
         before = policy.adapter_hash()
         with training_mode(policy, config.seed, cycle, "train"), contained(policy):

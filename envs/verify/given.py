@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs.files import BOM, open_file
+from envs.jsonl import from_json
 from envs.messages import did_you_mean, one_line, short
 from envs.streams import stream
 from envs.types import InputError
@@ -168,8 +169,8 @@ class Giver:
             raise ValueError(f"{short(value)} names no tree of a file: {WITH_TARGET}")
         if file not in self.files:
             try:
-                found = json.loads(self._text(file, MOST_BYTES_OF_A_FILE))
-            except (json.JSONDecodeError, RecursionError):
+                found = from_json(self._text(file, MOST_BYTES_OF_A_FILE))
+            except ValueError:
                 raise ValueError(f"{file} is not JSON: write an object of names and trees in it") from None
             if not isinstance(found, dict):
                 raise ValueError(f"{file} is no object: write names and trees in it")
