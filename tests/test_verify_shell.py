@@ -13,6 +13,7 @@ from envs.domain import load_domain
 from envs.schema import load_spec
 from envs.verify import shell, trees
 from envs.verify.sandbox.archive import Entry
+from envs.verify.sandbox.errors import SandboxError
 from envs.verify.sandbox.run import Execution
 from envs.verify.truth import command_of
 
@@ -157,25 +158,34 @@ def test_what_was_too_slow_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
     walls: list[float] = []
     needed = {"reference a.txt": 0.1, "once": 0.1, "slow": 10.0, "endless": 100.0, "true": 1.0}
     missed = {"once"}
+    treeless: set[str] = set()  # commands whose tree is not sent back in time
 
     def fake(command: str, tree: Any = None, *, wall: float = 5.0) -> Execution:
         walls.append(wall)
         slow = needed[command] > wall or command in missed
         missed.discard(command)
-        return Execution(
-            0, b"x", b"", dict(tree or {}), "timeout" if slow else "exited", min(wall, needed[command])
-        )
+        sent = None if command in treeless else dict(tree or {})
+        treeless.discard(command)
+        return Execution(0, b"x", b"", sent, "timeout" if slow else "exited", min(wall, needed[command]))
 
     def status(command: str) -> tuple[str, str]:
         shell._reference_results.cache_clear()
-        verdict = shell.compare("reference a.txt", command, False)
+        try:
+            verdict = shell.compare("reference a.txt", command, False)
+        except SandboxError as error:
+            return "not_executed", str(error)
         return verdict.status, verdict.reason
 
     monkeypatch.setattr(shell, "unavailable", lambda: "")
     monkeypatch.setattr(shell, "execute", fake)
     assert status("once") == ("correct", "")
     assert status("slow") == ("correct", "")  # `true` takes a second: the machine is busy
+    needed["true"] = 2.0
+    busy = "the machine needs 2.0 s to run `true`: evaluate again when it has less to do"
+    assert (status("slow"), status("endless")) == (("correct", ""), ("not_executed", busy))
     needed["true"] = 0.02
+    treeless.update(("once", "reference a.txt"))
+    assert status("once") == ("correct", "")
     assert status("slow") == status("endless") == ("wrong", "ran longer than 3 s")
     missed.add("reference a.txt")
     assert status("once") == ("correct", "")

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from envs.verify import sql_pool, sql_worker
-from envs.verify.fillings import Filling, focus_of
 from envs.verify.sql import compare
 
 REFERENCE = "SELECT name FROM employees WHERE city = 'Rome' AND age > 30"
@@ -192,9 +191,10 @@ def lines_of(pid: int, name: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_hostile_statements_end_in_time_and_memory_create_nothing_and_leave_the_workers_in_order(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bounds are loose, for busy machines. What is denied ends at once; what may run ends with its second."""
+    """What is denied ends at once; what may run ends with its second of processor time."""
+    monkeypatch.setattr(sql_pool, "PATIENCE", 300.0)  # for busy machines
     assert len(DENIED) + len(BOMBS) > 40
     here = [Path.cwd(), Path("/"), tmp_path, Path(__file__).parent]
     before, peaks, done = [set(folder.iterdir()) for folder in here], [0], threading.Event()
@@ -222,7 +222,6 @@ def test_hostile_statements_end_in_time_and_memory_create_nothing_and_leave_the_
                 verdict,
             )
             assert verdict.reason.isprintable() and len(verdict.reason) < 250
-            assert slowest < 5, statement[:100]
     finally:
         done.set()
         thread.join()
@@ -269,14 +268,40 @@ def test_a_worker_has_nothing_but_its_pipes(worker: sql_pool._Worker) -> None:
     assert b"torch" not in Path(f"/proc/{pid}/maps").read_bytes()
 
 
-def test_a_worker_that_hangs_is_killed_and_replaced(worker: sql_pool._Worker) -> None:
-    os.kill(worker.process.pid, signal.SIGSTOP)  # as if it were in a function that SQLite cannot interrupt
-    start = time.perf_counter()
+def test_a_worker_that_does_not_answer_is_replaced_and_says_nothing_of_the_query(
+    worker: sql_pool._Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_pool, "PATIENCE", 0.5)
+    os.kill(worker.process.pid, signal.SIGSTOP)  # the machine has no time for it
     verdict = compare("sql", REFERENCE, REFERENCE, False)
-    assert (verdict.status, verdict.reason) == ("wrong", f"ran longer than {sql_pool.SECONDS:g} s")
-    assert 1.2 < time.perf_counter() - start < 4
+    assert verdict.status == "not_executed"
+    assert verdict.reason.startswith("the SQLite worker did not answer within 0.5 s: evaluate again when ")
     assert worker.process.poll() == -signal.SIGKILL
     assert compare("sql", REFERENCE, REFERENCE, False).correct
+
+
+def test_a_query_that_waits_for_the_processor_is_right_all_the_same(worker: sql_pool._Worker) -> None:
+    """The worker stands still for longer than a query may take."""
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    wake = threading.Timer(
+        sql_pool.SECONDS + sql_worker.GRACE + 0.2, worker.process.send_signal, [signal.SIGCONT]
+    )
+    wake.start()
+    assert compare("sql", REFERENCE, REFERENCE, False).correct
+    wake.join()
+    assert sql_pool._workers.idle[-1] is worker
+
+
+def test_a_worker_that_is_killed_at_work_says_nothing_of_the_query(worker: sql_pool._Worker) -> None:
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    wake = threading.Timer(0.2, worker.process.kill)  # as the kernel does where memory runs out
+    wake.start()
+    verdict = compare("sql", REFERENCE, REFERENCE, False)
+    assert (verdict.status, verdict.reason.partition(":")[0]) == (
+        "not_executed",
+        "the SQLite worker was killed",
+    )
+    wake.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -286,19 +311,23 @@ def test_a_worker_that_died_while_idle_is_replaced(worker: sql_pool._Worker, num
     assert compare("sql", REFERENCE, REFERENCE, False).correct
 
 
-def test_a_worker_ends_itself_where_nobody_kills_it() -> None:
-    """Its own timer, for a parent that is too busy."""
-    worker = sql_pool._Worker()
-    filling = Filling("sql", focus_of("sql", REFERENCE), 0)
-    worker.load(filling)
-    with pytest.raises(
-        EOFError
-    ):  # with hardly any time it ends, now or a little later, though nobody reads a clock for it
-        [
-            worker.ask({"query": REFERENCE, "of": filling.name(), "seconds": 1e-5 - sql_worker.GRACE}, 5)
-            for _ in range(1000)
-        ]
-    assert worker.end() == -signal.SIGALRM
+DEAF = """
+import sqlite3, sys
+from envs.verify import sql_worker
+
+class Deaf(sqlite3.Connection):
+    def set_progress_handler(self, *_):
+        pass
+
+sql_worker.query(sqlite3.connect(":memory:", factory=Deaf), sys.argv[1], 0.05)
+"""
+
+
+def test_a_worker_ends_itself_where_sqlite_does_not_let_it_interrupt() -> None:
+    """By its own timer of processor time, which ends it whatever it is doing."""
+    endless = f"{ENDLESS} SELECT COUNT(*) FROM c"
+    done = subprocess.run([sys.executable, "-c", DEAF, endless], check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGPROF, b"")
 
 
 @pytest.mark.slow

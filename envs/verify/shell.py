@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from envs.shellwords import ShellSyntaxError, Token, tokens, without_sudo
 from envs.verify.given import GivenTree
 from envs.verify.sandbox.archive import Tree
+from envs.verify.sandbox.errors import SandboxError
 from envs.verify.sandbox.probe import unavailable
 from envs.verify.sandbox.run import Execution, execute
 from envs.verify.trees import TREES, make_tree, names_of
@@ -31,6 +32,7 @@ WALL = 3.0  # seconds a command may run
 # Seconds for a reference, and for a command on a machine too busy to run `true` within STALLED seconds.
 PATIENCE = 15.0
 STALLED = 0.25
+MANY = 10  # times as long as `true` is enough for any command
 FAILED_TO_PARSE = re.compile(r"bash: .*(syntax error|unexpected EOF)")
 MISUSE = re.compile(
     r"invalid (trailing )?option|unrecognized option|unknown option|unknown predicate|invalid mode"
@@ -89,17 +91,32 @@ def _judge_all(found: Sequence[tuple[Tree, Execution]], command: str, ordered: b
 
 
 def _run(command: str, tree: Tree) -> Execution:
+    """What a command does.
+
+    Raises:
+        SandboxError: the machine is too busy to say.
+    """
     done = execute(command, tree, wall=WALL)
-    if done.ended != "timeout":
+    if _whole(done):
         return done
     # Once more: the machine may be slow, and rarely a sandbox misses the end of a command.
-    stalled = execute("true").seconds > STALLED
-    return execute(command, tree, wall=PATIENCE if stalled else WALL)
+    idle = execute("true").seconds
+    done = execute(command, tree, wall=PATIENCE if idle > STALLED else WALL)
+    if not _whole(done) and idle > PATIENCE / MANY:
+        raise SandboxError(
+            f"the machine needs {idle:.1f} s to run `true`: evaluate again when it has less to do"
+        )
+    return done
 
 
 def _run_reference(reference: str, tree: Tree) -> Execution:
     done = execute(reference, tree, wall=WALL)
-    return execute(reference, tree, wall=PATIENCE) if done.ended == "timeout" else done
+    return done if _whole(done) else execute(reference, tree, wall=PATIENCE)
+
+
+def _whole(done: Execution) -> bool:
+    """Whether nothing is missing that a busy machine could have kept back."""
+    return done.ended == "output" or (done.ended == "exited" and done.tree is not None)
 
 
 # References

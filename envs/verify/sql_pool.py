@@ -23,11 +23,13 @@ from envs.verify import sql_worker
 from envs.verify.fillings import Filling
 from envs.verify.given import Part
 
-SECONDS = 1.0  # wall time of a query over all fillings together
-LOAD_SECONDS = 30.0  # to fill a database, which cannot go wrong but may be slow on a busy machine
+SECONDS = 1.0  # processor time of a query over all fillings together
+# Wall time to answer a query, or to fill a database. Only a machine that is too busy needs so long.
+PATIENCE = 30.0
 MAX_QUERY = 10_000  # characters
 MAX_REPLY = 16 * 2**20  # bytes
 KEPT_DATABASES = 256  # per worker, about 70 KB each
+BUSY = "evaluate again when the machine has less to do"
 KEPT_WORKERS = 2 * (os.cpu_count() or 1)
 
 
@@ -36,10 +38,11 @@ def ask(filling: Filling | Part, query: str, seconds: float = SECONDS) -> tuple[
 
     Returns:
         What `sql_worker` replies to a query (`rows` and `columns`, `invalid` or `failed`), and the seconds
-        it took.
+        of processor time that it took.
 
     Raises:
-        InputError: no worker can be started, or the domain is not one of SQL.
+        InputError: no worker can be started, it does not answer or was killed, or the domain is not one of
+            SQL. Nothing can be said of the query then.
     """
     if reason := _no_query(query):
         return {"invalid": reason}, 0.0
@@ -54,14 +57,12 @@ def ask(filling: Filling | Part, query: str, seconds: float = SECONDS) -> tuple[
             worker.end()
         reason = str(error) or "it does not answer"
         raise InputError(f"the SQLite worker cannot be started: {reason}") from None
-    start = time.perf_counter()
     reply = _run(worker, name, query, seconds)
-    spent = time.perf_counter() - start
     if "failed" in reply:
         worker.end()  # it may not be in order any more
     else:
         _workers.put(worker)
-    return reply, spent
+    return reply, float(reply.get("spent", 0.0))
 
 
 def _no_query(query: str) -> str:
@@ -78,17 +79,21 @@ def _no_query(query: str) -> str:
 
 
 def _run(worker: _Worker, name: str, query: str, seconds: float) -> dict[str, Any]:
+    """The worker's reply. It is ended where it gives none."""
     too_long = {"failed": f"ran longer than {SECONDS:g} s"}
     if seconds <= 0:
         return too_long
     try:
-        request = {"query": query, "of": name, "seconds": seconds}
-        reply = worker.ask(request, seconds + sql_worker.GRACE)
-    except TimeoutError:
-        return too_long
+        reply = worker.ask({"query": query, "of": name, "seconds": seconds}, PATIENCE)
+    except TimeoutError:  # a query that is at work would have been ended before
+        worker.end()
+        raise InputError(f"the SQLite worker did not answer within {PATIENCE:g} s: {BUSY}") from None
     except (EOFError, ValueError):  # it ended, or wrote half a reply
-        if worker.end() == -signal.SIGALRM:
+        status = worker.end()
+        if status == -signal.SIGPROF:
             return too_long
+        if status in (-signal.SIGKILL, -signal.SIGTERM):
+            raise InputError(f"the SQLite worker was killed: {BUSY}") from None
         return {"failed": "used too much memory"}
     return too_long if reply.get("failed") == sql_worker.TOO_LONG else reply
 
@@ -119,9 +124,9 @@ class _Worker:
         """
         if len(self.loaded) >= KEPT_DATABASES:
             oldest = next(iter(self.loaded))
-            self.ask({"drop": oldest}, LOAD_SECONDS)
+            self.ask({"drop": oldest}, PATIENCE)
             del self.loaded[oldest]
-        self.ask({"load": filling.name(), "tables": filling.tables()}, LOAD_SECONDS)
+        self.ask({"load": filling.name(), "tables": filling.tables()}, PATIENCE)
         self.loaded[filling.name()] = None
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
