@@ -33,7 +33,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
@@ -224,6 +224,19 @@ def train_on_episodes(
     Raises:
         TrainingError: a loss or a gradient that is NaN or infinite, or weights that did not change.
     """
+    from agents.training.update import fitted
+
+    most = config.micro_batch or config.batch_size
+
+    def update(size: int) -> dict[str, float | None]:
+        return _update(model, episodes, replace(config, micro_batch=size), coefficient, *stream_parts)
+
+    return fitted(model.policy, model.parameters, model.optimizer, lambda size: min(size, most), update)
+
+
+def _update(
+    model: ActorCritic, episodes: Sequence[Episode], config: Config, coefficient: float, *stream_parts: object
+) -> dict[str, float | None]:
     epochs = [minibatches_of(len(episodes), config, epoch, *stream_parts) for epoch in range(config.epochs)]
     steps: list[dict[str, float]] = []
     with model.updating(*stream_parts):

@@ -28,22 +28,36 @@ class Batches:
 
     Attributes:
         size: sequences per batch.
+        first: what `size` was at first.
     """
 
     def __init__(self, size: int, what: str) -> None:
-        self.size, self.what = size, what
+        self.size, self.what, self.first = size, what, size
+
+    @property
+    def tight(self) -> bool:
+        """Whether memory has run out before."""
+        return self.size < self.first
 
     def shrink(self, tried: int) -> None:
         """Half of what was tried, from now on.
 
         Call it after the error was handled: that keeps the tensors of the failed attempt alive.
         """
-        self.size = tried // 2
+        self.size = max(1, min(tried, self.first) // 2)
         torch.cuda.empty_cache()
         print(f"out of memory in {self.what}: going on with {self.size} sequences at a time", flush=True)
 
-    def run(self, items: Sequence[Item], work: Callable[[Sequence[Item], int], list[Result]]) -> list[Result]:
+    def run(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Sequence[Item], int], list[Result]],
+        whole: bool = False,
+    ) -> list[Result]:
         """Calls `work(batch, position of its first item)` for one batch after the other.
+
+        Args:
+            whole: all items are one batch, as long as memory has never run out.
 
         Returns:
             all results in one list.
@@ -54,7 +68,8 @@ class Batches:
         results: list[Result] = []
         done = 0
         while done < len(items):
-            batch = items[done : done + self.size]
+            size = len(items) if whole and not self.tight else self.size
+            batch = items[done : done + size]
             try:
                 results += work(batch, done)
                 done += len(batch)

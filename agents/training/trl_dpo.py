@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
@@ -15,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from agents.policy.policy import Policy
 from agents.training.rollouts import Batch
 from agents.training.trl_policy import contained, logged_steps, on_one_device, precise, quiet, unpatched
-from agents.training.update import adamw, examples_of, updating
+from agents.training.update import adamw, divisor, examples_of, fitted, updating
 from envs.streams import seed_of
 
 # TRL's name -> ours; both are means over the pairs of a step.
@@ -57,6 +58,8 @@ def train_on_pairs(
 ) -> dict[str, float | None]:
     """Trains the adapter on pairs of a batch; whatever else TRL changes on the model is undone.
 
+    Where memory runs out, the steps are cut into parts of equal weight.
+
     Args:
         lr: learning rate; those up to `epochs` are the settings of the same names.
         stream_parts: (seed, cycle, purpose): order of the pairs and dropout derive from it.
@@ -95,14 +98,42 @@ def train_on_pairs(
             disable_tqdm=True,
         )
     rows = _rows(policy, batch, pairs)
-    with updating(policy, lr, *stream_parts), contained(policy), unpatched(policy):
+
+    def update(size: int) -> list[Mapping[str, Any]]:
+        arguments.per_device_train_batch_size = size // 2
+        arguments.gradient_accumulation_steps = batch_size // (size // 2)
+        optimizer = adamw(policy.trainable(), lr, None)
+        with updating(policy, lr, *stream_parts):
+            return _steps(policy, rows, on_one_device(arguments), optimizer, reference)
+
+    def part(size: int) -> int:
+        return 2 * divisor(batch_size, size // 2)
+
+    steps = fitted(policy, policy.trainable(), None, part, update)
+    return {
+        **_pair_means(steps, _step_sizes(len(pairs), batch_size, epochs)),
+        "train/grad_norm": math.fsum(step["grad_norm"] for step in steps) / len(steps),
+        "train/steps": float(len(steps)),
+        "train/score_margin": _score_margin(batch, pairs),
+    }
+
+
+def _steps(
+    policy: Policy,
+    rows: Sequence[Mapping[str, Sequence[int]]],
+    arguments: DPOConfig,
+    optimizer: torch.optim.Optimizer,
+    reference: str,
+) -> list[Mapping[str, Any]]:
+    """TRL's log of each step of an update."""
+    with contained(policy), unpatched(policy):
         with precise(policy):
             trainer = PairTrainer(
                 policy.model,
-                args=on_one_device(arguments),
+                args=arguments,
                 train_dataset=Dataset.from_list(rows),
                 processing_class=copy.deepcopy(policy.tokenizer),
-                optimizers=(adamw(policy.trainable(), lr, None), None),
+                optimizers=(optimizer, None),
             )
         if reference == "base":
             # Without this copy of the adapter TRL turns the adapter off for the reference.
@@ -110,13 +141,7 @@ def train_on_pairs(
             policy.model.set_adapter("default")
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    steps = logged_steps(trainer.state.log_history)
-    return {
-        **_pair_means(steps, _step_sizes(len(pairs), batch_size, epochs)),
-        "train/grad_norm": math.fsum(step["grad_norm"] for step in steps) / len(steps),
-        "train/steps": float(len(steps)),
-        "train/score_margin": _score_margin(batch, pairs),
-    }
+        return logged_steps(trainer.state.log_history)
 
 
 def _rows(policy: Policy, batch: Batch, pairs: Sequence[Pair]) -> list[dict[str, Sequence[int]]]:

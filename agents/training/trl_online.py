@@ -24,6 +24,7 @@ adapter is undone. TRL's own logs, checkpoints, seeds and evaluation are not use
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -39,13 +40,21 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback
 
 from agents.cli.display import say
+from agents.policy.seeds import seeded
 from agents.training.config import TrainingError
 from agents.training.loop import Loop
 from agents.training.rollouts import Batch, scored
 from agents.training.session import Evaluation, Session, open_session
 from agents.training.trl_config import OnlineConfig
 from agents.training.trl_policy import contained, logged_steps, precise
-from agents.training.update import adamw, must_have_changed, save_optimizer, training_mode
+from agents.training.update import (
+    adamw,
+    divisor,
+    fitted,
+    must_have_changed,
+    save_optimizer,
+    training_mode,
+)
 from envs.messages import one_line
 from envs.prompts import forward_prompt
 from envs.streams import seed_of
@@ -141,10 +150,16 @@ class Online:
         rows = [columns_of(task) | {"prompt": task.id} for task in self._tasks]
         self.trainer.train_dataset = Dataset.from_list(rows)
         before = policy.adapter_hash()
-        with training_mode(policy, config.seed, cycle, "train"), contained(policy):
-            # Steps count from 0 in each cycle, so TRL would believe that vLLM has the newest weights.
-            self.trainer._last_loaded_step = -1
-            self._train()
+
+        def part(size: int) -> int:
+            return divisor(config.step_size, min(size, config.micro_batch or config.step_size))
+
+        def update(size: int) -> None:
+            self._begin(size)
+            with training_mode(policy, config.seed, cycle, "train"), contained(policy):
+                self._train()
+
+        fitted(policy, policy.trainable(), self.optimizer, part, update)
         trained = step_means(self.trainer.state.log_history)
         batch = self._batch
         if batch is None:
@@ -155,6 +170,21 @@ class Online:
             must_have_changed(policy, before, config.lr)
         return batch, trained
 
+    def _begin(self, size: int) -> None:
+        """Makes TRL's trainer ready for a cycle, and forgets one that memory did not suffice for.
+
+        Args:
+            size: candidates per forward pass.
+        """
+        trainer, config = self.trainer, self.config
+        trainer.args.per_device_train_batch_size = trainer._train_batch_size = size
+        trainer.args.gradient_accumulation_steps = config.step_size // size
+        trainer.args.steps_per_generation = config.tasks * config.candidates // size
+        trainer._step, trainer._buffered_inputs = 0, None
+        trainer._metrics["train"].clear()
+        # Steps count from 0 in each cycle, so TRL would believe that vLLM has the newest weights.
+        trainer._last_loaded_step = -1
+
     def _make_trainer(self, arguments: Any) -> Any:
         policy = self.session.policy
         if arguments.use_vllm:  # vLLM's completions must end where those of transformers end
@@ -163,6 +193,8 @@ class Online:
         trainer_type = getattr(trl, f"{self.config.algorithm}Trainer")
         # Without its own methods TRL would tell the Hub that it runs, and render prompts in its own way.
         own = {"_send_telemetry": _send_nothing, "_tokenize_prompts": self._tokenize}
+        if not arguments.use_vllm:
+            own["_generate_single_turn"] = self._in_parts(trainer_type._generate_single_turn)
         silent = type(trainer_type.__name__, (trainer_type,), own)
         try:
             with contained(policy), precise(policy):
@@ -179,6 +211,23 @@ class Online:
             raise InputError(f"--trl: TRL says: {one_line(error)}") from None
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+    def _in_parts(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        """TRL's method that writes, in parts once memory has run out."""
+        writing = self.session.policy.writing
+
+        def written(trainer: Any, prompt_ids: Sequence[list[int]], *more: Any) -> Any:
+            def write(batch: Sequence[list[int]], first: int) -> list[list[int]]:
+                seed = (self.config.seed, self._cycle, first)
+                with seeded("generate", *seed) if writing.tight else contextlib.nullcontext():
+                    found = generate(trainer, batch, *more)
+                return found[0] if isinstance(found, tuple) else found
+
+            ids = writing.run(prompt_ids, write, whole=True)
+            # The other value of GRPO's is None without vLLM.
+            return (ids, None) if self.config.algorithm == "GRPO" else ids
+
+        return written
 
     def _train(self) -> None:
         """TRL's own, which looks at some options only now."""

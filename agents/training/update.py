@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +22,7 @@ from envs.prompts import forward_prompt
 from envs.streams import stream
 
 OPTIMIZER_FILE = "optimizer.safetensors"  # next to the adapter in a checkpoint
+Result = TypeVar("Result")
 Example = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids with those that end an answer
 
 
@@ -71,6 +74,42 @@ def must_have_changed(policy: Policy, before: str, lr: float) -> None:
     """Raises TrainingError if the adapter's hash is still what it was before the update."""
     if policy.adapter_hash() == before:
         raise TrainingError(f"the adapter did not change in this update: raise --lr ({lr:g} now)")
+
+
+def fitted(
+    policy: Policy,
+    parameters: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer | None,
+    part: Callable[[int], int],
+    update: Callable[[int], Result],
+) -> Result:
+    """`update(sequences at a time)`; where memory runs out, again from the same weights with half of them.
+
+    Args:
+        parameters: what the update changes.
+        optimizer: whose moments it changes; None for one that the update makes.
+        part: the most sequences that a step can be cut into, where so many fit into memory.
+    """
+    weights = [parameter.detach().clone() for parameter in parameters]
+    moments = {} if optimizer is None else copy.deepcopy(optimizer.state_dict())
+    while True:
+        size = part(policy.training.size)
+        try:
+            return update(size)
+        except (MemoryError, RuntimeError) as error:
+            if size == part(1) or not out_of_memory(error):
+                raise
+        with torch.no_grad():
+            for parameter, weight in zip(parameters, weights, strict=True):
+                parameter.copy_(weight)
+        if optimizer is not None:
+            optimizer.load_state_dict(copy.deepcopy(moments))
+        policy.training.shrink(size)
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is not above `most`; 1 where there is none."""
+    return max((size for size in range(1, min(number, most) + 1) if number % size == 0), default=1)
 
 
 def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, restored: Path | None) -> torch.optim.AdamW:
