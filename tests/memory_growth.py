@@ -1,4 +1,4 @@
-"""Prints how the memory of a run grows: `python tests/memory_growth.py [TRAINER] [CYCLES]`. A figure, not a gate.
+"""Prints how a run's memory grows: `python tests/memory_growth.py [TRAINER] [CYCLES]`. A figure, not a gate.
 
 The cycles are as short as they can be, so that what is kept of each shows.
 """
