@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = "--model embedded --domain network --force --no-gates --reward random --max-new-tokens 8 --tasks 4"
+SHORT = "--model embedded --domain network --force --no-gates --reward random --max-new-tokens 32 --tasks 4"
 SHORT += " --eval-tasks 2 --eval-subset 1 --eval-samples 1 --threads 1"
 SHOWN = (1, 10, 20, 50, 100, 150, 200, 500, 1000)
 

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from agents import evaluate
 from agents.cli.command import run_command
+from agents.evaluation import measure as measure_module
 from agents.evaluation.heldout import HeldOut
 from agents.policy.generate import Generator
 from agents.policy.policy import Policy
@@ -289,16 +291,18 @@ ROOM = {"writing": 5, "scoring": 3, "training": 2}  # sequences that fit
 class Memory:
     """Memory that runs out where more sequences go through a model than fit."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: dict[str, int]) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, room: dict[str, int], loader: Any = session_module
+    ) -> None:
         self.room, self.phase, self.refused = room, "scoring", dict.fromkeys(room, 0)
-        real = session_module.load_policy
+        real = loader.load_policy
 
         def load(*arguments: Any, **options: Any) -> Policy:
             policy = real(*arguments, **options)
             self.watch(policy, monkeypatch)
             return policy
 
-        monkeypatch.setattr(session_module, "load_policy", load)
+        monkeypatch.setattr(loader, "load_policy", load)
 
     def watch(self, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
         generate = policy.model.generate
@@ -376,3 +380,26 @@ def test_memory_that_holds_no_single_sequence_is_one_line(
     assert start("rejection_sft", brief, folder) == 1
     wanted = "error: out of memory: free some, or choose a smaller model, then "
     assert capfd.readouterr().err == wanted + GO_ON.format("rejection_sft", folder)
+
+
+@pytest.mark.slow
+def test_an_evaluation_goes_on_where_memory_runs_out(
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    greedy: list[list[str]] = []
+    real = measure_module.measure
+
+    def measure(*arguments: Any, **options: Any) -> Any:
+        answers = real(*arguments, **options)
+        greedy.append([answer.greedy.answer for answer in answers])
+        return answers
+
+    monkeypatch.setattr(measure_module, "measure", measure)
+    argv = ["--model", str(brief), "--domain", "network", "--tasks", "8", "--max-new-tokens", "12"]
+    argv += ["--samples", "2", "--output", str(tmp_path)]
+    assert run_command(evaluate.Config, evaluate.main, argv, "evaluate") == 0
+    memory = Memory(monkeypatch, ROOM, measure_module)
+    assert run_command(evaluate.Config, evaluate.main, argv, "evaluate") == 0
+    assert memory.refused["writing"] and memory.refused["scoring"]
+    assert "out of memory in writing: going on with " in capfd.readouterr().out
+    assert any(greedy[0]) and greedy[0] == greedy[1]
