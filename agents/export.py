@@ -59,6 +59,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "truncated": bool,
     "score": (int, float, type(None)),
     "accepted": bool,
+    "parts": dict,
 }
 
 
@@ -240,7 +241,7 @@ def _acceptable(groups: Sequence[Sequence[Row]]) -> list[list[float | None]]:
 
 
 def _closed(row: Row) -> bool:
-    return Score(row["score"], row.get("parts", {})).closed
+    return Score(row["score"], row["parts"]).closed
 
 
 def _prompt(record: RunRecord, row: Row, messages: bool) -> Any:
@@ -268,7 +269,8 @@ def read_rollouts(path: Path) -> Iterator[Row]:
     Raises:
         InputError: the file or a line is damaged.
     """
-    for number, row in read_lines(path):
+    for number, found in read_lines(path):
+        row = {"parts": {}, **found}  # which older runs lack
         for name, kind in FIELDS.items():
             if name not in row or not isinstance(row[name], kind):
                 fix = "restore the file, or leave the run out"

@@ -118,7 +118,7 @@ class YamlFile:
         try:
             value = SafeConstructor().construct_object(node)
             str(value)  # a number of too many digits for Python fails here at the latest
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, IndexError):
             problem = f"{short(node.value)} is not a number that can be read: correct it or put it in quotes"
             raise self.error(location, problem) from None
         return value

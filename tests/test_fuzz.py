@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
@@ -20,7 +21,7 @@ import pytest
 import yaml
 from fabricated import make_run, write_lines
 from fuzzing import ODD, altered, damaged, no_hang, read_or_refused, sentences, texts, values
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_domain import GOOD
 
@@ -115,6 +116,8 @@ def is_plain(value: Any) -> bool:
 
 
 @given(st.one_of(st.binary(max_size=200), damaged([GOOD[:1500], STUDY, BLEND, "a: [1, {b: c}]\n"], YAML)))
+@example("a: !!float ''")
+@example("!!int '': 1")
 def test_yaml(folder: Path, content: str | bytes) -> None:
     with saved(folder, content, ".yaml") as path:
         file = read_or_refused(read_yaml, path)
@@ -158,6 +161,8 @@ def test_blends(folder: Path, content: Any) -> None:
 
 @pytest.mark.slow
 @given(altered(yaml.safe_load(STUDY)))
+@example({"arms": {"a": {"trainer": []}}})
+@example({"arms": {"a": {}}, "trainer": {"b": 1}})
 def test_studies(folder: Path, content: Any) -> None:
     with saved(folder, yaml.safe_dump(content, allow_unicode=True), ".yaml") as path:
         read_or_refused(read_plan, path, study.TRAINERS)
@@ -298,6 +303,10 @@ def changed(run: Path, name: str, change: Callable[[bytes], bytes]) -> Iterator[
 
 
 @given(damage(FILES))
+@example(("rollouts.jsonl", lambda _: b'{"accepted": true, "phase": "before"}\n'))
+@example(("rollouts.jsonl", lambda content: content.replace(b'"parts": {}', b'"parts": 1')))
+@example(("labels.json", lambda _: b"[" * 5000))
+@example(("selection.json", lambda _: b"[" * 5000))
 def test_finished_runs(made: Path, damage: tuple[str, Callable[[bytes], bytes]]) -> None:
     with changed(made, *damage):
         read_or_refused(everything, made)
@@ -331,6 +340,13 @@ def resumed(folder: Path) -> None:
         run.close()
 
 
+def log_outside(state: bytes) -> bytes:
+    """A log that is no file of the run: to go back to its length would empty it."""
+    record = json.loads(state)
+    record["logs"] = {"../outside.jsonl": {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}}
+    return json.dumps(record).encode()
+
+
 INSIDE = ("metrics.jsonl", "rollouts.jsonl", "config.yaml", "environment.json")
 INSIDE += tuple(
     f"checkpoints/cycle-000{cycle}/{name}"
@@ -340,6 +356,9 @@ INSIDE += tuple(
 
 
 @given(damage(INSIDE), st.booleans())
+@example(("checkpoints/cycle-0002/COMPLETE", lambda _: b"[" * 5000), False)
+@example(("checkpoints/cycle-0002/state.json", lambda _: b"[" * 5000), True)
+@example(("checkpoints/cycle-0002/state.json", log_outside), True)
 def test_resumed_runs(checkpoints: Path, damage: tuple[str, Callable[[bytes], bytes]], sealed: bool) -> None:
     """Sealed: whoever changed the file also wrote its sum, as somebody else's run may have any content."""
     name, change = damage
@@ -392,6 +411,7 @@ def argv(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 @pytest.mark.slow
 @given(argv())
+@example(("compare", ["\0"]))
 def test_command_lines(given: tuple[str, list[str]]) -> None:
     agent, words = given
     with contextlib.suppress(SystemExit):
@@ -427,6 +447,11 @@ MARKS = [
 
 
 @given(damaged(ANSWERS, MARKS) | sentences)
+@example(" \\\n -l</command>")
+@example('{"a":' * 5000)
+@example("<think>" * 20_000)
+@example("<command>" * 20_000)
+@example("it " * 30_000)
 def test_answers(answer: str) -> None:
     with no_hang():
         found = take_out(answer)
