@@ -485,6 +485,28 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_damaged_curves_of_tensorboard_are_written_again(tmp_path: Path) -> None:
+    shown = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
+    folder = tmp_path / "run"
+    run = Run.create(folder, CONFIG)
+    run.scalars(10, 1, {"eval/greedy": 0.5, "time/cycle": 1.0})
+    run.scalars(20, 2, {"eval/greedy": 0.25, "time/cycle": 2.0})
+    run.commit(2, {}, lambda path: None)
+    run.close()
+
+    for damaged in (False, True):
+        [events] = (folder / "tensorboard").iterdir()
+        if damaged:
+            flip(events, events.stat().st_size // 2)
+        run, _ = Run.open(folder)
+        assert run.restore() is not None
+        run.close()
+        assert [folder.name in note and "written again" in note for note in run.notes] == [True] * damaged
+        found = shown.EventAccumulator(str(folder / "tensorboard"), {"tensors": 0}).Reload()
+        for tag in ("eval/greedy", "time/cycle"):
+            assert [event.step for event in found.Tensors(tag)] == [10, 20]
+
+
 @pytest.mark.parametrize("set_back", [0, 86_400])
 def test_tensorboard_shows_each_step_once_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_back: int

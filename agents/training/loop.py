@@ -95,7 +95,10 @@ class Loop:
 
     def cycles(self) -> Iterator[int]:
         """The cycles that are left. A new run is evaluated first, before any training."""
-        if not self.session.state:
+        if self.session.state:
+            # The file is of a later cycle where the run went back, or it is damaged.
+            self.session.run.write_json("progress.json", self.results)
+        else:
             self._start()
         while self.cycle < self.last:  # which a trainer may move
             self.cycle, self._began, self._seconds = self.cycle + 1, time.perf_counter(), {}

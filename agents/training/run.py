@@ -306,10 +306,9 @@ class Run:
         if chosen is None:
             disk.remove(self.folder / "tensorboard")
             return None
-        if self._events is not None:
-            self._events.purge_step = self._step + 1
         self.protected = set(record["protected"])
         self._prune()
+        self._repair_events()
         return {"cycle": record["cycle"], "step": record["step"], **record["state"]}, chosen
 
     def _newest_intact(self) -> tuple[Path | None, dict[str, Any], dict[str, Sum], list[str]]:
@@ -367,6 +366,19 @@ class Run:
             self.notes.append(f"{path}: damaged, the times of {lost} of {cycle} cycles are lost: {without}")
         if b"".join(kept) != content:
             disk.replace(path, b"".join(kept))
+
+    def _repair_events(self) -> None:
+        """Lets TensorBoard drop what will be repeated; writes its curves again where they are damaged."""
+        if self._events is None:
+            return
+        self._events.purge_step = self._step + 1
+        rows: list[Mapping[str, float]] = []
+        for path in (self.folder / "metrics.jsonl", self.folder / CLOCK):
+            if path.exists():
+                rows += [json.loads(line) for line in path.read_bytes().splitlines()]
+        if self._events.repair(rows):
+            curves = f"{self.folder / 'tensorboard'}: damaged, its curves are written again from the logs"
+            self.notes.append(f"{curves}; its texts and HPARAMS are lost")
 
     def _remove_later(self, chosen: Path | None) -> None:
         """Removes checkpoints after the chosen one, those without COMPLETE, and temporary files."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.training import disk
 from envs.messages import visible
 
 if TYPE_CHECKING:
@@ -97,6 +98,22 @@ class Events:
         """The CUSTOM SCALARS page: {category: {chart: ["Multiline", [tag, ...]]}}."""
         self._writer.add_custom_scalars(dict(layout))
 
+    def repair(self, rows: Sequence[Mapping[str, float]]) -> bool:
+        """Writes the curves again where TensorBoard cannot read all of them any more -> whether it did.
+
+        Args:
+            rows: those of the run's logs up to `purge_step`: every point that the curves must have.
+        """
+        points = {(int(row["step"]), tag) for row in rows for tag in row if tag not in ("step", "cycle")}
+        if points <= _points(self.folder):
+            return False
+        disk.remove(self.folder)
+        self.layout(LAYOUT)
+        for row in rows:
+            values = {tag: value for tag, value in row.items() if tag not in ("step", "cycle")}
+            self.scalars(int(row["step"]), values)
+        return True
+
     def flush(self) -> list[Path]:
         """Writes what is buffered -> the files, if anything was written."""
         if self._open is None:
@@ -109,6 +126,17 @@ class Events:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+
+def _points(folder: Path) -> set[tuple[int, str]]:
+    """(step, name) of all that TensorBoard can read: from a damaged record on, the rest of a file is lost."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    found = set()
+    for path in folder.glob("events.out.tfevents.*"):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            found |= {(event.step, value.tag) for value in event.summary.value}
+    return found
 
 
 def _put_into_the_past(folder: Path) -> None:
