@@ -124,7 +124,7 @@ def main(config: Config) -> int:
     from agents.evaluation.heldout import HeldOut
     from agents.training.loop import Loop
     from agents.training.session import open_session
-    from agents.training.trl_dpo import train_on_pairs
+    from agents.training.trl_dpo import preferences_of, score_margin, train_on_pairs
     from rewards.labelled import Truth
     from rewards.registry import shown
 
@@ -142,10 +142,10 @@ def main(config: Config) -> int:
                 }
                 with loop.training():
                     if pairs:
+                        trained["train/score_margin"] = score_margin(batch, pairs)
                         trained |= train_on_pairs(
                             session.policy,
-                            batch,
-                            pairs,
+                            preferences_of(session.policy, batch, pairs),
                             lr=config.lr,
                             beta=config.beta,
                             sft=config.sft,

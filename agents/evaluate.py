@@ -51,7 +51,7 @@ class Config:
     subjects: Positional[tuple[str, ...]] = ()
     """Folders of runs or of their checkpoints, or models. A single run is compared with its own start."""
     model: str | None = None
-    """Instead of subjects: embedded, smollm2, mistral-7b, or a Hugging Face name or folder."""
+    """Instead of subjects: embedded, embedded-hard, smollm2, mistral-7b, or a Hugging Face name or folder."""
     adapter: str | None = None
     """With --model: folder of a PEFT adapter."""
     load_in_4bit: bool = False

@@ -46,7 +46,6 @@ from envs.jsonl import from_json
 from envs.schema import EMBEDDED
 from envs.types import InputError, Score
 
-EMBEDDED_MODEL = Path(__file__).parent / "policy" / "embedded"
 Row = Mapping[str, Any]  # a line of rollouts.jsonl
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "cycle": int,
@@ -175,7 +174,9 @@ def merge(config: Config) -> int:
 
 def folder_of(model: str) -> Path:
     """The folder of a model that is none of the hub."""
-    return EMBEDDED_MODEL if model == "embedded" else Path(model)
+    from agents.policy.load import ALIASES
+
+    return Path(ALIASES.get(model, model))
 
 
 # ---- examples ----

@@ -47,7 +47,7 @@ class Config:
     """Write commands for a task, rank them without labels, and say when not to trust the choice."""
 
     model: str | None = None
-    """embedded, smollm2, mistral-7b, or a Hugging Face name or folder. Default: embedded."""
+    """embedded, embedded-hard, smollm2, mistral-7b, or a Hugging Face name or folder. Default: embedded."""
     adapter: str | None = None
     """Folder of a PEFT adapter, for example a checkpoint of a run."""
     load_in_4bit: bool = False

@@ -108,7 +108,7 @@ def main(config: Config) -> int:
             average = loss.item() if step == 1 else 0.99 * average + 0.01 * loss.item()
             bar.step(step, average)
 
-    output = EMBEDDED if config.output == "embedded" else Path(str(config.output))
+    output = EMBEDDED.get(str(config.output), Path(str(config.output)))
     output.mkdir(parents=True, exist_ok=True)
     model.eval()
     model.save_pretrained(output)

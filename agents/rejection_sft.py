@@ -154,7 +154,7 @@ def main(config: Config) -> int:
         with Loop(config, session) as loop:
             replayed: list[Example] = []
             if config.replay == "all":  # of a resumed run, from its own log
-                earlier = read_accepted(session.run.folder / "rollouts.jsonl", phase="before")
+                earlier = read_accepted(session.run.folder / "rollouts.jsonl", ["before"])
                 replayed = examples_of(policy, earlier)
             for cycle in loop.cycles():
                 if recorded:

@@ -12,7 +12,7 @@ draw their tasks from `train` and the evaluation from `heldout`, and no sentence
 pairs are held back. The loss on these chooses the cycle to keep and ends the run early, so they count as
 labels too. The count lies next to the adapter, and every run that starts from it says it.
 
-This is the one trainer that looks up references. It is supervised by definition.
+It looks up references, and is supervised by definition.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
@@ -37,8 +37,6 @@ EXAMPLES = 200  # of the domain's own pairs, where --examples is not given
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """Supervised fine-tuning: the model learns from labelled pairs of a task and its command."""
-
-    supervised: ClassVar[bool] = True
 
     pairs: str | None = None
     """FILE.jsonl with `task`, `command` and, if --domain has several, `domain`. Default: the domain's own."""
@@ -79,6 +77,11 @@ class Config(TrainConfig):
     """Commands written for each of them."""
     reward: str = "likelihood"
     """Scores what is watched (docs/REWARDS.md); nothing is learnt from it."""
+
+    @property
+    def supervised(self) -> bool:
+        """True: the pairs are labels."""
+        return True
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""

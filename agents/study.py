@@ -22,7 +22,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from agents import dpo, evaluate, grpo, ppo, rejection_sft, rloo, sft
+from agents import dpo, evaluate, grpo, ppo, rejection_sft, rloo, self_rewarding, sft, spin, star
 from agents.cli.command import run_command
 from agents.cli.display import as_json, say
 from agents.cli.faults import Terminated
@@ -37,6 +37,9 @@ TRAINERS: dict[str, type[TrainConfig]] = {
     "grpo": grpo.Config,
     "rloo": rloo.Config,
     "sft": sft.Config,
+    "self_rewarding": self_rewarding.Config,
+    "spin": spin.Config,
+    "star": star.Config,
 }
 COMMANDS: dict[str, type] = {**TRAINERS, "evaluate": evaluate.Config}
 

@@ -37,6 +37,7 @@ PROMPT_FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "inverse": (frozenset({"command"}), frozenset()),
     "propose": (frozenset(), frozenset({"tool"})),
     "judge": (frozenset({"task", "command"}), frozenset()),
+    "points": (frozenset({"task", "command", "criteria"}), frozenset()),
     "rate": (frozenset({"task", "reconstruction"}), frozenset()),
     "revise": (frozenset({"task", "command"}), frozenset({"principle"})),
 }
@@ -44,10 +45,19 @@ PROMPT_FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 DEFAULT_PROMPTS = {
     "propose": "Propose one task for the tool {tool}, in one line.",
     "judge": "Does this command do the task exactly? Answer yes or no.\nTask: {task}\nCommand: {command}",
+    "points": "Give this command 0 to 5 points for the task: one point for each that holds.\n{criteria}\n"
+    "Task: {task}\nCommand: {command}\nAnswer with the number of points.",
     "rate": "How similar are these two tasks, from 0 to 10? Answer with the number.\n"
     "First: {task}\nSecond: {reconstruction}",
     "revise": "Revise this command. {principle}\nTask: {task}\nCommand: {command}",
 }
+CRITERIA = (
+    "It is a valid command.",
+    "It uses a tool that can do the task.",
+    "It uses exactly the values that the task gives.",
+    "It does all that the task asks for.",
+    "It does nothing else.",
+)
 DEFAULT_PRINCIPLES = ["Do exactly what the task asks for.", "Use exactly the values that the task gives."]
 
 

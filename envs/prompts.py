@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from envs.domain import Domain, load_domain
+from envs.grammar import CRITERIA
 from envs.types import Kind, Prompt, Task
 
 
@@ -11,6 +14,12 @@ def forward_prompt(task: Task) -> Prompt:
     domain = load_domain(task.domain)
     text = domain.prompt("forward", task=task.text, tool=task.tool)
     return Prompt(text, domain.where, "forward", task.system or domain.system, domain.prefill)
+
+
+def hint_prompt(task: Task, command: str) -> Prompt:
+    """Asks for a command that does the task, and gives one away."""
+    asked = forward_prompt(task)
+    return replace(asked, text=f"{asked.text}\nHint: {command}")
 
 
 def inverse_prompt(task: Task, command: str) -> Prompt:
@@ -31,6 +40,13 @@ def judge_prompt(task: Task, command: str) -> Prompt:
     """Asks whether the command does the task, yes or no."""
     text = load_domain(task.domain).prompt("judge", task=task.text, command=command)
     return Prompt(text, kind="judge")
+
+
+def points_prompt(task: Task, command: str, first: int) -> Prompt:
+    """Asks for 0 to 5 points for a command, one for each of five criteria; the list begins with `first`."""
+    criteria = "\n".join(f"- {criterion}" for criterion in (*CRITERIA[first:], *CRITERIA[:first]))
+    fields = {"task": task.text, "command": command, "criteria": criteria}
+    return Prompt(load_domain(task.domain).prompt("points", **fields), kind="judge")
 
 
 def rate_prompt(task: Task, reconstruction: str) -> Prompt:

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from envs.prompts import forward_prompt, judge_prompt
+from envs.prompts import forward_prompt, judge_prompt, points_prompt
 from envs.types import LanguageModel, Prompt, Reward, Score, Task
 from rewards.base import EMPTY, NOT_A_NUMBER, Ingredients, different, grouped, pairs_of
 
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
+POINTS = ("0", "1", "2", "3", "4", "5")
+ORDERS = (0, 2, 4)  # the criterion with which each of the verdicts begins
 
 
 def self_certainty(given: Ingredients) -> Reward:
@@ -31,6 +33,11 @@ def entropy(given: Ingredients) -> Reward:
 def majority(_: Ingredients) -> Reward:
     """Makes the reward `majority`."""
     return Majority()
+
+
+def self_rating(given: Ingredients) -> Reward:
+    """Makes the reward `self-rating`."""
+    return SelfRating(given.model)
 
 
 def self_judge(given: Ingredients) -> Reward:
@@ -116,6 +123,45 @@ class Majority:
         for command in commands:
             scores.append(Score(votes[command] / len(commands)) if command else EMPTY)
         return scores
+
+
+class SelfRating:
+    """Points from 0 to 5 that the policy gives the command, as an expectation, divided by 5.
+
+    The judge of Self-Rewarding (Yuan et al. 2024, arXiv:2401.10020): one point for each of five criteria. The
+    paper samples three verdicts, reads a number out of each and averages. Here the probabilities of the
+    answers 0 to 5 give the mean of infinitely many, and the three verdicts are of prompts with the criteria
+    in another order. In [0, 1]; the part `points` is the expectation.
+    """
+
+    inverter: str | None = None
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+
+    def __call__(
+        self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
+    ) -> list[list[Score]]:
+        """Scores [P][G]; `seed` is not used."""
+        pairs = pairs_of(tasks_P, commands_P_G)
+        asked = different(pairs)
+        prompts = [points_prompt(task, command, first) for task, command in asked for first in ORDERS]
+        verdicts = [expected_points(row) for row in answer_logprobs(self.model, prompts, POINTS)]
+        scores = {}
+        for row, pair in enumerate(asked):
+            points = math.fsum(verdicts[row * len(ORDERS) : (row + 1) * len(ORDERS)]) / len(ORDERS)
+            known = math.isfinite(points)
+            scores[pair] = Score(points / 5, {"points": points}) if known else NOT_A_NUMBER
+        return grouped([scores.get(pair, EMPTY) for pair in pairs], commands_P_G)
+
+
+def expected_points(logprobs: Sequence[float]) -> float:
+    """The mean of 0, 1, 2 ... under log-probabilities, up to a common factor; NaN where that is not known."""
+    highest = max(logprobs)
+    if not math.isfinite(highest):
+        return math.nan
+    weights = [math.exp(value - highest) for value in logprobs]
+    return math.fsum(points * weight for points, weight in enumerate(weights)) / math.fsum(weights)
 
 
 class SelfJudge:

@@ -19,7 +19,7 @@ from rewards.blend import SELECTIONS, Blend, is_blend, read_blend
 from rewards.channel import channel
 from rewards.controls import constant, length, random, shuffled
 from rewards.gates import Gated
-from rewards.intrinsic import entropy, majority, self_certainty, self_judge
+from rewards.intrinsic import entropy, majority, self_certainty, self_judge, self_rating
 from rewards.likelihood import choice, lift, likelihood, likelihood_min
 from rewards.own import is_own, load_factory
 from rewards.reconstruction import original_blend, similarity, slots
@@ -76,6 +76,7 @@ REWARDS = {
     "entropy": RewardInfo(entropy, bounded=False),
     "majority": RewardInfo(majority, needs_group=True),
     "self-judge": RewardInfo(self_judge),
+    "self-rating": RewardInfo(self_rating),
     "random": RewardInfo(random, gated=False),
     "shuffled": RewardInfo(shuffled, gated=False),  # what it shuffles has gates of its own
     "length": RewardInfo(length, gated=False),

@@ -33,7 +33,7 @@ pytest.importorskip("trl")
 
 from trl import DPOConfig, DPOTrainer
 
-from agents.training.trl_dpo import PairTrainer, train_on_pairs
+from agents.training.trl_dpo import PairTrainer, preferences_of, score_margin, train_on_pairs
 from agents.training.trl_policy import contained, on_one_device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,8 @@ def prefer(
     """The update of a cycle with a command's settings."""
     names = ("lr", "beta", "sft", "reference", "batch_size", "epochs")
     settings: dict[str, Any] = {name: getattr(config, name) for name in names}
-    return train_on_pairs(policy, batch, pairs, **settings, stream_parts=stream, folder=folder)
+    preferences = preferences_of(policy, batch, pairs)
+    return train_on_pairs(policy, preferences, **settings, stream_parts=stream, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def test_the_reference_is_the_start_of_the_cycle_or_the_base(
     tokens = sum(len(completion) for _, completion in sequences(policy, batch, 0))
     loss = mean([math.log1p(math.exp(-margin)) for margin in margins]) - 0.5 * math.fsum(own[0]) / tokens
     assert first["train/loss"] == pytest.approx(loss, abs=1e-4)
-    assert first["train/score_margin"] == pytest.approx((1.0 + 0.5 + 1.0) / 3)
+    assert score_margin(batch, PAIRS) == pytest.approx((1.0 + 0.5 + 1.0) / 3)
     assert (first["train/steps"], reference == "cycle") == (1.0, all(margin == 0 for margin in margins))
 
     # The second pass sees the policy that the first one left, and the reference of before.

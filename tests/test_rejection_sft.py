@@ -116,10 +116,10 @@ def test_a_closed_gate_in_the_log_is_not_replayed(tmp_path: Path) -> None:
     rows += records(rollouts, [2], cycle=1, phase="after") + records(rollouts, [2], cycle=2, phase="before")
     path = tmp_path / "rollouts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_accepted(path, "before")
+    found = read_accepted(path, ["before"])
     assert [rollout.score.value for rollout in found] == [0.2, 0.4, 0.4]
     assert found[0] == rollouts[0]
-    assert read_accepted(tmp_path / "none.jsonl", "before") == []
+    assert read_accepted(tmp_path / "none.jsonl", ["before"]) == []
 
 
 def test_without_any_score_the_mean_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

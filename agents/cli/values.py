@@ -18,7 +18,12 @@ from envs.yamlfile import as_number, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
-MODEL_FILES = {"embedded": "embedded.yaml", "mistral-7b": "mistral-7b.yaml", MISTRAL: "mistral-7b.yaml"}
+MODEL_FILES = {
+    "embedded": "embedded.yaml",
+    "embedded-hard": "embedded.yaml",
+    "mistral-7b": "mistral-7b.yaml",
+    MISTRAL: "mistral-7b.yaml",
+}
 
 
 def convert(value: Any, hint: Any, text: bool = False) -> Any:

@@ -26,13 +26,17 @@ from envs.hub import find_hub
 from envs.messages import one_line
 from envs.types import InputError
 
-EMBEDDED = Path(__file__).parent / "embedded"
+# The models that ship here.
+EMBEDDED = {
+    "embedded": Path(__file__).parent / "embedded",
+    "embedded-hard": Path(__file__).parent / "embedded_hard",
+}
 ALIASES = {
-    "embedded": str(EMBEDDED),
+    **{name: str(folder) for name, folder in EMBEDDED.items()},
     "smollm2": smollm2.HUB,
     "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2",
 }
-ALLOWED = "give embedded, smollm2, a folder or the name of a model on the Hugging Face hub"
+ALLOWED = "give embedded, embedded-hard, smollm2, a folder or the name of a model on the Hugging Face hub"
 
 
 def load_policy(
@@ -54,8 +58,8 @@ def load_policy(
     It also changes settings of the whole process: see `show_downloads_alone`, and `threads`.
 
     Args:
-        name: `embedded`, `smollm2`, `mistral-7b`, a folder, or a name on the hub. Only safetensors are read,
-            and no code of the repository is run.
+        name: `embedded`, `embedded-hard`, `smollm2`, `mistral-7b`, a folder, or a name on the hub. Only
+            safetensors are read, and no code of the repository is run.
         adapter: folder of a PEFT adapter to start from.
         lora: shape of the adapter, r >= 1; by default that of `adapter`, or else `Lora()`.
         load_in_4bit: NF4 with bitsandbytes, on CUDA only.
@@ -117,10 +121,11 @@ def show_downloads_alone() -> None:
 
 def _location(name: str) -> str:
     """A folder, or a name on the hub."""
-    if name == "embedded" and not (EMBEDDED / "config.json").is_file():
+    if name in EMBEDDED and not (EMBEDDED[name] / "config.json").is_file():
+        noise = " --inverse-noise 0.9" if name == "embedded-hard" else ""
         raise InputError(
-            f"--model embedded: no weights in {EMBEDDED}: "
-            "make them with python -m agents.pretrain --output embedded"
+            f"--model {name}: no weights in {EMBEDDED[name]}: "
+            f"make them with python -m agents.pretrain --output {name}{noise}"
         )
     where = ALIASES.get(name, name)
     if name == "smollm2" and (smollm2.folder() / "config.json").is_file():

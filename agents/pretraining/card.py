@@ -111,7 +111,8 @@ def card(command: str, facts: Mapping[str, Any], measured: Mapping[str, float]) 
     settings = facts["config"]
     inverse = measured["inverse, greedy"]
     ease = "an easy" if inverse > EASY else "not an easy"
-    return f"""# The embedded model
+    title = "The embedded model" if inverse > EASY else "A model like the embedded one, with a worse reader"
+    return f"""# {title}
 
 A `MistralForCausalLM` of {facts["parameters"]:,} parameters, trained from scratch on the `pretrain` split of
 the domain grammars. It is a test bed for self-improvement, not an assistant. Its training text is wrong on

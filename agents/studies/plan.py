@@ -220,7 +220,7 @@ def _arm(
         _seeds(file, (*where, "seeds"), given["seeds"]) if "seeds" in given else seeds,
         settings,
         resolved,
-        config_type.supervised or is_labelled(reward),
+        config_type(**resolved).supervised or is_labelled(reward),
         tuple(on),
         given.get("reference", data.get("reference")),
         given.get("ceiling", data.get("ceiling")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from agents.cli.values import require, require_counts, require_sampling
 
@@ -25,8 +25,6 @@ def finite(what: str, value: float, step: int) -> float:
 class TrainConfig:
     """Improves a model on its own commands: it writes, reconstructs, scores and learns, cycle after cycle."""
 
-    supervised: ClassVar[bool] = False  # whether the trainer learns from references, whatever the reward is
-
     cycles: int = 10
     """Cycles of writing, scoring and training."""
     tasks: int = 50
@@ -36,7 +34,7 @@ class TrainConfig:
     temperature: float = 0.7
     """Sampling temperature of the commands."""
     model: str | None = None
-    """embedded, smollm2, mistral-7b, or a Hugging Face name or folder. Default: embedded."""
+    """embedded, embedded-hard, smollm2, mistral-7b, or a Hugging Face name or folder. Default: embedded."""
     adapter: str | None = None
     """Start from the PEFT adapter in this folder."""
     load_in_4bit: bool = False
@@ -103,6 +101,11 @@ class TrainConfig:
     """Resume the run in this folder. Without a value: the run of --output and --name, else the newest one."""
     config: str | None = None
     """YAML file of settings, named like these flags with underscores. Flags override it."""
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the trainer learns from references, whatever the reward is."""
+        return False
 
     def check(self) -> None:
         """Raises InputError with flag and fix: a value out of range, an unknown reward, a faulty domain."""

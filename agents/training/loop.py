@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from agents.cli.display import Display
@@ -30,6 +31,7 @@ from agents.training.rollouts import (
     AS_THEY_COME,
     Batch,
     Drawing,
+    Rollout,
     inverter_gap,
     policy_metrics,
     records,
@@ -44,6 +46,7 @@ from rewards.registry import reward_info
 
 GAP_TASKS = 15  # tasks whose candidates are scored with the base model as inverter as well
 Values = dict[str, float | None]
+Accepted = tuple[Sequence[Rollout], Sequence[int]]  # what was written, and positions of positive examples
 
 
 class Loop:
@@ -142,10 +145,19 @@ class Loop:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Around the update: counts its time, and moves the averaged adapter after it."""
-        with self._timed("train"):
+        with self.timed("train"):
             yield
             if self.config.inverter == "ema":
                 self.session.policy.update_ema(EMA)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Shows what is done and counts its time as `time/<name>`, minus what other names count."""
+        self._display.phase(self.cycle, name)
+        started, counted = time.perf_counter(), math.fsum(self._seconds.values())
+        yield
+        others = math.fsum(self._seconds.values()) - counted
+        self.spent({name: time.perf_counter() - started - others})
 
     def spent(self, seconds: Mapping[str, float]) -> None:
         """Counts seconds of this cycle as `time/<name>`. Inside `training` they do not count as training."""
@@ -164,6 +176,7 @@ class Loop:
         after: tuple[Batch, Sequence[int]] | None = None,
         best: int | None = None,
         stop: bool = False,
+        others: Mapping[str, Accepted] = MappingProxyType({}),
     ) -> None:
         """Ends the cycle: evaluates, watches, logs and saves.
 
@@ -175,6 +188,8 @@ class Loop:
                 accept.
             best: the best cycle so far, for a trainer that has a measure of its own: its adapter is kept.
             stop: ends the run after this cycle.
+            others: more that was written for the tasks, by its phase in the log, with the positions of the
+                positive examples.
         """
         session = self.session
         if self._learns_from_verdicts:
@@ -185,19 +200,24 @@ class Loop:
         if stop:
             self.results["stopped"] = self.cycle
         with session.policy.usage.stopped():
-            with self._timed("evaluate"):
+            with self.timed("evaluate"):
                 held_out = session.evaluate(session.policy, session.reward, self.cycle)
-            with self._timed("watch"):
+            with self.timed("watch"):
                 watched = after[0] if after else batch
                 health = self._health(batch, watched)
                 alarms, alarm_lines = self._monitor.observe({**health, **held_out})
-            with self._timed("evaluate_whole"):
+            with self.timed("evaluate_whole"):
                 self._evaluate_whole(best)
 
         self.step += len(batch.rollouts)
         entry = self._entry(batch, accepted, after, held_out)
         self.results["cycles"].append(entry)
-        self._log_rollouts(batch, accepted, after)
+        phases: dict[str, Accepted] = {"before": (batch.rollouts, accepted or ()), **others}
+        if after:
+            phases["after"] = (after[0].rollouts, after[1])
+        for phase, (rollouts, positions) in phases.items():
+            rows = records(rollouts, positions, cycle=self.cycle, phase=phase)
+            session.run.append("rollouts", rows)
         dropped = {f"source/{reason}": float(count) for reason, count in batch.dropped.items()}
         metrics = {**reward_metrics(batch.rollouts), **_selection(entry), **dropped, **trained}
         session.run.scalars(self.step, self.cycle, {**metrics, **health, **alarms, **held_out})
@@ -216,15 +236,6 @@ class Loop:
         return 0
 
     # The steps of a cycle
-
-    @contextlib.contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        """Shows what is done and counts its time as `time/<name>`, minus what other names count."""
-        self._display.phase(self.cycle, name)
-        started, counted = time.perf_counter(), math.fsum(self._seconds.values())
-        yield
-        others = math.fsum(self._seconds.values()) - counted
-        self.spent({name: time.perf_counter() - started - others})
 
     def _start(self) -> None:
         """The evaluation before any training, and its checkpoint."""
@@ -300,18 +311,6 @@ class Loop:
             entry["improvement"] = _rise(entry["before"], entry["after"])
         entry["eval"] = held_out
         return entry
-
-    def _log_rollouts(
-        self,
-        batch: Batch,
-        accepted: Sequence[int] | None,
-        after: tuple[Batch, Sequence[int]] | None,
-    ) -> None:
-        rows = records(batch.rollouts, accepted or (), cycle=self.cycle, phase="before")
-        self.session.run.append("rollouts", rows)
-        if after:
-            rows = records(after[0].rollouts, after[1], cycle=self.cycle, phase="after")
-            self.session.run.append("rollouts", rows)
 
     def _show(self, watched: Batch, alarms: Sequence[str]) -> None:
         """What is to be read rather than plotted: samples, alarms, and at the end the settings."""

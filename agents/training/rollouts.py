@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -243,8 +243,8 @@ def records(rollouts: Sequence[Rollout], accepted: Iterable[int], **where: Any) 
     ]
 
 
-def read_accepted(path: Path, phase: str) -> list[Rollout]:
-    """The accepted candidates of a phase from rollouts.jsonl, oldest first, as far as training needs them.
+def read_accepted(path: Path, phases: Collection[str]) -> list[Rollout]:
+    """The accepted candidates of phases from rollouts.jsonl, oldest first, as far as training needs them.
 
     A missing file has none. A candidate with a closed gate is not a positive example, whatever the log says.
 
@@ -255,7 +255,7 @@ def read_accepted(path: Path, phase: str) -> list[Rollout]:
         return []
     found = []
     for number, row in read_jsonl(path, fix="restore the file"):
-        if not row.get("accepted") or row.get("phase") != phase:
+        if not row.get("accepted") or row.get("phase") not in phases:
             continue
         place = f"{path}:{number}"
         task, completion = candidate_in(row, place)

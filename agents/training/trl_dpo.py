@@ -1,4 +1,4 @@
-"""The update of online DPO: TRL's `DPOTrainer` on pairs of our rollouts, and nothing else left of it."""
+"""Learning from preferences: TRL's `DPOTrainer` on pairs of our token ids, and nothing else left of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from agents.policy.policy import Policy
 from agents.training.rollouts import Batch
@@ -32,20 +33,48 @@ METRICS = {
 Pair = tuple[int, int]  # positions of (chosen, rejected) in a batch
 
 
+class Preference(NamedTuple):
+    """Token ids of a prompt and of two answers, each with what ends an answer; its weight in the loss."""
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+    weight: float = 1.0
+
+
 class PairTrainer(DPOTrainer):
     """TRL's trainer on the tokens that were generated: their text need not give the same ones again."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "weight"]
+
+    def compute_loss(self, model: Any, inputs: Any, *others: Any, **more: Any) -> Any:
+        """TRL's loss, times the pair's weight where it has one."""
+        weight = inputs.pop("weight", None)
+        loss = super().compute_loss(model, inputs, *others, **more)
+        return loss if weight is None else loss * weight
+
     def _send_telemetry(self) -> None:
         """Sends nothing; there is a new trainer in each cycle."""
 
 
+class OneWeighted(DataCollatorForPreference):
+    """A batch of one pair, with its weight."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch, and the weight as a number."""
+        [pair] = examples
+        batch: dict[str, Any] = super().torch_call(examples)
+        return {**batch, "weight": torch.tensor(pair["weight"])}
+
+
 def train_on_pairs(
     policy: Policy,
-    batch: Batch,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Preference],
     *,
     lr: float,
     beta: float,
@@ -56,7 +85,7 @@ def train_on_pairs(
     stream_parts: tuple[object, ...],
     folder: Path,
 ) -> dict[str, float | None]:
-    """Trains the adapter on pairs of a batch; whatever else TRL changes on the model is undone.
+    """Trains the adapter on pairs; whatever else TRL changes on the model is undone.
 
     Where memory runs out, the steps are cut into parts of equal weight.
 
@@ -68,11 +97,11 @@ def train_on_pairs(
     Returns:
         `train/loss` and the rest of `METRICS`, means over the pairs when they were trained on. Rewards
         are beta times the log-ratio; log-probabilities are sums over the command's tokens, in nats.
-        `train/score_margin` is the mean difference of score.
 
     Raises:
         TrainingError: a loss or a gradient that is NaN or infinite, or weights that did not change.
     """
+    weighted = any(pair.weight != 1 for pair in pairs)
     with quiet():
         arguments = DPOConfig(
             output_dir=str(folder),
@@ -97,11 +126,16 @@ def train_on_pairs(
             logging_nan_inf_filter=False,
             disable_tqdm=True,
         )
-    rows = _rows(policy, batch, pairs)
+    rows = []
+    for prompt, chosen, rejected, weight in pairs:
+        row: dict[str, Any] = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        rows.append({**row, "weight": weight} if weighted else row)
 
     def update(size: int) -> list[Mapping[str, Any]]:
-        arguments.per_device_train_batch_size = size // 2
-        arguments.gradient_accumulation_steps = batch_size // (size // 2)
+        # A loss has one weight, so that pairs with weights go through the model one by one.
+        at_once = 1 if weighted else size // 2
+        arguments.per_device_train_batch_size = at_once
+        arguments.gradient_accumulation_steps = batch_size // at_once
         optimizer = adamw(policy.trainable(), lr, None)
         with updating(policy, lr, *stream_parts):
             return _steps(policy, rows, on_one_device(arguments), optimizer, reference)
@@ -114,24 +148,25 @@ def train_on_pairs(
         **_pair_means(steps, _step_sizes(len(pairs), batch_size, epochs)),
         "train/grad_norm": math.fsum(step["grad_norm"] for step in steps) / len(steps),
         "train/steps": float(len(steps)),
-        "train/score_margin": _score_margin(batch, pairs),
     }
 
 
 def _steps(
     policy: Policy,
-    rows: Sequence[Mapping[str, Sequence[int]]],
+    rows: Sequence[Mapping[str, Any]],
     arguments: DPOConfig,
     optimizer: torch.optim.Optimizer,
     reference: str,
 ) -> list[Mapping[str, Any]]:
     """TRL's log of each step of an update."""
+    weighted = "weight" in rows[0]
     with contained(policy), unpatched(policy):
         with precise(policy):
             trainer = PairTrainer(
                 policy.model,
                 args=arguments,
                 train_dataset=Dataset.from_list(rows),
+                data_collator=OneWeighted(policy.pad) if weighted else None,
                 processing_class=copy.deepcopy(policy.tokenizer),
                 optimizers=(optimizer, None),
             )
@@ -144,14 +179,14 @@ def _steps(
         return logged_steps(trainer.state.log_history)
 
 
-def _rows(policy: Policy, batch: Batch, pairs: Sequence[Pair]) -> list[dict[str, Sequence[int]]]:
-    """The pairs as TRL takes them, in tokens."""
+def preferences_of(policy: Policy, batch: Batch, pairs: Sequence[Pair]) -> list[Preference]:
+    """Pairs of a batch in tokens."""
     examples = examples_of(policy, batch.rollouts)
-    rows = []
+    found = []
     for chosen, rejected in pairs:
         prompt, chosen_ids = examples[chosen]
-        rows.append({"prompt_ids": prompt, "chosen_ids": chosen_ids, "rejected_ids": examples[rejected][1]})
-    return rows
+        found.append(Preference(prompt, chosen_ids, examples[rejected][1]))
+    return found
 
 
 def _step_sizes(pairs: int, batch_size: int, epochs: int) -> list[int]:
@@ -169,7 +204,7 @@ def _pair_means(steps: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dic
     return means
 
 
-def _score_margin(batch: Batch, pairs: Sequence[Pair]) -> float:
+def score_margin(batch: Batch, pairs: Sequence[Pair]) -> float:
     """The mean difference of score in a pair."""
     rollouts = batch.rollouts
     differences = []
