@@ -22,7 +22,19 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from agents import dpo, evaluate, grpo, ppo, rejection_sft, rloo, self_rewarding, sft, spin, star
+from agents import (
+    constitutional,
+    dpo,
+    evaluate,
+    grpo,
+    ppo,
+    rejection_sft,
+    rloo,
+    self_rewarding,
+    sft,
+    spin,
+    star,
+)
 from agents.cli.command import run_command
 from agents.cli.display import as_json, say
 from agents.cli.faults import Terminated
@@ -34,6 +46,7 @@ TRAINERS: dict[str, type[TrainConfig]] = {
     "rejection_sft": rejection_sft.Config,
     "ppo": ppo.Config,
     "dpo": dpo.Config,
+    "constitutional": constitutional.Config,
     "grpo": grpo.Config,
     "rloo": rloo.Config,
     "sft": sft.Config,

@@ -40,6 +40,8 @@ PROMPT_FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "points": (frozenset({"task", "command", "criteria"}), frozenset()),
     "rate": (frozenset({"task", "reconstruction"}), frozenset()),
     "revise": (frozenset({"task", "command"}), frozenset({"principle"})),
+    "critique": (frozenset({"task", "command"}), frozenset({"principle"})),
+    "prefer": (frozenset({"task", "first", "second"}), frozenset({"principle"})),
 }
 # The prompts that a domain may leave out.
 DEFAULT_PROMPTS = {
@@ -50,6 +52,9 @@ DEFAULT_PROMPTS = {
     "rate": "How similar are these two tasks, from 0 to 10? Answer with the number.\n"
     "First: {task}\nSecond: {reconstruction}",
     "revise": "Revise this command. {principle}\nTask: {task}\nCommand: {command}",
+    "critique": "What is wrong with this command? {principle}\nTask: {task}\nCommand: {command}",
+    "prefer": "Which command is better for the task, A or B? {principle}\nTask: {task}\n"
+    "A: {first}\nB: {second}\nAnswer A or B.",
 }
 CRITERIA = (
     "It is a valid command.",

@@ -49,6 +49,29 @@ def points_prompt(task: Task, command: str, first: int) -> Prompt:
     return Prompt(load_domain(task.domain).prompt("points", **fields), kind="judge")
 
 
+def critique_prompt(task: Task, command: str, principle: str) -> Prompt:
+    """Asks what is wrong with the command by a principle."""
+    domain = load_domain(task.domain)
+    text = domain.prompt("critique", task=task.text, command=command, principle=principle)
+    return Prompt(text, kind="judge", system=task.system or domain.system)
+
+
+def revise_prompt(task: Task, command: str, principle: str, critique: str) -> Prompt:
+    """Asks for a better command by a principle, after a critique; the answer is a command."""
+    domain = load_domain(task.domain)
+    text = domain.prompt("revise", task=task.text, command=command, principle=principle)
+    critique = " ".join(critique.split())
+    return Prompt(
+        f"{text}\nCritique: {critique}", system=task.system or domain.system, prefill=domain.prefill
+    )
+
+
+def prefer_prompt(task: Task, first: str, second: str, principle: str) -> Prompt:
+    """Asks which of two commands is better by a principle, A or B."""
+    fields = {"task": task.text, "first": first, "second": second, "principle": principle}
+    return Prompt(load_domain(task.domain).prompt("prefer", **fields), kind="judge")
+
+
 def rate_prompt(task: Task, reconstruction: str) -> Prompt:
     """Asks how similar a reconstruction is to the task, from 0 to 10."""
     text = load_domain(task.domain).prompt("rate", task=task.text, reconstruction=reconstruction)

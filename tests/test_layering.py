@@ -18,7 +18,18 @@ BLIND = ("envs", "rewards", "agents.cli", "agents.policy", "agents.studies", "ag
 # The only modules in them that may: the verification itself, and the reward that is labelled by definition.
 SEEING = ("envs.verify", "rewards.labelled")
 # Trainers are files in agents/. They hand these two on and import nothing else that knows what is right.
-TRAINERS = ("dpo", "grpo", "ppo", "rejection_sft", "rloo", "self_rewarding", "sft", "spin", "star")
+TRAINERS = (
+    "constitutional",
+    "dpo",
+    "grpo",
+    "ppo",
+    "rejection_sft",
+    "rloo",
+    "self_rewarding",
+    "sft",
+    "spin",
+    "star",
+)
 HANDED_ON = {"agents.evaluation.heldout.HeldOut", "rewards.labelled.Truth"}
 # What the supervised trainers import besides: they look up the references that they learn from.
 OPENED = {name: {"envs.verify.truth.find_case"} for name in ("sft", "spin", "star")}

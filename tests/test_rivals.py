@@ -14,7 +14,12 @@ from conftest import kill_after_the_first_of_three
 from agents import rejection_sft
 from agents.cli.command import run_command
 
-RIVALS = {"self_rewarding": [], "spin": [], "star": ["--reward", "random", "--candidates", "1"]}
+RIVALS = {
+    "constitutional": ["--margin", "0"],
+    "self_rewarding": [],
+    "spin": [],
+    "star": ["--reward", "random", "--candidates", "1"],
+}
 SMALL = ["--domain", "network", "--force", "--no-gates", "--max-new-tokens", "12", "--tasks", "6"]
 SMALL += ["--eval-tasks", "3", "--eval-subset", "2", "--eval-samples", "1"]
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl", "progress.json", "self_improvement_results.json")

@@ -37,6 +37,7 @@ KEYWORDS: dict[str, Collection[str]] = {
     "model": ALIASES,
     "task_source": ("templates", "model"),
     "embedder": (TrainConfig.embedder,),
+    "constitution": ("commands",),
     "pairs": (),  # of the one trainer that has them
     "rollouts": (),
 }

@@ -1,0 +1,48 @@
+"""Principles that a model is asked to criticise, revise and prefer by: a constitution, from a YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from envs.messages import did_you_mean
+from envs.types import InputError
+from envs.yamlfile import read_yaml
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "constitutions"
+HOW = "write `principles:` and under it lines of `name: sentence`"
+
+
+class Principle(NamedTuple):
+    """A rule for commands, in one sentence."""
+
+    name: str
+    text: str
+
+
+def read_constitution(name: str) -> tuple[Principle, ...]:
+    """The principles of a file, in its order.
+
+    Args:
+        name: of a file in configs/constitutions, or a path.
+
+    Raises:
+        InputError: the file cannot be read, or does not hold principles.
+    """
+    shipped = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    path = shipped.get(name, Path(name))
+    flag = "--constitution"
+    try:
+        file = read_yaml(path, flag=flag)
+    except FileNotFoundError:
+        known = f"use one of {', '.join(shipped)}, or the path of a YAML file"
+        raise InputError(f"{flag} {name}: no such file: {did_you_mean(name, shipped, known)}") from None
+    if not isinstance(file.data, dict) or list(file.data) != ["principles"]:
+        raise file.error((), f"must have the key principles alone: {HOW}")
+    found = file.data["principles"]
+    if not isinstance(found, dict) or not found:
+        raise file.error(("principles",), f"principles: must be a mapping: {HOW}")
+    for key, text in found.items():
+        if not isinstance(text, str) or not text.strip() or "\n" in text.strip():
+            raise file.error(("principles", key), f"{key}: must be a sentence on one line: {HOW}")
+    return tuple(Principle(str(key), text.strip()) for key, text in found.items())
