@@ -25,20 +25,15 @@ adapter is all that a cycle passes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
 from agents.training.config import TrainConfig
+from agents.training.contrast import pairs_of_batch, score_margin
 from agents.training.trl_config import require_trl
 
-if TYPE_CHECKING:
-    from agents.training.rollouts import Batch
-
-
-Values = Sequence[Sequence["float | None"]]
 NOTHING = "no pair of commands, so nothing was trained: lower --margin, or raise --candidates"
 
 
@@ -70,61 +65,13 @@ class Config(TrainConfig):
             self._require(name, 0 <= getattr(self, name) < math.inf, "must be 0 or more")
 
 
-def pairs_of(
-    values_P_G: Values,
-    texts_P_G: Sequence[Sequence[str]],
-    margin: float,
-    acceptable_P_G: Values | None = None,
-) -> list[tuple[int, int]]:
-    """Positions of (chosen, rejected) for each task that makes a pair, counted task after task.
-
-    Of equal scores the first one written is taken.
-
-    Args:
-        values_P_G: scores, G candidates for each of P tasks; None for a candidate that is left out.
-        texts_P_G: their commands; the two of a pair differ.
-        margin: the smallest difference of score; equal scores never make a pair.
-        acceptable_P_G: scores, None for a candidate that must not be chosen; by default all may be.
-    """
-    pairs = []
-    start = 0
-    for values, texts, acceptable in zip(values_P_G, texts_P_G, acceptable_P_G or values_P_G, strict=True):
-        scored = _with_scores(values)
-        choices = _with_scores(acceptable)
-        if choices:
-            best, chosen = max(choices, key=_score)
-            worst, rejected = min(scored, key=_score)
-            if best > worst and best - worst >= margin and texts[chosen] != texts[rejected]:
-                pairs.append((start + chosen, start + rejected))
-        start += len(values)
-    return pairs
-
-
-def _with_scores(values: Sequence[float | None]) -> list[tuple[float, int]]:
-    return [(value, row) for row, value in enumerate(values) if value is not None]
-
-
-def _score(candidate: tuple[float, int]) -> float:
-    return candidate[0]
-
-
-def pairs_of_batch(batch: Batch, margin: float) -> list[tuple[int, int]]:
-    """The pairs of a batch.
-
-    A truncated command has no end to learn, so it is in none. One with a closed gate may only be rejected.
-    """
-    values = [[rollout.complete_score for rollout in group] for group in batch.groups]
-    texts = [[rollout.command for rollout in group] for group in batch.groups]
-    return pairs_of(values, texts, margin, batch.acceptable)
-
-
 def main(config: Config) -> int:
     """Runs the cycles, or resumes them, and prints the table of cycles and the run's folder."""
     require_trl("online DPO")
     from agents.evaluation.heldout import HeldOut
     from agents.training.loop import Loop
     from agents.training.session import open_session
-    from agents.training.trl_dpo import preferences_of, score_margin, train_on_pairs
+    from agents.training.trl_dpo import preferences_of, train_on_pairs
     from rewards.labelled import Truth
     from rewards.registry import shown
 

@@ -37,10 +37,11 @@ from agents.cli.command import run_command
 from agents.cli.display import say
 from agents.cli.files import check_folders, file_name, write_whole, writing
 from agents.dpo import Config as DPOConfig
-from agents.dpo import pairs_of
+from agents.policy.names import ALIASES
 from agents.rejection_sft import Config as SFTConfig
 from agents.rejection_sft import select
 from agents.studies.runs import RunRecord, read_lines, read_run
+from agents.training.contrast import pairs_of
 from envs.domain import Domain, load_domain
 from envs.jsonl import from_json
 from envs.schema import EMBEDDED
@@ -174,8 +175,6 @@ def merge(config: Config) -> int:
 
 def folder_of(model: str) -> Path:
     """The folder of a model that is none of the hub."""
-    from agents.policy.load import ALIASES
-
     return Path(ALIASES.get(model, model))
 
 

@@ -67,7 +67,7 @@ def main(config: Config) -> int:
     # torch and transformers take seconds to import: not for --help.
     import torch
 
-    from agents.policy.load import EMBEDDED
+    from agents.policy.names import EMBEDDED
     from agents.pretraining.card import card, measure
     from agents.pretraining.model import batches, completion_loss, make_model, make_tokenizer
 

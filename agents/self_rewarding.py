@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agents.cli.command import run_command
-from agents.dpo import pairs_of_batch
 from agents.training.config import TrainConfig
+from agents.training.contrast import pairs_of_batch, score_margin
 from agents.training.trl_config import require_trl
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def main(config: Config) -> int:
     from agents.evaluation.heldout import HeldOut
     from agents.training.loop import Loop
     from agents.training.session import open_session
-    from agents.training.trl_dpo import preferences_of, score_margin, train_on_pairs
+    from agents.training.trl_dpo import preferences_of, train_on_pairs
     from rewards.labelled import Truth
     from rewards.registry import shown
 

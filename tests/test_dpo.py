@@ -19,10 +19,11 @@ from conftest import kill_after_the_first_of_three, stir
 
 from agents import rejection_sft
 from agents.cli.command import parse, run_command
-from agents.dpo import Config, main, pairs_of, pairs_of_batch
+from agents.dpo import Config, main
 from agents.policy.load import Lora, load_policy
 from agents.policy.policy import Policy
 from agents.training.config import TrainingError
+from agents.training.contrast import pairs_of, pairs_of_batch, score_margin
 from agents.training.rollouts import Batch, Rollout, roll_out
 from envs.domain import load_domain
 from envs.prompts import forward_prompt
@@ -33,7 +34,7 @@ pytest.importorskip("trl")
 
 from trl import DPOConfig, DPOTrainer
 
-from agents.training.trl_dpo import PairTrainer, preferences_of, score_margin, train_on_pairs
+from agents.training.trl_dpo import PairTrainer, preferences_of, train_on_pairs
 from agents.training.trl_policy import contained, on_one_device
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,8 @@ import yaml
 from agents import dpo
 from agents.cli.command import run_command
 from agents.export import Config, has_template, main
-from agents.policy.load import EMBEDDED, load_policy
+from agents.policy.load import load_policy
+from agents.policy.names import EMBEDDED
 from agents.policy.policy import Policy
 from envs.domain import load_domain
 

@@ -120,7 +120,7 @@ def test_the_weight_of_a_pair_is_its_weight_in_the_loss(pocket: Path, tmp_path: 
 def test_a_trivial_preference_is_learnt(tmp_path: Path) -> None:
     flags = ["--model", "embedded", "--domain", "shell", "--tasks", "40", "--cycles", "3", "--lr", "3e-3"]
     flags += ["--max-new-tokens", "32", "--no-gates", "--eval-tasks", "3", "--eval-subset", "2"]
-    flags += ["--eval-samples", "1", "--reward", "test_star:no_dash", "--sft", "1", "--weighted"]
+    flags += ["--eval-samples", "1", "--reward", "test_star:no_dash", "--epochs", "3"]
     argv = [*flags, "--output", str(tmp_path), "--name", "a"]
     assert run_command(Config, main, argv, "self_rewarding") == 0
     rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]

@@ -20,22 +20,13 @@ from agents.policy.batches import out_of_memory
 from agents.policy.compute import Compute, on_cpu
 from agents.policy.labels import read_labels
 from agents.policy.lora import Lora, saved_lora, with_lora
+from agents.policy.names import ALIASES, EMBEDDED
 from agents.policy.policy import Policy
 from agents.policy.tokens import Shots
 from envs.hub import find_hub
 from envs.messages import one_line
 from envs.types import InputError
 
-# The models that ship here.
-EMBEDDED = {
-    "embedded": Path(__file__).parent / "embedded",
-    "embedded-hard": Path(__file__).parent / "embedded_hard",
-}
-ALIASES = {
-    **{name: str(folder) for name, folder in EMBEDDED.items()},
-    "smollm2": smollm2.HUB,
-    "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2",
-}
 ALLOWED = "give embedded, embedded-hard, smollm2, a folder or the name of a model on the Hugging Face hub"
 
 

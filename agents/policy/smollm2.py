@@ -14,7 +14,8 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+from agents.policy.names import SMOLLM2 as HUB
+
 CARD = """# SmolLM2-135M-Instruct
 
 [{hub}](https://huggingface.co/{hub}) by Hugging Face, under the Apache License 2.0.

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from agents.cli.display import say
 from agents.policy.chat import DATE, read_options
-from agents.policy.load import ALIASES, load_policy
-from agents.policy.load import EMBEDDED as EMBEDDED_MODELS
+from agents.policy.load import load_policy
 from agents.policy.lora import ALL_LINEAR, Lora, adapted
+from agents.policy.names import ALIASES
+from agents.policy.names import EMBEDDED as EMBEDDED_MODELS
 from agents.policy.policy import Policy
 from agents.policy.tokens import Shots
 from agents.policy.usage import Usage

@@ -202,12 +202,3 @@ def _pair_means(steps: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dic
         sums = [size * step[its] for size, step in zip(sizes, steps, strict=True)]
         means[ours] = math.fsum(sums) / sum(sizes)
     return means
-
-
-def score_margin(batch: Batch, pairs: Sequence[Pair]) -> float:
-    """The mean difference of score in a pair."""
-    rollouts = batch.rollouts
-    differences = []
-    for chosen, rejected in pairs:
-        differences.append((rollouts[chosen].score.value or 0.0) - (rollouts[rejected].score.value or 0.0))
-    return math.fsum(differences) / len(pairs)
