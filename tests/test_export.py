@@ -254,7 +254,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_sft_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, tmp_path: Path) -> None:
     assert export(str(trained), "--select", "best", "--output", str(tmp_path / "o.jsonl")) == 0
-    seen = train_sft(EMBEDDED, tmp_path / "o.jsonl", tmp_path)
+    seen = train_sft(EMBEDDED["embedded"], tmp_path / "o.jsonl", tmp_path)
     groups = [lines(trained / "rollouts.jsonl")[start : start + 3] for start in range(0, 36, 3)]
     best = [
         max((row for row in group if not row["truncated"]), key=lambda row: row["score"]) for group in groups
@@ -278,7 +278,7 @@ def test_dpo_trainer_takes_it_and_sees_the_tokens_of_generation(trained: Path, t
     assert (
         commands(tmp_path / "o.jsonl", "chosen") == [row["command"] for row in accepted] and len(accepted) > 2
     )
-    seen = train_dpo(EMBEDDED, tmp_path / "o.jsonl", tmp_path)
+    seen = train_dpo(EMBEDDED["embedded"], tmp_path / "o.jsonl", tmp_path)
     wanted = in_generation(load_policy("embedded"), accepted)
     assert [(row["prompt_ids"], row["chosen_ids"]) for row in seen] == wanted
     rejected = load_policy("embedded").completion_ids(commands(tmp_path / "o.jsonl", "rejected"))
