@@ -24,20 +24,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from agents.cli.command import run_command
+from agents.cli.values import require_counts
 from envs.answers import command_in
+from envs.messages import did_you_mean
 from envs.prompts import forward_prompt
+from envs.schema import EMBEDDED
 from envs.types import InputError, Task
 from envs.verify.sandbox.archive import Entry
 from envs.verify.sandbox.probe import unavailable
 from envs.verify.sandbox.run import execute
-
-
-def at_least_one(config: object, *names: str) -> None:
-    """Raises InputError where one of these settings is less than 1."""
-    for name in names:
-        value = getattr(config, name)
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+from rewards.registry import reward_info
 
 
 def seconds_of(work: Callable[..., object], *arguments: object) -> float:
@@ -73,28 +69,24 @@ class EnvConfig:
     """Print only JSON."""
 
     def check(self) -> None:
-        """Raises InputError for a value out of range."""
-        at_least_one(self, "num_envs", "repetitions")
+        """Raises InputError for a value out of range, or no such domain or reward."""
+        require_counts(self, "num_envs", "repetitions")
+        require_counts(self, "seed", least=0, most=2**63 - 1)
+        if self.domain not in (*EMBEDDED, "all"):
+            allowed = (*EMBEDDED, "all")
+            raise InputError(f"--domain {self.domain}: {did_you_mean(self.domain, allowed)}")
+        reward_info(self.reward)
 
 
 def measure_env(config: EnvConfig) -> dict[str, Any]:
     """Times both sides -> medians in episodes per second, their ratio, and the value of every repetition.
 
     An episode scores a command and draws the next task. The commands are written before the clock starts.
-
-    Raises:
-        InputError: there is no such domain or reward.
     """
     import gymnasium
     import torch
 
     from agents.policy.gym_factory import shared_policy
-    from envs.schema import EMBEDDED
-    from rewards.registry import reward_info
-
-    if config.domain not in (*EMBEDDED, "all"):
-        raise InputError(f"--domain {config.domain}: use one of {', '.join(EMBEDDED)}, all")
-    reward_info(config.reward)
 
     name = f"envs:inversion/{config.domain}-v0"
     single = gymnasium.make(name, reward=config.reward)
@@ -204,7 +196,8 @@ class SandboxConfig:
 
     def check(self) -> None:
         """Raises InputError for a value out of range."""
-        at_least_one(self, "commands", "threads")
+        require_counts(self, "commands")
+        require_counts(self, "threads", most=4096)
 
 
 def measure_sandbox(config: SandboxConfig) -> dict[str, Any]:

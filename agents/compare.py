@@ -17,8 +17,7 @@ from tyro.conf import Positional
 
 from agents.cli.command import run_command
 from agents.cli.display import as_json, say
-from agents.cli.files import check_folders, file_name, writing
-from envs.types import InputError
+from agents.cli.files import check_folders, check_output, file_name, writing
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,23 @@ class Config:
     def check(self) -> None:
         """Raises InputError where no run is given, or one twice."""
         check_folders(self.runs, "python -m agents.compare runs/rejection_sft/A runs/ppo/B")
+        check_output(self.output)
 
 
 def main(config: Config) -> int:
     """Reads the runs, refuses those that cannot be compared, writes the comparison and prints a summary."""
-    # Slow to import, and not needed for --help.
-    from agents.studies.comparison import check_comparable, make_report, read_runs, show, write_comparison
+    from agents.studies.runs import (  # slow to import, as those below, and not for --help
+        check_comparable,
+        read_runs,
+    )
 
     records = read_runs(config.runs)
     check_comparable(records, config.strict)
+
+    from agents.studies.comparison import make_report, show, write_comparison
+
     report = make_report(records)
     output = Path(config.output or f"runs/compare/{file_name(record.name for record in records)}")
-    if (output / "config.yaml").exists():
-        raise InputError(f"--output {output}: is the folder of a run: choose another folder")
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         write_comparison(report, records, output)

@@ -22,9 +22,10 @@ from tyro.conf import Positional
 
 from agents.cli.command import run_command
 from agents.cli.display import as_json, say
-from agents.cli.files import file_name, write_json, writing
+from agents.cli.files import check_output, file_name, write_json, writing
 from agents.cli.values import MODEL_FILES, model_defaults, require_counts, require_sampling
 from agents.policy.chat import read_options
+from agents.policy.folders import check_adapter, check_model
 from agents.studies.settings import read_settings
 from envs.domain import domain_names, load_domain
 from envs.jsonl import from_json
@@ -100,7 +101,7 @@ class Config:
         """Raises InputError: a value out of range, an unknown reward, a faulty domain, a missing subject."""
         if self.best_of is not None and self.best_of < 2:
             raise InputError(f"--best-of {self.best_of}: must be 2 or more, for the reward to have a choice")
-        require_counts(self, "tasks", "samples", "max_new_tokens", "threads")
+        require_counts(self, "tasks", "samples", "best_of")
         require_sampling(self)
         read_options(self.chat_template_kwargs)
         names = rewards_of(self)
@@ -117,25 +118,32 @@ class Config:
             is_path = subject.startswith(("runs/", ".", "/", "~"))
             if is_path and not Path(subject).exists():
                 raise InputError(f"{subject}: no such folder: give a run, one of its checkpoints, or a model")
-        if self.domain is not None:
-            for name in domain_names(self.domain):
-                load_domain(name)
+        if not self.subjects:
+            check_model(self.model or "embedded")
+        if self.adapter:
+            check_adapter(Path(self.adapter).expanduser(), self.model or "embedded")
+        for name in domain_names(self.domain or "all"):
+            load_domain(name)
+        check_output(self.output)
 
 
 def main(config: Config) -> int:
     """Measures every subject, compares each with the first, writes the report and prints a summary."""
-    # Slow to import, and not needed for --help.
-    from agents.evaluation.measure import cases_of, judgeable, measure
+    from agents.evaluation.answers import cases_of  # slow to import, as those below, and not for --help
+
+    config = replace(config, samples=config.best_of or config.samples)
+    subjects = subjects_of(config)
+    settings = resolved(config, subjects)
+    cases = cases_of(settings["domain"], config.tasks, config.tasks_file)
+
+    # They load torch, for which no mistake should wait.
+    from agents.evaluation.measure import judgeable, measure
     from agents.evaluation.report import make_report
     from agents.evaluation.selection import measure_selection
     from agents.evaluation.terminal import show
     from agents.pages.evaluation import write_evaluation
     from agents.policy.load import labels_of
 
-    config = replace(config, samples=config.best_of or config.samples)
-    subjects = subjects_of(config)
-    settings = resolved(config, subjects)
-    cases = cases_of(settings["domain"], config.tasks, config.tasks_file)
     references = None
     if config.tasks_file is not None:
         settings["domain"] = ",".join(dict.fromkeys(case.task.domain for case in cases))
@@ -249,9 +257,7 @@ def subject_at(where: str, load_in_4bit: bool) -> Subject:
     above = folder.resolve().parent
     if above.name == "checkpoints" and (above.parent / "config.yaml").is_file():
         return subject_of_run(above.parent, folder)
-    if (folder / "adapter_config.json").is_file():
-        fix = "give its base as --model and the folder as --adapter"
-        raise InputError(f"{where}: an adapter that is in no run: {fix}")
+    check_model(where, where)
     settings = suited(where)
     in_4bit = load_in_4bit or bool(settings.get("load_in_4bit"))
     return Subject(where, where, None, settings, load_in_4bit=in_4bit)
@@ -276,6 +282,8 @@ def subject_of_run(run: Path, folder: Path) -> Subject:
     adapter = last_checkpoint(run)
     if folder != run:
         name, adapter = f"{run.name}, {name}", folder
+    check_model(settings["model"], f"{run}: its model {settings['model']}")
+    check_adapter(adapter, settings["model"], str(adapter))
     return Subject(
         name,
         settings["model"],

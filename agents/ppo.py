@@ -37,6 +37,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
+from agents.cli.values import require_counts
 from agents.training.config import TrainConfig, finite
 from envs.streams import stream
 
@@ -88,7 +89,7 @@ class Config(TrainConfig):
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
-        self._require("micro_batch", self.micro_batch is None or self.micro_batch >= 1, "must be 1 or more")
+        require_counts(self, "micro_batch")
         self._require("gae_lambda", 0 <= self.gae_lambda <= 1, "must be in [0, 1]")
         for name in ("clip", "value_clip", "stop_kl", "max_grad_norm"):
             self._require(name, 0 < getattr(self, name) < math.inf, "must be above 0")

@@ -24,7 +24,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.cli.command import run_command
 from agents.cli.display import say
+from agents.cli.files import check_output
+from agents.cli.values import require_counts
+from agents.policy.names import EMBEDDED
 from agents.pretraining.corpus import Corpus, CorpusConfig
+from envs.domain import domain_names, load_domain
 from envs.types import InputError
 
 
@@ -52,14 +56,27 @@ class Config(CorpusConfig):
         super().check()
         if not self.output:
             raise InputError("--output: name a folder for the model, such as --output my-model")
-        for name in ("examples", "batch_size", "hidden", "layers"):
-            value = getattr(self, name)
-            if value < 1:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-        if self.vocabulary < 300:
-            raise InputError(f"--vocabulary {self.vocabulary}: must be at least 300")
+        if self.output not in EMBEDDED:
+            check_output(self.output)
+            self._must_be_free(Path(self.output))
+        require_counts(self, "examples", most=10**9)
+        require_counts(self, "batch_size")
+        require_counts(self, "hidden", "layers", most=65_536)
+        require_counts(self, "vocabulary", least=300, most=65_536)
+        require_counts(self, "seed", least=0, most=2**63 - 1)
+        if not 0 < self.lr <= 10:
+            raise InputError(f"--lr {self.lr}: must be above 0 and at most 10: 0.02 is the default")
         if self.hidden % 4:
             raise InputError(f"--hidden {self.hidden}: must be a multiple of 4")
+        for name in domain_names(self.domain):
+            load_domain(name)
+
+    def _must_be_free(self, output: Path) -> None:
+        """An earlier model of this command is replaced, and nothing else."""
+        if (output / "config.yaml").exists():
+            raise InputError(f"--output {output}: is the folder of a run: choose another folder")
+        if output.is_dir() and any(output.iterdir()) and not (output / "pretrain.json").is_file():
+            raise InputError(f"--output {output}: holds something else: choose a new or empty folder")
 
 
 def main(config: Config) -> int:
@@ -67,7 +84,6 @@ def main(config: Config) -> int:
     # torch and transformers take seconds to import: not for --help.
     import torch
 
-    from agents.policy.names import EMBEDDED
     from agents.pretraining.card import card, measure
     from agents.pretraining.model import batches, completion_loss, make_model, make_tokenizer
 

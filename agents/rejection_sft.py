@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agents.cli.command import run_command
 from agents.cli.display import say
+from agents.cli.values import require_counts
 from agents.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -60,16 +61,21 @@ class Config(TrainConfig):
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
+        from agents.studies.settings import read_settings
+
         super().check()
         self._require("threshold", 0 <= self.threshold <= 1, "must be in [0, 1]")
         self._require("warmup", self.warmup is None or 0 <= self.warmup < 1, "must be in [0, 1)")
-        self._require("after_tasks", self.after_tasks is None or self.after_tasks >= 1, "must be 1 or more")
+        require_counts(self, "after_tasks")
         self._require("rollouts", self.rollouts != "", "must not be empty: leave the flag out")
         self._require("top_k", self.top_k >= 0, "must be 0 (all tokens) or more")
+        require_counts(self, "top_k", least=0)
         self._require("top_p", 0 < self.top_p <= 1, "must be in (0, 1]")
         plain = self.top_k == 0 and self.top_p == 1
         drawn = "its candidates are written: leave --top-k and --top-p out"
         self._require("rollouts", self.rollouts is None or plain, drawn)
+        if self.rollouts is not None and "{seed}" not in self.rollouts:
+            read_settings(Path(self.rollouts), "give the folder of another run")
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
 
 
@@ -132,22 +138,25 @@ def in_words(config: Config) -> str:
 def main(config: Config) -> int:
     """Runs the protocol, or resumes it, and prints the table of cycles and the run's folder."""
     from agents.evaluation.heldout import HeldOut
-    from agents.training.loop import Loop
     from agents.training.recorded import of_cycle, read_candidates, with_seed
-    from agents.training.rollouts import Drawing, read_accepted
-    from agents.training.session import make_evaluation, open_session
-    from agents.training.update import Example, examples_of, fine_tune
     from rewards.labelled import Truth
     from rewards.registry import reward_info, shown
 
     rule = config.select or reward_info(config.reward).select
     share = config.keep_share or SHARES.get(rule, 1.0)
     config = replace(config, select=rule, keep_share=share)  # type: ignore[arg-type]
-    drawing = Drawing(config.include_greedy, config.top_k, config.top_p)
     recorded: Sequence[Group] = ()
     if config.rollouts is not None:
         config = replace(config, rollouts=with_seed(config.rollouts, config.seed))
-        recorded = read_candidates(Path(str(config.rollouts)), config, make_evaluation(config, HeldOut).texts)
+        recorded = read_candidates(Path(str(config.rollouts)), config, HeldOut(*config.held_out).texts)
+
+    # They load torch, for which no mistake should wait.
+    from agents.training.loop import Loop
+    from agents.training.rollouts import Drawing, read_accepted
+    from agents.training.session import open_session
+    from agents.training.update import Example, examples_of, fine_tune
+
+    drawing = Drawing(config.include_greedy, config.top_k, config.top_p)
     say(f"reward: {shown(config.reward)}, accepting {in_words(config)}")
     with open_session("rejection_sft", config, evaluation=HeldOut, truth=Truth) as session:
         policy = session.policy

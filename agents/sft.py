@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
+from agents.cli.values import require_counts
 from agents.training.config import TrainConfig, finite
 
 if TYPE_CHECKING:
@@ -85,12 +86,18 @@ class Config(TrainConfig):
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
+        from agents.training.pairs import read_pairs, some_of
+        from envs.domain import domain_names, load_domain
+
         super().check()
         self._require("pairs", self.pairs != "", "must not be empty: leave the flag out for its default")
-        self._require("examples", self.examples is None or self.examples >= 2, "must be 2 or more")
+        require_counts(self, "examples", least=2)
         self._require("validation", 0 <= self.validation < 1, "must be in [0, 1): 0.1 is the default")
-        self._require("patience", self.patience >= 1, "must be 1 or more")
+        require_counts(self, "patience")
         self._require("warmup", 0 <= self.warmup < 1, "must be in [0, 1): 0.1 is the default")
+        if self.pairs is not None:
+            domains = [load_domain(name) for name in domain_names(self.domain)]
+            some_of(read_pairs(Path(self.pairs), domains, ()), self.examples, self.seed)
 
 
 def best_of(losses: Sequence[float]) -> int:
@@ -142,10 +149,7 @@ def jump(before: Config, now: Config, steps: int, step: int) -> str:
 def main(config: Config) -> int:
     """Trains, or resumes, and prints the table of cycles and the run's folder."""
     from agents.evaluation.heldout import HeldOut
-    from agents.training.loop import Loop
     from agents.training.pairs import draw_pairs, held_back, read_pairs, some_of
-    from agents.training.session import make_evaluation, open_session
-    from agents.training.supervised import Tuner, forward_examples, inverse_examples, loss_of
     from envs.domain import domain_names, load_domain
     from envs.verify.truth import find_case
     from rewards.labelled import Truth
@@ -158,8 +162,14 @@ def main(config: Config) -> int:
     if config.pairs is None:
         pairs = draw_pairs(domains, config.examples or EXAMPLES, config.seed, reference)
     else:
-        exclude = make_evaluation(config, HeldOut).texts
+        exclude = HeldOut(*config.held_out).texts
         pairs = some_of(read_pairs(Path(config.pairs), domains, exclude), config.examples, config.seed)
+
+    # They load torch, for which no mistake should wait.
+    from agents.training.loop import Loop
+    from agents.training.session import open_session
+    from agents.training.supervised import Tuner, forward_examples, inverse_examples, loss_of
+
     training, validation = held_back(pairs, config.validation, config.seed)
     if not validation:
         config = replace(config, keep="last")

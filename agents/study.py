@@ -38,6 +38,8 @@ from agents import (
 from agents.cli.command import run_command
 from agents.cli.display import as_json, say
 from agents.cli.faults import Terminated
+from agents.cli.files import check_output
+from agents.cli.values import require_counts
 from agents.training.config import TrainConfig
 from envs.messages import visible
 from envs.types import InputError
@@ -74,21 +76,24 @@ class Config:
         """Raises InputError for a negative --jobs."""
         if self.jobs is not None and self.jobs < 0:
             raise InputError(f"--jobs {self.jobs}: must be 1 or more, or 0 to report what is there")
+        require_counts(self, "jobs", least=0, most=4096)
+        check_output(self.output)
 
 
 def main(config: Config) -> int:
     """Runs what is missing, then writes the report of all that is there."""
-    # Slow to import, and not needed for --help.
+    from agents.studies.plan import read_plan  # slow to import, as those below, and not for --help
+
+    plan = read_plan(Path(config.file), TRAINERS)
+
     from agents.studies.answer import answer
     from agents.studies.folder import Ledger, check_same, collect, held
     from agents.studies.jobs import run_jobs
     from agents.studies.markdown import failure
     from agents.studies.output import write_study
-    from agents.studies.plan import read_plan
     from agents.studies.schedule import all_jobs, names_of
     from agents.studies.summary import summarize
 
-    plan = read_plan(Path(config.file), TRAINERS)
     folder = Path(config.output or f"runs/study/{plan.name}")
     at_once = cores() if config.jobs is None else config.jobs
     out = sys.stderr if config.json else sys.stdout

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from envs.types import InputError
 
 BOM = b"\xef\xbb\xbf"
 
 
-def open_file(path: Path, shown: str, most_bytes: int) -> BinaryIO:
+def open_file(path: Path, shown: str, most_bytes: int) -> BufferedReader:
     """The open file, in binary.
 
     Args:

@@ -10,7 +10,8 @@ from typing import Any
 from envs.files import BOM, not_utf8, open_file
 from envs.types import InputError
 
-MOST_BYTES = 4 * 2**30
+MOST_BYTES = 64 * 2**20
+MOST_BYTES_OF_A_LOG = 4 * 2**30  # which a run writes
 MOST_BYTES_PER_LINE = 16 * 2**20
 
 
@@ -28,7 +29,7 @@ def read_jsonl(
         FileNotFoundError: nothing is there.
         InputError: the file or a line cannot be read.
     """
-    with open_file(path, f"{flag} {path}".strip(), MOST_BYTES) as file:
+    with open_file(path, f"{flag} {path}".strip(), MOST_BYTES_OF_A_LOG if log else MOST_BYTES) as file:
         number = 0
         # Only a line feed ends a line: JSON strings may hold U+2028 and the like.
         while raw := file.readline(MOST_BYTES_PER_LINE + 1):

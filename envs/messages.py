@@ -1,9 +1,12 @@
-"""Pieces of error messages: a value cut short, the word that was probably meant, an exception on one line."""
+"""Pieces of error messages: a value cut short, the word that was probably meant, a text safe to print."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+ENDLESS = re.compile(r"\S{200,}")  # a word that nobody reads to its end
 
 
 def short(value: object) -> str:
@@ -32,7 +35,8 @@ def did_you_mean(word: object, known: Iterable[object], otherwise: str = "") -> 
 
 def one_line(error: BaseException) -> str:
     """The text of an exception on one line, safe for a terminal; the name of its type where it has none."""
-    return visible(" ".join(str(error).split())) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return visible(ENDLESS.sub(lambda word: f"{word[0][:57]}...{word[0][-20:]}", text))
 
 
 def visible(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +17,14 @@ from envs.messages import did_you_mean
 from envs.streams import stream
 from envs.types import InputError, LanguageModel, Task
 
+LONGEST = 10_000  # characters of a task or a command
 TASK = 'write {"task": "..."} on one line'
+
+
+def check_length(place: str, text: str) -> None:
+    """Raises InputError for a task or a command of which no model could read the end."""
+    if len(text) > LONGEST:
+        raise InputError(f"{place}: has {len(text):,} characters, {LONGEST:,} are allowed: shorten it")
 
 
 class Source(Protocol):
@@ -189,6 +197,19 @@ def _values(text: str) -> list[str]:
     return sorted(word for word in words if word and not word.isalpha())
 
 
+def check_source(spec: str, domain: str) -> None:
+    """Raises InputError, as `make_source` does, for what shows without a model and without the hub."""
+    if spec.startswith("hf:"):
+        where = _hub_parts(spec)[0]
+        _only([load_domain(name) for name in domain_names(domain)], spec)
+        if where.startswith((".", "/", "~")) and not Path(where).exists():
+            raise InputError(f"--task-source {spec}: there is no {where}: give a data set or its folder")
+        if importlib.util.find_spec("datasets") is None:
+            raise InputError(f"--task-source {spec}: needs the datasets library: pip install datasets")
+    else:
+        make_source("templates" if spec == "model" else spec, domain)
+
+
 def make_source(
     spec: str, domain: str, model: LanguageModel | None = None, exclude: Collection[str] = ()
 ) -> Source:
@@ -248,6 +269,7 @@ def _file_task(path: Path, number: int, row: Mapping[str, Any], domains: Sequenc
     text = row.get("task")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{place}: task: is missing or not a text: {TASK}")
+    check_length(f"{place}: task", text)
     domain = domain_of_row(place, row, domains)
     return Task(f"{path.name}/{number}", domain.where, " ".join(text.split()))
 
@@ -274,34 +296,41 @@ def domain_of_row(place: str, row: Mapping[str, Any], domains: Sequence[Domain])
     raise InputError(f"{place}: domain: {name!r} is not one of --domain: {did_you_mean(name, names)}")
 
 
-def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
+def _hub_parts(spec: str) -> tuple[str, str, str]:
+    """The data set, column and split of hf:DATASET:COLUMN[:SPLIT]."""
     parts = spec.split(":")
     if len(parts) not in (3, 4) or not all(parts):
         raise InputError(f"--task-source {spec}: write hf:DATASET:COLUMN or hf:DATASET:COLUMN:SPLIT")
+    return parts[1], parts[2], parts[3] if len(parts) == 4 else "train"
+
+
+def _hub_tasks(spec: str, domain: Domain) -> list[Task]:
+    name, column, split = _hub_parts(spec)
     try:
         from datasets import load_dataset
     except ImportError:
         raise InputError(f"--task-source {spec}: needs the datasets library: pip install datasets") from None
     try:
-        rows = load_dataset(parts[1], split=parts[3] if len(parts) == 4 else "train")
+        rows = load_dataset(name, split=split)
     except Exception as error:  # whatever the library raises for a bad name, network or file
         problem = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"--task-source {spec}: cannot be loaded: {problem}: "
             "check the name and the network, or give a folder"
         ) from None
-    if parts[2] not in rows.column_names:
+    if column not in rows.column_names:
         raise InputError(
-            f"--task-source {spec}: no column {parts[2]!r}: use one of {', '.join(rows.column_names)}"
+            f"--task-source {spec}: no column {column!r}: use one of {', '.join(rows.column_names)}"
         )
     texts = [
         (row, " ".join(text.split()))
-        for row, text in enumerate(rows[parts[2]])
+        for row, text in enumerate(rows[column])
         if isinstance(text, str) and text.strip()
     ]
     if not texts:
         raise InputError(
-            f"--task-source {spec}: column {parts[2]!r} has no text: "
-            f"use one of {', '.join(rows.column_names)}"
+            f"--task-source {spec}: column {column!r} has no text: use one of {', '.join(rows.column_names)}"
         )
-    return [Task(f"{parts[1]}/{row}", domain.where, text) for row, text in texts]
+    for row, text in texts:
+        check_length(f"--task-source {spec}: row {row}", text)
+    return [Task(f"{name}/{row}", domain.where, text) for row, text in texts]

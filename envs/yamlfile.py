@@ -21,6 +21,8 @@ from envs.types import InputError
 MOST_BYTES = 2**20
 MOST_LEVELS = 50
 MOST_VALUES = 100_000  # with aliases written out, so that a few lines cannot stand for billions of values
+TOO_DEEP = f"more than {MOST_LEVELS} levels deep: write it flat, with no alias inside its own value"
+TOO_MANY = f"the file has more than {MOST_VALUES:,} values: write fewer, or fewer aliases"
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 TAG = "tag:yaml.org,2002:"
 
@@ -42,6 +44,7 @@ class YamlFile:
     data: Any = None
     nodes: dict[tuple[Step, ...], yaml.Node] = field(default_factory=dict)
     _lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    _sizes: dict[int, int] = field(default_factory=dict)  # id of a node -> values in it
 
     def existing(self, location: Location) -> tuple[Step, ...]:
         """The location without the steps that the file does not have."""
@@ -65,13 +68,9 @@ class YamlFile:
     def add(self, location: tuple[Step, ...], node: yaml.Node) -> Any:
         """Notes where a value and all that is in it stand -> the value. For `read_yaml`."""
         if len(location) > MOST_LEVELS:
-            problem = (
-                f"more than {MOST_LEVELS} levels deep: write it flat, with no alias inside its own value"
-            )
-            raise self.error(location[:1], problem)
-        if len(self.nodes) == MOST_VALUES:
-            problem = f"the file has more than {MOST_VALUES:,} values: write fewer, or fewer aliases"
-            raise self.error(location[:1], problem)
+            raise self.error(location[:1], TOO_DEEP)
+        if len(location) == 1 and len(self.nodes) + self._size(location, node) > MOST_VALUES:
+            raise self.error(location, TOO_MANY)
         self.nodes[location] = node
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(location, node)
@@ -85,6 +84,20 @@ class YamlFile:
             self._lines[_as_texts(here)] = _line(entry.start_mark)
             values.append(self.add(here, entry))
         return values
+
+    def _size(self, location: Location, node: yaml.Node) -> int:
+        """Values in a node with its aliases written out, counted without writing them out."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in self._sizes:
+            self._sizes[id(node)] = 0  # while it is counted
+            inside = node.value
+            if isinstance(node, yaml.MappingNode):
+                inside = [value for _, value in node.value]
+            self._sizes[id(node)] = 1 + sum(self._size(location, each) for each in inside)
+        elif self._sizes[id(node)] == 0:  # it is inside itself
+            raise self.error(location, TOO_DEEP)
+        return self._sizes[id(node)]
 
     def _mapping(self, location: tuple[Step, ...], node: yaml.MappingNode) -> dict[Any, Any]:
         values: dict[Any, Any] = {}
@@ -142,6 +155,11 @@ def read_yaml(path: Path, name: str = "", flag: str = "") -> YamlFile:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise not_utf8(name, raw.count(b"\n", 0, error.start) + 1, error) from None
+    return parse_yaml(text, name)
+
+
+def parse_yaml(text: str, name: str) -> YamlFile:
+    """The same for a text; InputError says what is wrong with it."""
     file = YamlFile(name)
     root = _compose(text, name)
     if root is not None:

@@ -52,7 +52,7 @@ def test_the_benchmark_says_what_is_missing(
     [
         ("--num-envs", "0", "must be 1 or more"),
         ("--repetitions", "0", "must be 1 or more"),
-        ("--domain", "sheel", "use one of network, shell, sql, all"),
+        ("--domain", "sheel", "did you mean shell?"),
         ("--reward", "similarty", "no such reward: did you mean similarity?"),
     ],
 )

@@ -282,7 +282,7 @@ def test_wrong_input(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
         ([pair[0], pair[0]], "is given twice"),
         ([pair[0], str(tmp_path / "new")], "has not finished a cycle yet: wait for it"),
         ([pair[0], "--output", "/proc/no"], "--output /proc/no: cannot be written"),
-        ([pair[0], "--output", pair[1]], "is the folder of a run"),
+        ([pair[0], "--output", pair[1]], "is in the folder of a run"),
     ):
         assert compare(*words) == 2
         error = capsys.readouterr().err

@@ -557,7 +557,7 @@ def test_wrong_subjects(refused: Callable[..., str], sql_run: Path, tmp_path: Pa
     )
     lone = shutil.copytree(adapter, tmp_path / "lone")
     assert refused(str(lone)).startswith(
-        f"{lone}: an adapter that is in no run: give its base as --model and the folder as --adapter"
+        f"{lone}: it holds an adapter (adapter_config.json): give its base with --model"
     )
     assert refused(run, "--tasks-file", "no.jsonl").startswith(
         "--tasks-file no.jsonl: no such file"

@@ -650,7 +650,8 @@ def test_options_of_trl_pass_through_untouched(agent: str, monkeypatch: pytest.M
 
 def pretend_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if vLLM were installed."""
-    monkeypatch.setattr(trl_config, "find_spec", lambda name: name)
+    real = trl_config.find_spec
+    monkeypatch.setattr(trl_config, "find_spec", lambda name: name if name == "vllm" else real(name))
 
 
 class Engine:

@@ -115,8 +115,8 @@ def test_ratings_count_the_values_that_differ() -> None:
     [
         ({"shared_mistakes": 1.0}, "--shared-mistakes 1.0: must be at least 0 and below 1"),
         ({"inverse_noise": -0.1}, "--inverse-noise -0.1: must be at least 0 and below 1"),
-        ({"examples": 0}, "--examples 0: must be at least 1"),
-        ({"vocabulary": 299}, "--vocabulary 299: must be at least 300"),
+        ({"examples": 0}, "--examples 0: must be 1 or more"),
+        ({"vocabulary": 299}, "--vocabulary 299: must be 300 or more"),
         ({"hidden": 30}, "--hidden 30: must be a multiple of 4"),
         ({"output": None}, "--output: name a folder for the model"),  # it once replaced the model that ships
     ],

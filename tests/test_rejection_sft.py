@@ -26,7 +26,7 @@ from agents.training.config import TrainConfig
 from agents.training.results import cycle_facts, cycle_table
 from agents.training.rollouts import Batch, Rollout, read_accepted, records
 from agents.training.run import Run
-from agents.training.session import saved
+from agents.training.saved import saved
 from envs.schema import CONFIGS
 from envs.types import Completion, Score, Task
 from rewards.channel import Channel
@@ -412,7 +412,7 @@ def test_killed_before_the_first_checkpoint(
         (["--keep-share", "2"], "--keep-share 2.0: must be in (0, 1]"),
         (["--keep", "bets"], "--keep bets: must be one of last, best: did you mean best?"),
         (["--cycels", "2"], "unknown flag --cycels: did you mean --cycles?"),
-        (["--model", "no/such/folder"], "--model no/such/folder: cannot be loaded"),
+        (["--model", "no/such/folder"], "--model no/such/folder: there is no such folder"),
         (["--task-source", "tasks.txt"], "--task-source tasks.txt: use templates, model"),
         (["--adapter", "nowhere"], "--adapter nowhere: no adapter_model.safetensors there"),
     ],

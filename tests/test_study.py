@@ -389,6 +389,7 @@ def test_the_studies_that_come_with_the_project_are_sound(
 ) -> None:
     for name in ("models/shared-0.6", "models/shared-0.9", "smollm2-warm"):
         (tmp_path / "runs" / name).mkdir(parents=True)  # the head of its file says how to make it
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     paths = sorted((CONFIGS.parent / "studies").glob("*.yaml"))

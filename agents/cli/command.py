@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import typing
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -176,6 +177,14 @@ def _build(
     config_type: type[Config], values: Mapping[str, Any], given: Iterable[str], origins: Mapping[str, str]
 ) -> Config:
     """Makes and checks a configuration. An error about a value of a file names file and line."""
+    for name, value in values.items():
+        for text in value if isinstance(value, (list, tuple)) else (value,):
+            where = f"--{name.replace('_', '-')}"
+            if name in origins and name not in given:
+                where = f"{origins[name]}: {name}"
+            elif name in positional(config_type):  # type: ignore[arg-type]
+                where = name.upper()
+            _check_text(where, text)
     config = config_type(**values)
     check = getattr(config, "check", None)
     if check is not None:
@@ -190,6 +199,14 @@ def _build(
     return config
 
 
+def _check_text(where: str, text: Any) -> None:
+    """Raises InputError for a text that cannot be written to a file, or that a terminal would obey."""
+    for letter in text if isinstance(text, str) else ():
+        if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t":
+            found = f"the character U+{ord(letter):04X}" if letter <= "\x9f" else "a byte that is not UTF-8"
+            raise InputError(f"{where}: has {found}: remove it")
+
+
 # Resuming a run
 
 
@@ -202,8 +219,8 @@ def _resumed(
     path = folder / "config.yaml"
     if not path.is_file():
         newest = _newest(folder.parent)
-        hint = f": did you mean {newest}?" if newest else ""
-        raise InputError(f"--resume {folder}: no run is there (it has no config.yaml){hint}")
+        hint = f"did you mean {newest}?" if newest else "give the folder of a run"
+        raise InputError(f"--resume {folder}: no run is there (it has no config.yaml): {hint}")
     trainer = read_settings(path, {"agent": str}, skip_unknown=True)[0].get("agent", agent)
     if trainer != agent:
         raise InputError(f"--resume {folder}: is a run of agents.{trainer}: resume it with that command")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.messages import one_line
 from envs.types import InputError
 
 
@@ -34,6 +36,46 @@ def writing(output: Path, what: str = "folder") -> Iterator[None]:
     except OSError as error:
         message = f"--output {output}: cannot be written ({error.strerror}): choose another {what}"
         raise InputError(message) from None
+
+
+def check_output(output: str | None, name: str | None = None, what: str = "folder") -> None:
+    """Raises InputError where --output cannot be written, or is in a run. Nothing is made.
+
+    Args:
+        name: of the new folder in it, which must be free.
+        what: what will be written, a folder or a file.
+    """
+    if output is None:
+        return
+    path = Path(output)
+    another = f"choose another {what}"
+    try:
+        if path.exists() and (not path.is_dir() if what == "folder" else not path.is_file()):
+            kind = "is no folder" if what == "folder" else "is no file"
+            raise InputError(f"--output {output}: {kind}: {another}")
+        above = next(each for each in (path, *path.absolute().parents) if each.exists())
+        writable = above.is_file() or os.access(above, os.W_OK)
+        if not above.is_dir() and above != path:
+            raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file")
+        if not writable:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        beside = path if what == "folder" else path.parent
+        if (beside / "config.yaml").is_file() or any(map(_is_run, path.absolute().parents)):
+            raise InputError(f"--output {output}: is in the folder of a run: choose another place")
+        if name is not None:
+            new = path / name
+            if new.exists() and (not new.is_dir() or (new / "config.yaml").exists()):
+                fix = f"use --resume {new}, or choose another --name"
+                raise InputError(f"--name {name}: {new} is there already: {fix}")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise InputError(f"--output {output}: cannot be written ({reason}): {another}") from None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (
+        (folder / "metrics.jsonl").is_file() or (folder / "environment.json").is_file()
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -25,6 +25,8 @@ MODEL_FILES = {
     MISTRAL: "mistral-7b.yaml",
 }
 
+MOST = 1_000_000  # of what a flag counts
+
 
 def convert(value: Any, hint: Any, text: bool = False) -> Any:
     """A value as its field's type has it.
@@ -71,7 +73,7 @@ def convert(value: Any, hint: Any, text: bool = False) -> Any:
 
 def _is_whole(value: Any, text: bool) -> bool:
     if text:
-        return re.fullmatch(r"[+-]?\d+", value) is not None
+        return re.fullmatch(r"[+-]?\d{1,100}", value) is not None
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -124,11 +126,12 @@ def require(config: Any, name: str, holds: bool, rule: str) -> None:
     raise InputError(f"--{name.replace('_', '-')} {shown}: {rule}")
 
 
-def require_counts(config: Any, *names: str) -> None:
-    """Raises InputError unless each of these fields is None or at least 1."""
+def require_counts(config: Any, *names: str, least: int = 1, most: int = MOST) -> None:
+    """Raises InputError unless each of these fields is None or a count that can be worked through."""
     for name in names:
         value = getattr(config, name)
-        require(config, name, value is None or value >= 1, "must be 1 or more")
+        require(config, name, value is None or value >= least, f"must be {least} or more")
+        require(config, name, value is None or value <= most, f"must be {most:,} or less")
 
 
 def require_sampling(config: Any) -> None:
@@ -136,11 +139,16 @@ def require_sampling(config: Any) -> None:
 
     None, which stands for another command's value, is left alone.
     """
-    heat, inverse_heat, shots = config.temperature, config.inverse_temperature, config.shots
+    heat, inverse_heat = config.temperature, config.inverse_temperature
     require(config, "temperature", heat is None or 0 < heat < math.inf, "must be above 0")
     greedy_or_sampled = inverse_heat is None or 0 <= inverse_heat < math.inf
     require(config, "inverse_temperature", greedy_or_sampled, "must be 0 (greedy) or more")
-    require(config, "shots", shots is None or shots >= 0, "must be 0 or more")
+    for name, value in (("temperature", heat), ("inverse_temperature", inverse_heat)):
+        # Beyond these, logits divided by it are no numbers any more.
+        require(config, name, not value or 1e-3 <= value <= 1e3, "must be from 0.001 to 1,000")
+    require_counts(config, "shots", least=0, most=1000)
+    require_counts(config, "max_new_tokens", most=100_000)
+    require_counts(config, "threads", most=4096)
 
 
 def yaml_text(value: Any) -> str:

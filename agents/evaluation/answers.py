@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.answers import command_in, take_out
@@ -13,7 +14,7 @@ from envs.prompts import forward_prompt
 from envs.source import Templates
 from envs.streams import seed_of
 from envs.types import Reward, Score
-from envs.verify.truth import Case, find_case, reconstruction_match, verify
+from envs.verify.truth import Case, find_case, read_cases, reconstruction_match, verify
 from envs.verify.verdict import Verdict
 from rewards.reconstruction import reconstruct
 
@@ -71,6 +72,20 @@ def held_out_cases(domain: str, tasks: int) -> list[Case]:
         case = find_case(task)
         if case is not None:
             cases.append(case)
+    return cases
+
+
+def cases_of(domains: str, tasks: int, tasks_file: str | None) -> list[Case]:
+    """Held-out tasks of each domain, or those of a file, whose lines may name one of the domains.
+
+    Raises:
+        InputError: the file is faulty.
+    """
+    if tasks_file is not None:
+        return read_cases(Path(tasks_file), domains)
+    cases = []
+    for name in domain_names(domains):
+        cases += held_out_cases(name, tasks)
     return cases
 
 

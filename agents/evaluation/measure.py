@@ -7,31 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agents.evaluation.answers import Answer, ask, ask_inverse, held_out_cases
+from agents.evaluation.answers import Answer, ask, ask_inverse
 from agents.evaluation.headroom import scored
 from agents.evaluation.shots import draw_shots
 from agents.policy.chat import read_options
 from agents.policy.load import load_policy
-from envs.domain import domain_names
 from envs.source import make_source
-from envs.verify.truth import Case, read_cases, verify
+from envs.verify.truth import Case, verify
 from rewards.gates import gate
 from rewards.labelled import Truth
 from rewards.registry import POOL, make_reward, reward_info, shown
-
-
-def cases_of(domains: str, tasks: int, tasks_file: str | None) -> list[Case]:
-    """Held-out tasks of each domain, or those of a file, whose lines may name one of the domains.
-
-    Raises:
-        InputError: the file is faulty.
-    """
-    if tasks_file is not None:
-        return read_cases(Path(tasks_file), domains)
-    cases = []
-    for name in domain_names(domains):
-        cases += held_out_cases(name, tasks)
-    return cases
 
 
 def judgeable(cases: Sequence[Case]) -> dict[str, Any]:

@@ -14,12 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from envs.jsonl import from_json
+from agents.policy.folders import WEIGHTS_FILE, adapter_config
 from envs.messages import one_line
 from envs.types import InputError
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 EMA_FILE = "ema.safetensors"  # next to the adapter in a checkpoint; PEFT does not look at it
 Snapshot = dict[str, Tensor]
 
@@ -121,6 +119,9 @@ def _read(folder: Path, name: str, model: Any) -> Snapshot:
     except (OSError, SafetensorError) as error:
         reason = one_line(error)
         raise InputError(f"--adapter {folder}: cannot read {name}: {reason}: give another adapter") from None
+    if broken := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        why = f"{name} holds NaN or infinity, in {broken[0]}"
+        raise InputError(f"--adapter {folder}: {why}: give another adapter")
     own = weights(model)
     if _shapes(tensors) != _shapes(own):
         raise InputError(
@@ -128,20 +129,6 @@ def _read(folder: Path, name: str, model: Any) -> Snapshot:
             "--lora-targets and --lora-layers: use the ones that it was trained with"
         )
     return {key: tensor.to(own[key].device) for key, tensor in tensors.items()}
-
-
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a saved PEFT adapter; InputError where the folder does not hold one."""
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        if not (folder / name).is_file():
-            raise InputError(f"--adapter {folder}: no {name} there: give the folder of a PEFT adapter")
-    try:
-        return dict(from_json((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        reason = one_line(error)
-        raise InputError(
-            f"--adapter {folder}: cannot read {CONFIG_FILE}: {reason}: give another adapter"
-        ) from None
 
 
 def _shapes(tensors: Snapshot) -> dict[str, torch.Size]:

@@ -99,8 +99,10 @@ class Chat:
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=self.template, **how, **self.options
             )
-        except Exception as error:  # a template is a program, which may fail in any way
-            reason = str(error).strip().split("\n")[0]
+        except Exception as error:  # whatever the template runs into
+            if isinstance(error, MemoryError):
+                raise
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise InputError(
                 f"--model: its chat template cannot be rendered: {reason}: see --chat-template-kwargs"
             ) from None
@@ -134,6 +136,9 @@ class Chat:
         """What the template writes between the start of the model's turn and an answer, and after it."""
         question = {"role": "user", "content": ASKED}
         start = self.render([question])
+        if ASKED not in start:
+            problem = "its chat template leaves out what the user says"
+            raise InputError(f"--model: {problem}: correct its chat_template, or give another model")
         whole = self.render([question, {"role": "assistant", "content": ANSWERED}], prompt=False)
         before, _, after = whole.partition(ANSWERED)
         opening = before.removeprefix(start) if before.startswith(start) else ""

@@ -93,6 +93,7 @@ class Generator:
         self, prompts_B: Sequence[list[int]], sampling: Sampling, max_new_tokens: int
     ) -> list[tuple[list[int], list[float]]]:
         """One batch of B rows, each begun by a prompt's token ids -> the tokens after it, with logprobs."""
+        prefix.check_room(self.model, max(map(len, prompts_B)), max_new_tokens)
         distinct = list(dict.fromkeys(map(tuple, prompts_B)))
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
         of_row_B = torch.tensor([row_of[tuple(prompt)] for prompt in prompts_B], device=self.tokens.device)

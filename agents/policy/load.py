@@ -15,19 +15,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging
 
 from agents.policy import smollm2
-from agents.policy.adapter import CONFIG_FILE
 from agents.policy.batches import out_of_memory
 from agents.policy.compute import Compute, on_cpu
+from agents.policy.folders import ALLOWED, check_adapter, check_model
 from agents.policy.labels import read_labels
 from agents.policy.lora import Lora, saved_lora, with_lora
-from agents.policy.names import ALIASES, EMBEDDED
+from agents.policy.names import ALIASES, EMBEDDED, SMOLLM2
 from agents.policy.policy import Policy
 from agents.policy.tokens import Shots
 from envs.hub import find_hub
 from envs.messages import one_line
 from envs.types import InputError
-
-ALLOWED = "give embedded, embedded-hard, smollm2, a folder or the name of a model on the Hugging Face hub"
 
 
 def load_policy(
@@ -65,8 +63,11 @@ def load_policy(
     Raises:
         InputError: there is no such model, or this machine cannot load it.
     """
+    check_model(name)
     where = _location(name)
     adapter_folder = Path(adapter).expanduser() if adapter else None
+    if adapter_folder:
+        check_adapter(adapter_folder, name)
     lora = lora or (saved_lora(adapter_folder) if adapter_folder else Lora())
     _check_device(load_in_4bit)
     show_downloads_alone()
@@ -123,9 +124,6 @@ def _location(name: str) -> str:
         where = str(smollm2.folder())
     if where.startswith("~"):
         where = str(Path(where).expanduser())
-    looks_like_a_path = where.startswith(".") or Path(where).is_absolute()
-    if looks_like_a_path and not Path(where).is_dir():
-        raise InputError(f"--model {name}: there is no such folder: {ALLOWED}")
     return where
 
 
@@ -145,7 +143,6 @@ def _pretrained(
     try:
         find_hub(where)
         # Without an explicit False, transformers asks on the terminal whether to run a repository's code.
-        _refuse_adapter(name, where)
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         _refuse_kernels(name, config)
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
@@ -163,7 +160,7 @@ def _pretrained(
         # The first line says what is wrong; what follows is advice about transformers' own functions.
         reason = (str(error).strip() or one_line(error)).split("\n")[0]
         fix = ALLOWED
-        if where == smollm2.HUB:
+        if where == SMOLLM2:
             fix = f"make smollm2 (python -m agents.fetch) puts it into {smollm2.folder()}, without a hub"
         raise InputError(f"--model {name}: cannot be loaded: {reason.rstrip(' .:')}: {fix}") from None
     model, report = loaded
@@ -178,14 +175,8 @@ def _pretrained(
             f"--model {name}: its tokenizer has no end-of-sequence token: "
             "set eos_token in its tokenizer_config.json"
         )
+    _check_weights(name, model)
     return model, tokenizer, compute
-
-
-def _refuse_adapter(name: str, where: str) -> None:
-    """An adapter would bring another base model along. Raises InputError."""
-    if (Path(where) / CONFIG_FILE).is_file():
-        fix = "give its base with --model, and this folder with --adapter"
-        raise InputError(f"--model {name}: it holds an adapter ({CONFIG_FILE}): {fix}")
 
 
 def _refuse_kernels(name: str, config: Any) -> None:
@@ -195,6 +186,27 @@ def _refuse_kernels(name: str, config: Any) -> None:
         if "/" in kernel:
             problem = f"its config.json names code of the hub ({kernel}), which is not run"
             raise InputError(f"--model {name}: {problem}: remove attn_implementation from it")
+
+
+def _check_weights(name: str, model: Any) -> None:
+    """Raises InputError for weights that are no numbers, and for a model that sees the text after a token."""
+    for part, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            why = f"its weights hold NaN or infinity, in {part}"
+            raise InputError(f"--model {name}: {why}: give an undamaged copy of it")
+    size = model.config.get_text_config().vocab_size
+    first = []
+    for last in (0, size - 1):
+        ids = torch.tensor([[size // 2, last]], device=model.device)
+        with torch.no_grad():
+            first.append(model(input_ids=ids).logits[0, 0].float())
+    spread = float((first[0] - first[1]).abs().max())
+    rounding = 1e-4 if model.dtype == torch.float32 else 0.02
+    if not spread <= rounding * float(first[0].abs().max()):
+        why = "what it says of a token depends on the text after it"
+        if not all(logits.isfinite().all() for logits in first):
+            why = "it computes NaN or infinity"
+        raise InputError(f"--model {name}: {why}: give a causal language model, or another --dtype")
 
 
 def _compute(config: Any, dtype: str, threads: int | None) -> Compute:

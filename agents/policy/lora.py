@@ -14,9 +14,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from agents.policy.adapter import adapter_config
+from agents.policy.folders import adapter_config
 from agents.policy.seeds import seeded
+from envs.messages import one_line
+from envs.types import InputError
 
+STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+NOT_IN_STATE_SPACE = ("out_proj", "conv1d")  # their kernels take these weights as they are; PEFT refuses them
 ALL_LINEAR = ("all-linear",)
 
 
@@ -45,6 +49,8 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
     if lora.targets == ALL_LINEAR or not _reach_every_layer(lora.targets, linear):
         others = {_last_part(name) for name in inside if name not in set(linear)}
         targets = _short_names(linear, others)
+    if model.config.get_text_config().model_type in STATE_SPACE:
+        targets = [target for target in targets if target not in NOT_IN_STATE_SPACE]
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -58,7 +64,11 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
         config.exclude_modules = rf"(?!{re.escape(_decoder_name(model))}\.).*"
     with seeded("lora", seed), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers by a name that will go
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            why = f"no LoRA on {', '.join(targets) or 'its layers'}: PEFT says: {one_line(error)}"
+            raise InputError(f"--model: {why}: give another model, or other --lora-targets") from None
 
 
 def _layers(lora: Lora, model: Any) -> list[int] | None:

@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from envs.types import InputError
+
 # What a model's `forward` must take for the beginning of its rows to be read before the rest.
 NEEDED = {"position_ids", "past_key_values", "logits_to_keep"}
 WORTH_IT = 24  # tokens; to read fewer once saves little
@@ -30,6 +32,22 @@ def window(model: Any) -> float:
     """How many tokens back the model sees in every layer; infinite where nothing limits it."""
     size = getattr(model.config.get_text_config(), "sliding_window", None)
     return float(size) if size else math.inf
+
+
+def check_room(model: Any, prompt: int, answer: int) -> None:
+    """Raises InputError where a prompt and its answer take more tokens than the model has positions."""
+    config = model.config.get_text_config()
+    sizes = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    positions = next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    if positions is None or prompt + answer <= positions:
+        return
+    where = (
+        f"a prompt of {prompt:,} tokens and an answer of {answer:,} in the model's {positions:,} positions"
+    )
+    fix = f"ask for {positions - prompt:,} or fewer"
+    if prompt >= positions:
+        fix = "shorten the task, give fewer --shots, or give another --model"
+    raise InputError(f"--max-new-tokens: no room for {where}: {fix}")
 
 
 def has_rows(cache: Any) -> bool:

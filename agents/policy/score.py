@@ -35,6 +35,8 @@ def token_logits(
         Float32 logits of each completion token (N, V), these tokens (N,), and mask_B_T, True where they are.
         T is the length of the longest sequence minus 1, `before` left out.
     """
+    for prompt, completion in pairs:
+        prefix.check_room(model, len(prompt), len(completion))
     pairs = [(prompt[before:], completion) for prompt, completion in pairs]
     width = max(map(_length, pairs))
     inputs = torch.full((len(pairs), width), pad)

@@ -14,7 +14,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.policy.names import SMOLLM2 as HUB
+from agents.policy.names import SMOLLM2
 
 CARD = """# SmolLM2-135M-Instruct
 
@@ -55,4 +55,4 @@ def convert(gguf: Path, output: Path, package: str) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     plain.to(torch.bfloat16).save_pretrained(output)
-    (output / "README.md").write_text(CARD.format(hub=HUB, package=package), encoding="utf-8")
+    (output / "README.md").write_text(CARD.format(hub=SMOLLM2, package=package), encoding="utf-8")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from agents.evaluation.paired import by_task
 from agents.pages.page import write_page
 from agents.policy.labels import learnt_from
 from agents.studies.charts import Line, Panel, look, overlay
-from agents.studies.events import write_events
-from agents.studies.runs import HeldOutTask, RunRecord, read_run, read_selection, read_truth
-from agents.studies.settings import SAME_EVALUATION, SAME_SCALE, difference_of
-from envs.types import InputError
+from agents.studies.runs import HeldOutTask, RunRecord, read_selection, read_truth
+from agents.studies.settings import SAME_EVALUATION, SAME_SCALE
 
 Row = Mapping[str, Any]
 PANELS = (
@@ -40,55 +37,6 @@ NOTES = (
     "The x-axis is the number of candidates scored, the same for every trainer.",
 )
 OF_THE_PLACE = ("name", "output", "config", "resume")  # settings that say nothing about how a run learns
-
-
-# ---- which runs ----
-
-
-def read_runs(folders: Sequence[str]) -> list[RunRecord]:
-    """The runs, under names that tell them apart.
-
-    Raises:
-        InputError: one is not there, damaged, or has not finished a cycle.
-    """
-    records = []
-    for folder in folders:
-        record = read_run(Path(folder))
-        if not record.cycles:
-            raise InputError(f"{record.folder}: has not finished a cycle yet: wait for it, or leave it out")
-        records.append(record)
-    if len({record.name for record in records}) == len(records):
-        return records
-    above = os.path.commonpath([record.folder.resolve() for record in records])
-    return [replace(record, name=str(record.folder.resolve().relative_to(above))) for record in records]
-
-
-def check_comparable(records: Sequence[RunRecord], strict: bool) -> None:
-    """Raises InputError, with the reason, where the runs' accuracies are not the same measure.
-
-    Args:
-        strict: their scores must be on the same scale as well.
-    """
-    first = records[0]
-    tasks = _texts(first)
-    for other in records[1:]:
-        pair = f"{first.name} and {other.name} cannot be compared"
-        both = [first.settings, other.settings]
-        why = difference_of(both, SAME_EVALUATION)
-        if why:
-            what = "domains" if why.startswith("domain ") else "evaluations"
-            raise InputError(f"{pair}: their {what} differ, {why}: leave one out")
-        if _texts(other) != tasks:
-            why = "as if a domain's file had changed between them"
-            raise InputError(f"{pair}: their held-out tasks are not the same, {why}: leave one out")
-        why = difference_of(both, SAME_SCALE)
-        if strict and why:
-            fix = "leave one out, or leave out --strict"
-            raise InputError(f"{pair}: their rewards are on different scales, {why}: {fix}")
-
-
-def _texts(record: RunRecord) -> dict[str, str]:
-    return {task.task_id: task.text for task in read_truth(record, "start")}
 
 
 # ---- the report ----
@@ -209,6 +157,8 @@ def write_comparison(report: Row, records: Sequence[RunRecord], output: Path) ->
         },
         "health": {name: [name] for name in health},
     }
+    from agents.studies.events import write_events  # loads torch, for which no refusal should wait
+
     write_events(output / "tensorboard", records, tag, layout)
     write_json(output / "compare.json", report)
     write_page(

@@ -14,7 +14,7 @@ from agents.cli.command import parse
 from agents.studies.settings import SAME_START, SAME_TASKS, difference_of, is_labelled
 from agents.training.config import TrainConfig
 from envs.domain import domain_names, load_domain
-from envs.messages import did_you_mean
+from envs.messages import did_you_mean, short
 from envs.types import InputError
 from envs.yamlfile import YamlFile, read_yaml
 
@@ -36,6 +36,8 @@ TOP = (
     "transfer_tasks",
     "theory",
 )
+LONGEST_ABOUT = 10_000
+MOST_SEEDS = 1000
 OF_ARM = ("trainer", "seeds", "evaluate_on", "reference", "ceiling", "candidates_of")
 
 
@@ -149,7 +151,11 @@ def read_plan(path: Path, trainers: Trainers) -> Plan:
     paired = {name: _paired(file, found, arm, arms[name] or {}) for name, arm in found.items()}
     for arm in found.values():
         _check_candidates(file, arm, found)
-    about = " ".join(str(data.get("about") or "").split())
+    about = data.get("about") or ""
+    if not isinstance(about, str) or len(about) > LONGEST_ABOUT:
+        problem = f"about: must be a text of at most {LONGEST_ABOUT:,} characters: what the study asks"
+        raise file.error(("about",), problem)
+    about = " ".join(about.split())
     return Plan(
         path.stem, about, paired, {name: tuple(names) for name, names in groups.items()}, tasks, theory
     )
@@ -325,8 +331,10 @@ def _seeds(file: _File, where: tuple[str, ...], value: Any) -> tuple[int, ...]:
     )
     if not whole or len(set(value)) < len(value):
         raise file.error(
-            where, f"seeds: {value}: must be a list of different whole numbers of 0 or more: [0, 1, 2]"
+            where, f"seeds: {short(value)}: must be a list of different whole numbers of 0 or more: [0, 1, 2]"
         )
+    if len(value) > MOST_SEEDS or max(value) >= 2**63:
+        raise file.error(where, f"seeds: at most {MOST_SEEDS:,}, each below 2**63: list fewer")
     return tuple(value)
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agents.evaluation.metrics import correctness, mean
-from agents.studies.settings import FIX, is_labelled, read_settings
+from agents.studies.settings import (
+    FIX,
+    SAME_EVALUATION,
+    SAME_SCALE,
+    difference_of,
+    is_labelled,
+    read_settings,
+)
+from agents.training import disk
 from envs.jsonl import from_json, read_jsonl
 from envs.messages import one_line
 from envs.types import InputError
@@ -144,6 +153,7 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
         InputError: there is no run, or one of its files is damaged; one line with the fix.
     """
     settings = read_settings(folder)
+    _check_logs(folder)
     path = folder / "metrics.jsonl"
     metrics = []
     for number, row in read_lines(path):
@@ -158,15 +168,82 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
             times.append(value)
             if key in LEARNING:
                 learning.append(value)
+    progress = _progress(folder)
+    if progress.get("cycles") and not metrics:
+        raise InputError(f"{path}: is missing or empty, though cycles are done: {FIX}")
     return RunRecord(
         name or folder.absolute().name,
         folder,
         settings,
         metrics,
-        _progress(folder),
+        progress,
         math.fsum(times),
         math.fsum(learning),
     )
+
+
+def read_runs(folders: Sequence[str]) -> list[RunRecord]:
+    """The runs, under names that tell them apart.
+
+    Raises:
+        InputError: one is not there, damaged, or has not finished a cycle.
+    """
+    records = []
+    for folder in folders:
+        record = read_run(Path(folder))
+        if not record.cycles:
+            raise InputError(f"{record.folder}: has not finished a cycle yet: wait for it, or leave it out")
+        records.append(record)
+    if len({record.name for record in records}) == len(records):
+        return records
+    above = os.path.commonpath([record.folder.resolve() for record in records])
+    return [replace(record, name=str(record.folder.resolve().relative_to(above))) for record in records]
+
+
+def check_comparable(records: Sequence[RunRecord], strict: bool) -> None:
+    """Raises InputError, with the reason, where the runs' accuracies are not the same measure.
+
+    Args:
+        strict: their scores must be on the same scale as well.
+    """
+    first = records[0]
+    tasks = _texts(first)
+    for other in records[1:]:
+        pair = f"{first.name} and {other.name} cannot be compared"
+        both = [first.settings, other.settings]
+        why = difference_of(both, SAME_EVALUATION)
+        if why:
+            what = "domains" if why.startswith("domain ") else "evaluations"
+            raise InputError(f"{pair}: their {what} differ, {why}: leave one out")
+        if _texts(other) != tasks:
+            why = "as if a domain's file had changed between them"
+            raise InputError(f"{pair}: their held-out tasks are not the same, {why}: leave one out")
+        why = difference_of(both, SAME_SCALE)
+        if strict and why:
+            fix = "leave one out, or leave out --strict"
+            raise InputError(f"{pair}: their rewards are on different scales, {why}: {fix}")
+
+
+def _texts(record: RunRecord) -> dict[str, str]:
+    return {task.task_id: task.text for task in read_truth(record, "start")}
+
+
+def _check_logs(folder: Path) -> None:
+    """Raises InputError where a log is not as the newest checkpoint has it; it may have grown since."""
+    for checkpoint in sorted((folder / "checkpoints").glob("cycle-[0-9]*"), reverse=True):
+        try:
+            logs = from_json((checkpoint / "state.json").read_text(encoding="utf-8"))["logs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of an older version, or damaged, or being written: an older one tells as much
+        for name, plain in logs.items():
+            try:
+                same = disk.sum_of(folder / name, plain["bytes"]).plain == plain
+                problem = "" if same else "it does not match its sha256 sum"
+            except (OSError, ValueError) as error:
+                problem = one_line(error)
+            if problem:
+                raise InputError(f"{folder / name}: is damaged, {problem} in {checkpoint.name}: {FIX}")
+        return
 
 
 def _progress(folder: Path) -> Mapping[str, Any]:

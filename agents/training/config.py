@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from agents.cli.files import check_output
 from agents.cli.values import require, require_counts, require_sampling
 
 
@@ -110,15 +113,17 @@ class TrainConfig:
     def check(self) -> None:
         """Raises InputError with flag and fix: a value out of range, an unknown reward, a faulty domain."""
         from agents.policy.chat import read_options
-        from envs.domain import domain_names, load_domain
+        from agents.policy.folders import check_adapter, check_model
+        from envs.source import check_source
         from rewards.registry import reward_info
 
         require_counts(self, "cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha")
-        require_counts(self, "max_new_tokens", "eval_tasks", "eval_subset", "eval_samples", "threads")
+        require_counts(self, "eval_tasks", "eval_subset", "eval_samples")
         require_sampling(self)
         self._require("lr", 0 < self.lr < math.inf, "must be above 0")
+        self._require("lr", 1e-12 <= self.lr <= 10, "must be from 1e-12 to 10: 2e-4 is the default")
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1): 0.05 is the default")
-        self._require("seed", self.seed >= 0, "must be 0 or more")
+        require_counts(self, "seed", least=0, most=2**63 - 1)
         read_options(self.chat_template_kwargs)
         for name in ("model", "adapter", "output", "domain", "reward", "embedder", "task_source"):
             filled = getattr(self, name) != ""
@@ -126,14 +131,27 @@ class TrainConfig:
         plain = self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name)
         self._require("name", plain, "must be the name of a folder, without its path: use --output for that")
 
+        short = len(os.fsencode(self.name or "")) <= 255
+        self._require("name", short, "must have at most 255 bytes: choose a shorter one")
+
         if reward_info(self.reward).needs_group:
             compares = f"since the reward {self.reward} compares candidates"
             self._require("candidates", self.candidates > 1, f"must be 2 or more, {compares}")
             self._require("eval_samples", self.eval_samples > 1, f"must be 2 or more, {compares}")
             single = f"must be last, since the reward {self.reward} cannot score a single command"
             self._require("keep", self.keep == "last", single)
-        for name in domain_names(self.domain):
-            load_domain(name)
+        check_model(self.model or "embedded")
+        check_source(self.task_source, self.domain)
+        if self.resume is None:
+            if self.adapter:  # a run that is resumed starts from its checkpoint
+                check_adapter(Path(self.adapter).expanduser(), self.model or "embedded")
+            check_output(self.output, self.name)
+
+    @property
+    def held_out(self) -> tuple[str, int, int, int, float, int]:
+        """What a held-out evaluation is made with, as `agents.evaluation.heldout.HeldOut` takes it."""
+        sizes = (self.eval_tasks, self.eval_subset, self.eval_samples)
+        return (self.domain, *sizes, self.temperature, self.max_new_tokens)
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         require(self, name, holds, rule)

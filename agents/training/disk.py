@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from envs.jsonl import from_json
+
 
 def operation(name: str, path: Path) -> None:
     """Does nothing; a test puts something here that ends the run."""
@@ -72,6 +74,25 @@ def sha256(path: Path) -> str:
     """The sha256 sum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_sums(folder: Path) -> None:
+    """Compares the files of a sealed folder with their sums in COMPLETE.
+
+    Raises:
+        ValueError, OSError: one is missing or damaged.
+    """
+    try:
+        sums = dict(from_json((folder / "COMPLETE").read_text(encoding="utf-8"))["sha256"])
+    except FileNotFoundError:
+        raise ValueError("COMPLETE is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("COMPLETE is damaged") from None
+    for name, expected in {"state.json": "", **sums}.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing, which COMPLETE lists")
+        if sha256(folder / name) != expected:
+            raise ValueError(f"{name} does not match its sha256 sum in COMPLETE")
 
 
 def as_json(value: Any) -> bytes:

@@ -39,7 +39,8 @@ from agents.training.rollouts import (
     roll_out,
     scored,
 )
-from agents.training.session import Session, saved
+from agents.training.saved import saved
+from agents.training.session import Session
 from agents.training.tensorboard import LAYOUT, end_metrics, sample_text
 from envs.streams import seed_of
 from rewards.registry import reward_info

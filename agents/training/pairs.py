@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from envs.domain import Domain
 from envs.jsonl import read_jsonl
-from envs.source import Templates, domain_of_row, plain_text
+from envs.source import Templates, check_length, domain_of_row, plain_text
 from envs.streams import stream
 from envs.types import InputError, Task
 
@@ -69,6 +69,7 @@ def _pair(place: str, name: str, row: Mapping[str, Any], domains: Sequence[Domai
     for key in ("task", "command"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise InputError(f"{place}: {key}: is missing or not a text: {PAIR}")
+        check_length(f"{place}: {key}", row[key])
     command = row["command"].strip()
     if "\n" in command:
         raise InputError(f"{place}: command: has several lines: write it on one")

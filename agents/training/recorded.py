@@ -14,7 +14,7 @@ from typing import NamedTuple
 from agents.studies.settings import SAME_START, difference_of, read_settings
 from agents.training.config import TrainConfig
 from agents.training.rollouts import candidate_in
-from agents.training.session import saved
+from agents.training.saved import saved
 from envs.jsonl import read_jsonl
 from envs.types import Completion, InputError, Task
 

@@ -7,10 +7,9 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents.evaluation.metrics import mean
-from agents.policy.policy import Policy
 from envs.answers import Answer, take_out
 from envs.jsonl import read_jsonl
 from envs.prompts import forward_prompt
@@ -18,6 +17,9 @@ from envs.source import Source
 from envs.streams import seed_of
 from envs.types import Completion, InputError, Reward, Score, Task
 from rewards.wrappers import check_scores, inverter_of, with_inverter
+
+if TYPE_CHECKING:
+    from agents.policy.policy import Policy
 
 
 @dataclass(frozen=True)

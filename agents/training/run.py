@@ -74,6 +74,7 @@ class Run:
         self._step = 0
         self._logs: dict[str, Sum] = {}
         self._lock: Lock | None = None
+        self._made: list[Path] = []  # folders above it that were made for it, the nearest first
 
     @classmethod
     def create(cls, folder: Path, config: Mapping[str, Any], tensorboard: bool = True) -> Run:
@@ -90,6 +91,7 @@ class Run:
         if run.folder.exists() and not run.folder.is_dir():
             raise InputError(f"{folder} is a file: choose another --name or --output")
         try:
+            run._made = [above for above in run.folder.parents if not above.exists()]
             run.folder.mkdir(parents=True, exist_ok=True)
             run._acquire()
         except OSError as error:
@@ -138,6 +140,14 @@ class Run:
         """Removes the folder of a run that could not start, so that its name can be used again."""
         self.close()
         disk.remove(self.folder)
+        for above in self._made:
+            with contextlib.suppress(OSError):  # another run is in it by now
+                above.rmdir()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to go on from."""
+        return bool(self._checkpoints())
 
     def close(self) -> None:
         """Closes TensorBoard's file and releases the folder to other processes. Safe to call twice."""
@@ -461,16 +471,6 @@ def _seal(checkpoint: Path) -> None:
 
 def _verified(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's state.json; ValueError or OSError if a file is missing or damaged."""
-    try:
-        sums = dict(from_json((checkpoint / "COMPLETE").read_text(encoding="utf-8"))["sha256"])
-    except FileNotFoundError:
-        raise ValueError("COMPLETE is missing") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError("COMPLETE is damaged") from None
-    for name, expected in {"state.json": "", **sums}.items():
-        if not (checkpoint / name).is_file():
-            raise ValueError(f"{name} is missing, which COMPLETE lists")
-        if disk.sha256(checkpoint / name) != expected:
-            raise ValueError(f"{name} does not match its sha256 sum in COMPLETE")
+    disk.verify_sums(checkpoint)
     record: dict[str, Any] = from_json((checkpoint / "state.json").read_text(encoding="utf-8"))
     return record

@@ -15,7 +15,6 @@ from agents.cli.display import say
 from agents.policy.chat import DATE, read_options
 from agents.policy.load import load_policy
 from agents.policy.lora import ALL_LINEAR, Lora, adapted
-from agents.policy.names import ALIASES
 from agents.policy.names import EMBEDDED as EMBEDDED_MODELS
 from agents.policy.policy import Policy
 from agents.policy.tokens import Shots
@@ -25,24 +24,12 @@ from agents.training.environment import recorded
 from agents.training.monitor import PROBES
 from agents.training.preflight import preflight
 from agents.training.run import Run, new_name
+from agents.training.saved import saved
 from envs.domain import domain_names
-from envs.schema import EMBEDDED
 from envs.source import Source, make_source
 from envs.types import InputError, Reward, Task
 from rewards.blend import is_blend
 from rewards.registry import POOL, make_reward, reward_info
-
-# Words with a meaning of their own: they are not paths, even where a folder has the same name.
-KEYWORDS: dict[str, Collection[str]] = {
-    "adapter": (),
-    "model": ALIASES,
-    "task_source": ("templates", "model"),
-    "embedder": (TrainConfig.embedder,),
-    "constitution": ("commands",),
-    "pairs": (),  # of the one trainer that has them
-    "rollouts": (),
-}
-
 
 # Settings of a run that may differ after a resume: how far it goes, and where it is.
 MAY_CHANGE = ("cycles", "resume", "config", "output", "name")
@@ -126,7 +113,7 @@ def open_session(
         InputError: what is wrong with the configuration, in one line.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    evaluate = make_evaluation(config, evaluation)
+    evaluate = evaluation(*config.held_out)
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluate.texts)
     run = _open_run(agent, config)
@@ -144,34 +131,10 @@ def open_session(
         with contextlib.closing(run):
             yield session
     except BaseException as error:
+        if isinstance(error, InputError) and not config.resume and not run.has_checkpoint:
+            run.discard()  # such as an option that TRL looks at only in training
         error.add_note(f"go on from the last finished cycle with {resume}")
         raise
-
-
-def make_evaluation(config: TrainConfig, evaluation: Callable[..., Evaluation]) -> Evaluation:
-    """The held-out evaluation that a configuration asks for; `evaluation` as in `open_session`."""
-    return evaluation(
-        config.domain,
-        config.eval_tasks,
-        config.eval_subset,
-        config.eval_samples,
-        config.temperature,
-        config.max_new_tokens,
-    )
-
-
-def saved(config: TrainConfig) -> dict[str, Any]:
-    """The settings as a run keeps them: without `resume`, and with absolute paths."""
-    values = {**asdict(config), "resume": None}
-    for name, keywords in KEYWORDS.items():
-        value = values.get(name)
-        if value and value not in keywords and Path(value).exists():
-            values[name] = str(Path(value).resolve())
-    if is_blend(config.reward):
-        values["reward"] = str(Path(config.reward).resolve())
-    if config.domain != "all":
-        values["domain"] = ",".join(_whole_path(name) for name in domain_names(config.domain))
-    return values
 
 
 def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -181,12 +144,6 @@ def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any
         if name not in MAY_CHANGE and then.get(name) != value:
             problem = f"{name} was {then.get(name)} when the run was saved, and is {value} now"
             raise InputError(f"{path}: {problem}: restore the file")
-
-
-def _whole_path(domain: str) -> str:
-    if domain in EMBEDDED:
-        return domain
-    return str(Path(domain).resolve())
 
 
 def _open_run(agent: str, config: TrainConfig) -> Run:

@@ -5,19 +5,21 @@ Imports TRL only when its arguments are made, so that `--help` needs neither TRL
 
 from __future__ import annotations
 
-import dataclasses
+import ast
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
+from agents.cli.values import require_counts, yaml_text
 from agents.training.config import TrainConfig
 from envs.messages import did_you_mean, one_line
 from envs.types import InputError
+from envs.yamlfile import as_number, parse_yaml
 
 # TRL's option -> the flag that sets it.
 FLAGS = {
@@ -82,6 +84,35 @@ USELESS = [
     "do_predict",
 ]
 DERIVED = ["max_steps", "steps_per_generation"]  # not open to --trl: they follow from the others
+# What TRL looks at only in training, or never: the range of a number, or the words that it knows.
+RANGES: dict[str, tuple[str, Callable[[Any], bool] | None]] = {
+    "top_p": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "min_p": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "top_k": ("0 (all tokens) or more", lambda value: value >= 0),
+    "repetition_penalty": ("above 0", lambda value: value > 0),
+    "epsilon_high": ("0 or more", lambda value: value >= 0),
+    "delta": ("above 0", lambda value: value > 0),
+    "top_entropy_quantile": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "ref_model_mixup_alpha": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "ref_model_sync_steps": ("1 or more", lambda value: value >= 1),
+    "max_grad_norm": ("0 or more", lambda value: value >= 0),
+    "vllm_gpu_memory_utilization": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "vllm_tensor_parallel_size": ("1 or more", lambda value: value >= 1),
+}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("server", "colocate"),
+    "vllm_importance_sampling_mode": (
+        "token_truncate",
+        "token_mask",
+        "sequence_truncate",
+        "sequence_mask",
+    ),
+}
+KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a number for us; PyYAML takes 1e-3 for text
 
 
@@ -114,9 +145,9 @@ class OnlineConfig(TrainConfig):
         )
         self._require("beta", 0 <= self.beta < math.inf, "must be 0 or more")
         self._require("clip", 0 < self.clip < math.inf, "must be above 0")
-        self._require("micro_batch", self.micro_batch is None or self.micro_batch >= 1, "must be 1 or more")
-        if self.trl:
-            self.arguments()
+        require_counts(self, "micro_batch")
+        self._ours()
+        self._extra()
 
     @property
     def step_size(self) -> int:
@@ -125,7 +156,10 @@ class OnlineConfig(TrainConfig):
         TRL cuts what was generated into steps of equal size.
         """
         total = self.tasks * self.candidates
-        divisors = [size for size in range(1, total + 1) if total % size == 0]
+        divisors = []
+        for size in range(1, math.isqrt(total) + 1):
+            if total % size == 0:
+                divisors += [size, total // size]
         return min(divisors, key=lambda size: (abs(math.log(size / self.batch_size)), size))
 
     @property
@@ -143,6 +177,7 @@ class OnlineConfig(TrainConfig):
         Raises:
             InputError: TRL is missing, or an option is wrong; one line.
         """
+        extra = self._extra()
         require_trl(self.algorithm)
         import torch
         import trl
@@ -151,18 +186,29 @@ class OnlineConfig(TrainConfig):
 
         config_type = getattr(trl, f"{self.algorithm}Config")
         ours = {**self._ours(), "use_cpu": not torch.cuda.is_available()}
-        taken = dict.fromkeys([*ours, *FIXED, *USELESS, *DERIVED], "")
-        known = [field.name for field in dataclasses.fields(config_type) if field.init]
-        extra = read_options(self.trl, known, {**taken, **FLAGS})
-        if extra.get("use_vllm") and find_spec("vllm") is None:
-            raise InputError(
-                "--trl use_vllm: vLLM is not installed: pip install 'trl[vllm]', or leave it out"
-            )
         try:
             with quiet():
                 return on_one_device(config_type(**{**DEFAULTS, **FIXED, **ours, **extra}))
         except (ValueError, TypeError, NotImplementedError, ImportError) as error:
             raise InputError(f"--trl: TRL says: {one_line(error)}") from None
+
+    def _extra(self) -> dict[str, Any]:
+        """What --trl sets, checked without TRL being loaded.
+
+        Raises:
+            InputError: TRL is not installed, or an option or its value is wrong.
+        """
+        kinds = options_of(self.algorithm) if self.trl else {}
+        taken = dict.fromkeys([*self._ours(), "use_cpu", *FIXED, *USELESS, *DERIVED], "")
+        extra = read_options(self.trl, list(kinds), {**taken, **FLAGS})
+        for name, value in extra.items():
+            if wrong := wrong_value(name, value, kinds[name]):
+                raise InputError(f"--trl {name}={yaml_text(value)}: {wrong}")
+        if extra.get("use_vllm") and find_spec("vllm") is None:
+            raise InputError(
+                "--trl use_vllm: vLLM is not installed: pip install 'trl[vllm]', or leave it out"
+            )
+        return extra
 
     def _ours(self) -> dict[str, Any]:
         """What our flags set, under TRL's names."""
@@ -185,6 +231,53 @@ class OnlineConfig(TrainConfig):
             "epsilon": self.clip,
             "num_iterations": self.epochs,
         }
+
+
+@functools.cache
+def options_of(algorithm: str) -> dict[str, set[str]]:
+    """TRL's options and the kinds of their values, by the text of its files: loading it takes ten seconds.
+
+    Raises:
+        InputError: TRL is not installed.
+    """
+    found: dict[str, set[str]] = {}
+    for package, path in (
+        ("transformers", "training_args.py"),
+        ("trl", "trainer/base_config.py"),
+        ("trl", f"trainer/{algorithm.lower()}_config.py"),
+    ):
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise InputError(f"{algorithm} needs {package}, which is not installed: pip install '.[trl]'")
+        tree = ast.parse((Path(spec.origin).parent / path).read_text(encoding="utf-8"))
+        for group in tree.body:
+            for line in group.body if isinstance(group, ast.ClassDef) else ():
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                    found[line.target.id] = set(ast.unparse(line.annotation).split(" | "))
+    return {name: kinds for name, kinds in found.items() if not name.startswith("_")}
+
+
+def wrong_value(name: str, value: Any, kinds: set[str]) -> str:
+    """What is wrong with a value of an option, and what it must be; empty where nothing is."""
+    if name in CHOICES:
+        if value in CHOICES[name]:
+            return ""
+        words = [yaml_text(choice) for choice in CHOICES[name]]
+        return f"must be one of {', '.join(words)}: {did_you_mean(value, words, 'correct it')}"
+    if kinds <= {*KINDS, "None"}:
+        number = as_number(value) is not None and not isinstance(value, str)
+        fits = (
+            (value is None and "None" in kinds)
+            or (isinstance(value, bool) and "bool" in kinds)
+            or (number and ("float" in kinds or (isinstance(value, int) and "int" in kinds)))
+            or (isinstance(value, str) and "str" in kinds)
+        )
+        if not fits:
+            return f"must be {' or '.join(text for kind, text in KINDS.items() if kind in kinds)}"
+    rule, holds = RANGES.get(name, ("", None))
+    if holds is not None and value is not None and not holds(value):
+        return f"must be {rule}"
+    return ""
 
 
 def require_trl(algorithm: str) -> None:
@@ -227,7 +320,7 @@ def _value(option: str, text: str) -> Any:
     if EXPONENT.fullmatch(text):
         return float(text)
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, "--trl").data
+    except InputError:
         fix = "put a text with special characters in quotes"
         raise InputError(f"--trl {option}: {text} is not YAML: {fix}") from None

@@ -24,7 +24,7 @@ from envs.grammar import ByExecution, ByMeaning, ByQuery, fill
 from envs.jsonl import read_jsonl
 from envs.messages import did_you_mean
 from envs.schema import load_spec
-from envs.source import domain_of_row
+from envs.source import check_length, domain_of_row
 from envs.types import InputError, Task
 from envs.verify import shell, sql
 from envs.verify.given import GivenDatabase, GivenTree, Giver
@@ -150,6 +150,7 @@ def _case(place: str, row: dict[str, Any], domains: Sequence[Domain], giver: Giv
             raise InputError(f"{place}: {key}: is missing: {CASE}")
         if not isinstance(row[key], str) or not row[key].strip():
             raise InputError(f"{place}: {key}: must be a text that is not empty: {CASE}")
+        check_length(f"{place}: {key}", row[key])
     ordered = row.get("ordered", False)
     if not isinstance(ordered, bool):
         raise InputError(f"{place}: ordered: must be true or false: write one of them")
