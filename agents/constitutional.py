@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.training.config import TrainConfig
 from agents.training.constitution import Principle, read_constitution
 from agents.training.trl_config import require_trl
@@ -182,7 +183,7 @@ def main(config: Config) -> int:
     principles = read_constitution(config.constitution)
     revising = config.cycles // 2 if config.revise_cycles is None else config.revise_cycles
     names = ", ".join(principle.name for principle in principles)
-    print(f"principles: {names}; {revising} cycles of revising, then preferring", flush=True)
+    say(f"principles: {names}; {revising} cycles of revising, then preferring")
     with open_session("constitutional", config, evaluation=HeldOut, truth=Truth) as session:
         policy = session.policy
         with Loop(config, session) as loop:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.training.config import TrainConfig
 from agents.training.contrast import pairs_of_batch, score_margin
 from agents.training.trl_config import require_trl
@@ -92,7 +93,7 @@ def main(config: Config) -> int:
     from rewards.labelled import Truth
     from rewards.registry import shown
 
-    print(f"judge: {shown(config.reward)}, highest against lowest verdict", flush=True)
+    say(f"judge: {shown(config.reward)}, highest against lowest verdict")
     with open_session("self_rewarding", config, evaluation=HeldOut, truth=Truth) as session:
         policy = session.policy
         with Loop(config, session) as loop:

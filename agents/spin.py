@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.training.config import TrainConfig
 from agents.training.trl_config import require_trl
 
@@ -111,7 +112,7 @@ def main(config: Config) -> int:
     from rewards.registry import shown
 
     preferred = "the reference (labelled)" if config.supervised else f"the best by {shown(config.reward)}"
-    print(f"prefers {preferred} to every other candidate, pairs of {config.rounds} rounds", flush=True)
+    say(f"prefers {preferred} to every other candidate, pairs of {config.rounds} rounds")
     with open_session("spin", config, evaluation=HeldOut, truth=Truth) as session:
         policy = session.policy
 

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
+from agents.cli.display import say
 from agents.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -132,10 +133,7 @@ def main(config: Config) -> int:
 
     start = "the model as the run began" if config.rounds_from == "base" else "the last round's model"
     retry = ", once more with a hint where none is right" if config.rationalize else ""
-    print(
-        f"reward: {shown(config.reward)}, right from {config.threshold:g} on{retry}; trains {start}",
-        flush=True,
-    )
+    say(f"reward: {shown(config.reward)}, right from {config.threshold:g} on{retry}; trains {start}")
     with open_session("star", config, evaluation=HeldOut, truth=Truth) as session:
         policy = session.policy
         with Loop(config, session) as loop:

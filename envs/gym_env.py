@@ -22,6 +22,7 @@ from gymnasium.spaces import Text
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_shared_memory
 
+from envs.messages import visible
 from envs.source import Source
 from envs.streams import stream
 from envs.types import InputError, Reward, Score, Task
@@ -140,15 +141,15 @@ class _Episode:
             reconstruction = self.score.reconstruction
         lines = [
             _render_task(self.task),
-            f"command         {self.command}",
-            f"reconstruction  {reconstruction}",
-            f"score           {score}",
+            visible(f"command         {self.command}"),
+            visible(f"reconstruction  {reconstruction}"),
+            visible(f"score           {score}"),
         ]
         return "\n".join(lines)
 
 
 def _render_task(task: Task) -> str:
-    return f"task            {task.text}"
+    return visible(f"task            {task.text}")
 
 
 def _about(task: Task) -> dict[str, Any]:

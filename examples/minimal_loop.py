@@ -18,6 +18,7 @@ import torch
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
 from envs.domain import load_domain
+from envs.messages import visible
 from envs.prompts import forward_prompt, inverse_prompt
 from envs.streams import seed_of
 from envs.types import Completion, Score, Task
@@ -117,9 +118,9 @@ def show(policy: Policy, task: Task, completion: Completion) -> None:
     """Prints a training example with what the model reconstructs from it."""
     prompt = inverse_prompt(task, completion.text)
     [[reconstruction]] = policy.generate([prompt], temperature=0.0, max_new_tokens=64)
-    print(f"    task            {task.text}")
-    print(f"    command         {completion.text}")
-    print(f"    reconstruction  {reconstruction.text}")
+    print(visible(f"    task            {task.text}"))
+    print(visible(f"    command         {completion.text}"))
+    print(visible(f"    reconstruction  {reconstruction.text}"))
 
 
 def accuracy(policy: Policy, count: int) -> float:

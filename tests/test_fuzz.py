@@ -305,6 +305,7 @@ def changed(run: Path, name: str, change: Callable[[bytes], bytes]) -> Iterator[
 @given(damage(FILES))
 @example(("rollouts.jsonl", lambda _: b'{"accepted": true, "phase": "before"}\n'))
 @example(("rollouts.jsonl", lambda content: content.replace(b'"parts": {}', b'"parts": 1')))
+@example(("config.yaml", lambda content: content.replace(b"cycles: 4", b"cycles: 4 2")))
 @example(("labels.json", lambda _: b"[" * 5000))
 @example(("selection.json", lambda _: b"[" * 5000))
 def test_finished_runs(made: Path, damage: tuple[str, Callable[[bytes], bytes]]) -> None:
@@ -312,7 +313,7 @@ def test_finished_runs(made: Path, damage: tuple[str, Callable[[bytes], bytes]])
         read_or_refused(everything, made)
         read_or_refused(candidates, made)
         read_or_refused(read_labels, made)
-        read_or_refused(read_accepted, made / "rollouts.jsonl", "before")
+        read_or_refused(read_accepted, made / "rollouts.jsonl", ("before",))
 
 
 @pytest.fixture(scope="module")
@@ -412,6 +413,7 @@ def argv(draw: st.DrawFn) -> tuple[str, list[str]]:
 @pytest.mark.slow
 @given(argv())
 @example(("compare", ["\0"]))
+@example(("study", [""]))
 def test_command_lines(given: tuple[str, list[str]]) -> None:
     agent, words = given
     with contextlib.suppress(SystemExit):

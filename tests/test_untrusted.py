@@ -21,8 +21,10 @@ from agents.training.preflight import described
 from agents.training.rollouts import Rollout
 from agents.training.tensorboard import sample_text
 from envs.domain import Domain, load_domain
+from envs.gym_env import InversionEnv
 from envs.prompts import example_of, forward_prompt, inverse_prompt, judge_prompt, rate_prompt
 from envs.schema import load_spec
+from envs.source import FromTexts
 from envs.types import Completion, InputError, Kind, Prompt, Score, Task
 from rewards.trl import task_row
 
@@ -179,6 +181,16 @@ def test_preflight_shows_a_prompt_and_an_answer_as_text(
     )
     say(described(policy, rollout))
     assert safe(capsys.readouterr().out)
+
+
+def test_an_environment_renders_text_alone() -> None:
+    env = InversionEnv(
+        FromTexts([Task("t", "shell", HOSTILE)]), lambda *_, **__: [[Score(0.5)]], render_mode="ansi"
+    )
+    env.reset(seed=0)
+    assert safe(str(env.render()))
+    env.step(HOSTILE)
+    assert safe(str(env.render()))
 
 
 def test_only_what_makes_text_visible_prints() -> None:

@@ -69,9 +69,10 @@ def given_flags(config_type: type, hints: Mapping[str, Any], argv: list[str], ag
                 raise InputError(f"{flag} {word}: {error}") from None
         raise InputError(_condensed(errors.getvalue())) from None
     given: dict[str, Any] = {}
+    defaults = {field.name: field.default for field in dataclasses.fields(config_type)}
     for name in (*words, *positional(config_type)):
         value = getattr(parsed, name)
-        if name in words or value:
+        if name in words or value != defaults[name]:  # an empty word is one too
             given[name] = value
     return given
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.messages import short
 from envs.types import InputError
 from envs.yamlfile import read_yaml
 from rewards.registry import reward_info
@@ -21,6 +22,7 @@ SAME_START = (
 )
 # Scores of two rewards, inverters or embedders are on different scales.
 SAME_SCALE = ("reward", "gates", "inverter", "inverse_temperature", "embedder")
+NUMBERS = {"cycles": int, "tasks": int, "candidates": int, "margin": int | float}
 FIX = "restore it, or leave the run out"
 
 
@@ -43,6 +45,10 @@ def read_settings(folder: Path, fix: str = FIX) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read (it holds no settings): {fix}")
     if not isinstance(settings.get("agent"), str):
         raise InputError(f"{path}: cannot be read (it has no key `agent`, the trainer of the run): {fix}")
+    for key, kind in NUMBERS.items():
+        value = settings.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise InputError(f"{path}: cannot be read ({key}: {short(value)}): {fix}")
     return settings
 
 

@@ -60,7 +60,7 @@ def read_candidates(folder: Path, config: TrainConfig, held_out: Collection[str]
             if task.text in held_out:
                 raise InputError(f"{path}:{number}: task: a held-out task: {FIX}")
             # Of a short file of tasks the same one may come again.
-            if not groups or groups[-1].task != task or len(groups[-1].written) == theirs["candidates"]:
+            if not groups or groups[-1].task != task or len(groups[-1].written) == theirs.get("candidates"):
                 groups.append(Group(task, []))
             groups[-1].written.append(completion)
     except FileNotFoundError:

@@ -168,8 +168,9 @@ class Giver:
         if not name:
             raise ValueError(f"{short(value)} names no tree of a file: {WITH_TARGET}")
         if file not in self.files:
+            text = self._text(file, MOST_BYTES_OF_A_FILE)
             try:
-                found = from_json(self._text(file, MOST_BYTES_OF_A_FILE))
+                found = from_json(text)
             except ValueError:
                 raise ValueError(f"{file} is not JSON: write an object of names and trees in it") from None
             if not isinstance(found, dict):
