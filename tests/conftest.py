@@ -227,25 +227,34 @@ def spy(policy: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return outputs
 
 
-@pytest.fixture(scope="session")
-def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny model with a tokenizer like the embedded one's, and tokens that hold a line feed."""
+def save_pocket(folder: Path) -> Path:
+    """A tiny model with a tokenizer like the embedded one's, and tokens that hold a line feed."""
     from tokenizers import AddedToken
 
     from agents.pretraining.model import make_tokenizer
 
     tokenizer = make_tokenizer(Corpus(), 384)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in CONTENT_AND_LINE_FEED])
-    return save_model(tmp_path_factory.mktemp("pocket"), tokenizer)
+    return save_model(folder, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model with a tokenizer like the embedded one's, and tokens that hold a line feed."""
+    return save_pocket(tmp_path_factory.mktemp("pocket"))
 
 
 @pytest.fixture(scope="session")
 def brief(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, but four of five answers end within twelve tokens: what a trainer needs, at little cost."""
+    return save_brief(pocket, tmp_path_factory.mktemp("brief"))
+
+
+def save_brief(pocket: Path, folder: Path) -> Path:
+    """Of the tiny model one whose answers mostly end within twelve tokens."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("brief")
     tokenizer = AutoTokenizer.from_pretrained(pocket)
     texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
     ends = [token for token, text in enumerate(texts) if "\n" in text or text == tokenizer.eos_token]
