@@ -457,7 +457,7 @@ TINY = (
     "transfer_tasks: 3\n"
     "arms:\n"
     "  random: {reward: random, domain: shell, evaluate_on: [sql]}\n"
-    "  broken: {reward: random, adapter: nowhere}\n"
+    "  broken: {reward: random, model: no-such/model}\n"
 )
 
 
@@ -470,16 +470,14 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
     found = json.loads(said.out)
     assert code == 1 and found == json.loads((folder / "study.json").read_text())
     assert [(row["arm"], row["seed"]) for row in found["failed"]] == [("broken", 0)]
-    assert re.fullmatch(
-        r"--adapter nowhere: no adapter_model.safetensors there.*\(exit code 2\)", found["failed"][0]["why"]
-    )
-    assert "FAILED: --adapter nowhere" in said.err
+    assert re.fullmatch(r"--model no-such/model: .*\(exit code 2\)", found["failed"][0]["why"])
+    assert "FAILED: --model no-such/model" in said.err
     assert found["arms"]["random"]["transfer"]["sql"]["seeds"] == 1
     page = (folder / "index.html").read_text()
     assert "1 run failed" in page and "Transfer between domains" in page
     assert found["wall_seconds"] > 0 and found["at_once"] == 2 and ", 2 at a time" in page
     assert study(tmp_path, TINY, "--jobs", "0")[0] == 1  # what failed is remembered
-    assert "FAILED broken, seed 0: --adapter nowhere: no adapter" in capsys.readouterr().out
+    assert "FAILED broken, seed 0: --model no-such/model" in capsys.readouterr().out
     run = folder / "runs" / "random" / "s0"
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
 
@@ -489,7 +487,7 @@ def test_a_failed_arm_does_not_stop_the_rest_and_a_study_goes_on(
         folder / "runs" / "broken" / "s0",
         ignore=shutil.ignore_patterns("self_improvement_results.json", "cycle-0001"),
     )
-    code, _ = study(tmp_path, TINY.replace(", adapter: nowhere", ", domain: shell"), "--jobs", "1")
+    code, _ = study(tmp_path, TINY.replace(", model: no-such/model", ", domain: shell"), "--jobs", "1")
     said = capsys.readouterr()
     assert code == 0 and "1/1  broken s0  held-out accuracy" in said.out and "FAILED" not in said.out
     assert json.loads((folder / "study.json").read_text())["failed"] == []

@@ -64,7 +64,9 @@ def check_output(output: str | None, name: str | None = None, what: str = "folde
             raise InputError(f"--output {output}: is in the folder of a run: choose another place")
         if name is not None:
             new = path / name
-            if new.exists() and (not new.is_dir() or (new / "config.yaml").exists()):
+            if new.exists() and not new.is_dir():
+                raise InputError(f"--name {name}: {new} is a file: choose another --name")
+            if (new / "config.yaml").exists():
                 fix = f"use --resume {new}, or choose another --name"
                 raise InputError(f"--name {name}: {new} is there already: {fix}")
     except (OSError, ValueError) as error:
