@@ -89,12 +89,8 @@ def pairs_of(commands: Sequence[str], usable: Sequence[bool], chosen: str) -> li
 
 def best_of(group: Sequence[Rollout]) -> Rollout | None:
     """The candidate with the highest score, the first of equals; None where none may be learnt."""
-    scored = [
-        (rollout.acceptable, -row) for row, rollout in enumerate(group) if rollout.acceptable is not None
-    ]
-    if not scored:
-        return None
-    return group[-max(scored)[1]]
+    acceptable = [rollout for rollout in group if rollout.acceptable is not None]
+    return max(acceptable, key=lambda rollout: rollout.acceptable or 0.0, default=None)
 
 
 def main(config: Config) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from envs.types import Prompt
 
-JUDGED = ("judge", "rate", "prefer")  # kinds of prompts that ask for an opinion of a command
+JUDGED = ("judge", "rate")  # kinds of prompts that ask for an opinion of a command
 
 
 @dataclass

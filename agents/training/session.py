@@ -15,7 +15,7 @@ from agents.cli.display import say
 from agents.policy.chat import DATE, read_options
 from agents.policy.load import load_policy
 from agents.policy.lora import ALL_LINEAR, Lora, adapted
-from agents.policy.names import EMBEDDED as EMBEDDED_MODELS
+from agents.policy.names import EMBEDDED
 from agents.policy.policy import Policy
 from agents.policy.tokens import Shots
 from agents.policy.usage import Usage
@@ -191,7 +191,7 @@ def _load(
         shots=evaluate.shots(config.shots),
     )
     run.record("compute", asdict(policy.compute))
-    if config.model is not None and config.model not in EMBEDDED_MODELS:
+    if config.model is not None and config.model not in EMBEDDED:
         run.notes.append(f"LoRA of rank {config.lora_r} on {adapted(policy.model)}; {policy.compute}")
     if policy.tokens.chat is not None and policy.tokens.chat.dated:
         run.record("prompts", {"date": DATE.isoformat()})
