@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
-from agents.training.config import TrainConfig
 from agents.training.constitution import Principle, read_constitution
+from agents.training.contrast import PairConfig
 from agents.training.trl_config import require_trl
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ NO_PAIR = "no preference is clear, so nothing was trained: lower --margin"
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(PairConfig):
     """Constitutional AI: the model learns from its own revisions and preferences, both by principles."""
 
     constitution: str = "commands"
@@ -58,8 +58,6 @@ class Config(TrainConfig):
     """Who says which of two answers is better: the base model (adapter off), or the policy."""
     margin: float = 0.05
     """How far from one half a preference must be, to make a pair; in [0, 0.5)."""
-    beta: float = 0.1
-    """Pull of DPO to the cycle's first policy: the loss sees beta times the log-ratio to it."""
     reward: str = "likelihood"
     """It only watches (docs/REWARDS.md). Of its gates, those of a revision must be open."""
     candidates: int = 2
@@ -70,8 +68,6 @@ class Config(TrainConfig):
     """Revisions or pairs per training step."""
     epochs: int = 1
     """Passes over the revisions or the pairs of a cycle."""
-    lora_dropout: float = 0.0
-    """Dropout of the LoRA adapter; in [0, 1). 0 by default: policy and reference would differ at random."""
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward, a faulty domain or constitution."""
@@ -79,7 +75,6 @@ class Config(TrainConfig):
         self._require("candidates", self.candidates > 1, "must be 2 or more: two are compared")
         self._require("revisions", self.revisions >= 1, "must be 1 or more")
         self._require("margin", 0 <= self.margin < 0.5, "must be in [0, 0.5)")
-        self._require("beta", 0 < self.beta < math.inf, "must be above 0")
         within = self.revise_cycles is None or 0 <= self.revise_cycles <= self.cycles
         self._require("revise_cycles", within, f"must be between 0 and --cycles {self.cycles}")
         read_constitution(self.constitution)
@@ -215,12 +210,9 @@ def main(config: Config) -> int:
                         trained = train_on_pairs(
                             policy,
                             preferences_of(policy, batch, pairs),
-                            lr=config.lr,
-                            beta=config.beta,
+                            **config.of_update,
                             sft=0.0,
                             reference="cycle",
-                            batch_size=config.batch_size,
-                            epochs=config.epochs,
                             stream_parts=stream_parts,
                             folder=session.run.folder,
                         )

@@ -30,37 +30,29 @@ from typing import Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
-from agents.training.config import TrainConfig
-from agents.training.contrast import pairs_of_batch, score_margin
+from agents.training.contrast import PairConfig, pairs_of_batch, score_margin
 from agents.training.trl_config import require_trl
 
 NOTHING = "no pair of commands, so nothing was trained: lower --margin, or raise --candidates"
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(PairConfig):
     """Online DPO: the model learns to prefer its best-scored command for a task to its worst-scored one."""
 
-    beta: float = 0.1
-    """Pull to the reference: the loss sees beta times the log-ratio of policy to reference."""
     margin: float = 0.02
     """Smallest difference of score in a pair; equal scores never make one."""
     reference: Literal["cycle", "base"] = "cycle"
     """Reference of the policy: itself at the start of the cycle, or the base model (adapter off)."""
     sft: float = 1.0
     """Weight of the negative log-likelihood of the chosen commands, per token; 0 is DPO alone."""
-    batch_size: int = 4
-    """Pairs per training step."""
     epochs: int = 2
     """Passes over the pairs of a cycle."""
-    lora_dropout: float = 0.0
-    """Dropout of the LoRA adapter; in [0, 1). 0 by default: policy and reference would differ at random."""
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
         self._require("candidates", self.candidates > 1, "must be 2 or more: a pair is made of two")
-        self._require("beta", 0 < self.beta < math.inf, "must be above 0")
         for name in ("margin", "sft"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "must be 0 or more")
 
@@ -93,12 +85,9 @@ def main(config: Config) -> int:
                         trained |= train_on_pairs(
                             session.policy,
                             preferences_of(session.policy, batch, pairs),
-                            lr=config.lr,
-                            beta=config.beta,
+                            **config.of_update,
                             sft=config.sft,
                             reference=config.reference,
-                            batch_size=config.batch_size,
-                            epochs=config.epochs,
                             stream_parts=(config.seed, cycle, "train"),
                             folder=session.run.folder,
                         )

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING
 
 from agents.cli.command import run_command
 from agents.cli.display import say
-from agents.training.config import TrainConfig
-from agents.training.contrast import pairs_of_batch, score_margin
+from agents.training.contrast import PairConfig, pairs_of_batch, score_margin
 from agents.training.trl_config import require_trl
 
 if TYPE_CHECKING:
@@ -37,33 +36,26 @@ SMALLEST = 1e-6  # points of a verdict that rounding makes; equal verdicts are n
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(PairConfig):
     """Self-Rewarding: the model learns to prefer its answer with the best verdict of its own to the worst."""
 
     reward: str = "self-rating"
     """The judge: self-rating asks the policy for 0 to 5 points (docs/REWARDS.md)."""
     candidates: int = 4
     """Answers written to each task."""
-    beta: float = 0.1
-    """Pull to the round's first policy: the loss sees beta times the log-ratio to it."""
     min_score: float | None = None
     """The lowest score of a chosen answer. Default: any."""
     weighted: bool = False
     """Weigh each pair in the loss by the difference of its scores."""
     sft: float = 0.0
     """Weight of the negative log-likelihood of the chosen answers, per token."""
-    batch_size: int = 4
-    """Pairs per training step."""
     epochs: int = 1
     """Passes over the pairs of a round."""
-    lora_dropout: float = 0.0
-    """Dropout of the LoRA adapter; in [0, 1). 0 by default: policy and reference would differ at random."""
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
         self._require("candidates", self.candidates > 1, "must be 2 or more: a pair is made of two")
-        self._require("beta", 0 < self.beta < math.inf, "must be above 0")
         self._require("sft", 0 <= self.sft < math.inf, "must be 0 or more")
         finite = self.min_score is None or math.isfinite(self.min_score)
         self._require("min_score", finite, "must be a number: leave it out for any score")
@@ -116,12 +108,9 @@ def main(config: Config) -> int:
                         trained |= train_on_pairs(
                             policy,
                             preferences,
-                            lr=config.lr,
-                            beta=config.beta,
+                            **config.of_update,
                             sft=config.sft,
                             reference="cycle",
-                            batch_size=config.batch_size,
-                            epochs=config.epochs,
                             stream_parts=(config.seed, cycle, "train"),
                             folder=session.run.folder,
                         )

@@ -22,14 +22,13 @@ RMSProp on all weights, and so the learning rate is larger than the paper's 5e-7
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
-from agents.training.config import TrainConfig
+from agents.training.contrast import PairConfig
 from agents.training.trl_config import require_trl
 
 if TYPE_CHECKING:
@@ -40,23 +39,17 @@ NOTHING = "no pair, so nothing was trained: every answer is the reference, was c
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(PairConfig):
     """SPIN: the model learns to prefer a reference, or its own best answer, to its other answers."""
 
     chosen: Literal["reference", "best"] = "reference"
     """What is preferred: the task's reference, which is a label, or the candidate with the highest score."""
     reward: str = "likelihood"
     """Chooses with --chosen best; otherwise it only watches (docs/REWARDS.md)."""
-    beta: float = 0.1
-    """Pull to the previous round's policy: the loss sees beta times the log-ratio to it."""
     rounds: int = 2
     """Rounds whose pairs are trained on: this one's and those before it."""
-    batch_size: int = 4
-    """Pairs per training step."""
     epochs: int = 1
     """Passes over the pairs of a round."""
-    lora_dropout: float = 0.0
-    """Dropout of the LoRA adapter; in [0, 1). 0 by default: policy and reference would differ at random."""
 
     @property
     def supervised(self) -> bool:
@@ -66,7 +59,6 @@ class Config(TrainConfig):
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
-        self._require("beta", 0 < self.beta < math.inf, "must be above 0")
         self._require("rounds", self.rounds >= 1, "must be 1 or more")
         if self.chosen == "best":
             self._require("candidates", self.candidates > 1, "must be 2 or more with --chosen best")
@@ -146,12 +138,9 @@ def main(config: Config) -> int:
                         trained |= train_on_pairs(
                             policy,
                             pairs,
-                            lr=config.lr,
-                            beta=config.beta,
+                            **config.of_update,
                             sft=0.0,
                             reference="cycle",
-                            batch_size=config.batch_size,
-                            epochs=config.epochs,
                             stream_parts=(config.seed, cycle, "train"),
                             folder=session.run.folder,
                         )

@@ -1,15 +1,40 @@
-"""Pairs of a better and a worse command of one task, by their scores."""
+"""Pairs of a better and a worse command of one task: by their scores, and what trainers on pairs share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agents.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from agents.training.rollouts import Batch
 
 Values = Sequence[Sequence["float | None"]]
+
+
+@dataclass(frozen=True)
+class PairConfig(TrainConfig):
+    """The settings that every trainer on pairs has."""
+
+    beta: float = 0.1
+    """Pull to the reference: the loss sees beta times the log-ratio of policy to reference."""
+    batch_size: int = 4
+    """Pairs per training step."""
+    lora_dropout: float = 0.0
+    """Dropout of the LoRA adapter; in [0, 1). 0 by default: policy and reference would differ at random."""
+
+    def check(self) -> None:
+        """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
+        super().check()
+        self._require("beta", 0 < self.beta < math.inf, "must be above 0")
+
+    @property
+    def of_update(self) -> dict[str, Any]:
+        """What `train_on_pairs` takes from the settings."""
+        return {name: getattr(self, name) for name in ("lr", "beta", "batch_size", "epochs")}
 
 
 def pairs_of(
