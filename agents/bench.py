@@ -3,6 +3,8 @@
     python -m agents.bench env                  # the batched environment against single ones
     python -m agents.bench env --num-envs 16 --repetitions 9 --json
     python -m agents.bench sandbox              # a command in the sandbox against one in plain bash
+    python -m agents.bench model --model smollm2      # writing, scoring and training (docs/PERFORMANCE.md)
+    python -m agents.bench gpu                  # a model of 7 billion weights on a CUDA device, 4 bits too
 
 Both sides are timed in one process, in turns, and medians are reported.
 """
@@ -23,6 +25,7 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from agents.benchmarks.model import GpuConfig, ModelConfig, gpu, model
 from agents.cli.command import run_command
 from agents.cli.values import require_counts
 from envs.answers import command_in
@@ -287,6 +290,8 @@ def sandbox(config: SandboxConfig) -> int:
 BENCHMARKS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "env": (EnvConfig, env),
     "sandbox": (SandboxConfig, sandbox),
+    "model": (ModelConfig, model),
+    "gpu": (GpuConfig, gpu),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from sandboxes import needs_sandbox, with_bwrap
 
 from agents import bench
+from agents.benchmarks import model, weights
+from agents.policy.load import load_policy
 
 
 @needs_sandbox
@@ -74,3 +77,101 @@ def test_the_environments_benchmark_prints_one_json_object(capsys: pytest.Captur
     assert min(rates["single"] + rates["batched"]) > 0
     assert result["ratio"] == sorted(rates["batched"])[1] / sorted(rates["single"])[1]
     assert "json" not in result
+
+
+TINY = """
+model_type: mistral
+vocab_size: 1200
+hidden_size: 32
+intermediate_size: 64
+num_hidden_layers: 2
+num_attention_heads: 4
+num_key_value_heads: 2
+tie_word_embeddings: {tied}
+"""
+SMALL = {"tasks": 2, "candidates": 2, "batch_size": 3, "max_new_tokens": 6}
+
+
+@pytest.fixture
+def architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two architectures that take no time, in place of the real ones."""
+    (tmp_path / "tiny.yaml").write_text(TINY.format(tied="false"))
+    (tmp_path / "tied.yaml").write_text(TINY.format(tied="true"))
+    monkeypatch.setattr(weights, "ARCHITECTURES", tmp_path)
+    monkeypatch.setattr(model, "REPETITIONS", 1)
+
+
+@pytest.mark.usefixtures("architectures")
+@pytest.mark.parametrize("architecture", ["tiny", "tied"])
+def test_a_model_with_random_weights_is_measured(
+    architecture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    output = tmp_path / "figures.json"
+    words += ["--random-weights", architecture, "--dtype", "float32", "--json", "--output", str(output)]
+    assert bench.main(["model", *words]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result == json.loads(output.read_text())
+    # Embeddings 1200 x 32; a layer: q, o 32 x 32, k, v 32 x 16, three of 32 x 64, two norms; a last norm.
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+    lora = 2 * 16 * (2 * (32 + 32) + 2 * (32 + 16))  # of rank 16 in two layers
+    assert result["weights"] == 1200 * 32 + 2 * layer + 32 + lora
+    assert result["weight_bytes"] == 4 * result["weights"]
+    assert result["writing"]["rows"] == 4
+    for phase, rate in (
+        ("one_row", "tokens_per_second"),
+        ("writing", "candidates_per_second"),
+        ("scoring", "pairs_per_second"),
+        ("training", "tokens_per_second"),
+    ):
+        assert result[phase][rate] > 0
+    assert result["rows_alone"]["same"] == result["rows_alone"]["rows"] == 2
+
+
+@pytest.mark.usefixtures("architectures")
+def test_random_weights_write_as_many_tokens_as_are_asked_for_unless_answers_may_end(tmp_path: Path) -> None:
+    weights.write_random("tiny", tmp_path / "model")
+    prompts = [f"task {number}" for number in range(30)]
+    rows = load_policy(str(tmp_path / "model")).generate(prompts, temperature=1.0, max_new_tokens=9)
+    assert {len(row[0].token_ids) for row in rows} == {9}
+
+    weights.let_answers_end(tmp_path / "model", 3)
+    rows = load_policy(str(tmp_path / "model")).generate(prompts, temperature=1.0, max_new_tokens=9)
+    assert len({len(row[0].token_ids) for row in rows}) > 3
+
+
+@pytest.mark.usefixtures("architectures")
+def test_an_unknown_architecture_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["model", "--random-weights", "tinny"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --random-weights tinny: no such architecture: did you mean tiny?\n"
+    )
+
+
+def test_a_gpu_is_measured_where_there_is_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert bench.main(["gpu"]) == 2
+    assert capsys.readouterr().err.startswith("error: agents.bench gpu: there is no CUDA device: ")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("architectures")
+def test_a_part_that_fails_does_not_cost_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The parts of `gpu` on a CPU: it is asked once whether there is a GPU, and 4 bits need one."""
+    answers = iter([True])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: next(answers, False))
+    monkeypatch.setattr(model, "SIZES", model.ModelConfig(**SMALL))
+    short = {"tasks": 2, "eval_tasks": 2, "eval_subset": 1, "eval_samples": 1, "epochs": 1}
+    monkeypatch.setattr(model, "whole_run", functools.partial(model.whole_run, **short))
+    output = tmp_path / "gpu.json"
+    assert model.gpu(model.GpuConfig("tiny", cycles=1, output=str(output))) == 1
+    found = json.loads(output.read_text())
+    assert "needs a CUDA device" in found["4 bits"]["failed"]
+    assert found["bfloat16"]["writing"]["tokens_per_second"] > 0
+    assert found["run"]["candidates"] == 12
+    assert set(found["run"]["phases"]) >= {"time/generate", "time/reward", "time/train", "time/evaluate"}
+    assert "| | bfloat16 | 4 bits |" in capsys.readouterr().out

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
@@ -74,7 +73,8 @@ def load_policy(
     try:
         model, tokenizer, compute = _pretrained(name, where, load_in_4bit, dtype, threads)
         if load_in_4bit:
-            model = prepare_model_for_kbit_training(model)
+            # PEFT's own preparation turns norms, embeddings and with them all states into float32.
+            model.activation_checkpointing_enable({"use_reentrant": False})
         policy = Policy(with_lora(model, lora, seed), tokenizer, batch_size, compute, chat_options)
         policy.tokens.prefill = prefill
         policy.tokens.shots = shots or {}

@@ -41,7 +41,7 @@ def contained(policy: Policy) -> Iterator[None]:
             model.delete_adapter("ref")
             model.set_adapter("default")
         if policy.checkpointing and not checkpointed:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
         model.generation_config = GenerationConfig()
         for name, value in before.items():
             setattr(model.config, name, value)
