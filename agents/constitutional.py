@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
+from agents.cli.values import require_counts
 from agents.training.constitution import Principle, read_constitution
 from agents.training.contrast import PairConfig
 from agents.training.trl_config import require_trl
@@ -73,7 +74,7 @@ class Config(PairConfig):
         """Raises InputError for a value out of range, an unknown reward, a faulty domain or constitution."""
         super().check()
         self._require("candidates", self.candidates > 1, "must be 2 or more: two are compared")
-        self._require("revisions", self.revisions >= 1, "must be 1 or more")
+        require_counts(self, "revisions")
         self._require("margin", 0 <= self.margin < 0.5, "must be in [0, 0.5)")
         within = self.revise_cycles is None or 0 <= self.revise_cycles <= self.cycles
         self._require("revise_cycles", within, f"must be between 0 and --cycles {self.cycles}")

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
+from agents.cli.values import require_counts
 from agents.training.contrast import PairConfig
 from agents.training.trl_config import require_trl
 
@@ -59,7 +60,7 @@ class Config(PairConfig):
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
-        self._require("rounds", self.rounds >= 1, "must be 1 or more")
+        require_counts(self, "rounds")
         if self.chosen == "best":
             self._require("candidates", self.candidates > 1, "must be 2 or more with --chosen best")
 

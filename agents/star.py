@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agents.cli.command import run_command
 from agents.cli.display import say
+from agents.cli.values import require_counts
 from agents.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Config(TrainConfig):
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()
         self._require("threshold", 0 <= self.threshold <= 1, "must be in [0, 1]")
-        self._require("per_task", self.per_task is None or self.per_task >= 1, "must be 1 or more")
+        require_counts(self, "per_task")
 
 
 def right_ones(values_P_G: Sequence[Sequence[float | None]], threshold: float, most: int | None) -> list[int]:

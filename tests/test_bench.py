@@ -10,6 +10,7 @@ import pytest
 from sandboxes import needs_sandbox, with_bwrap
 
 from agents import bench
+from agents.benchmarks import architectures as shapes
 from agents.benchmarks import model, weights
 from agents.policy.load import load_policy
 
@@ -97,7 +98,7 @@ def architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two architectures that take no time, in place of the real ones."""
     (tmp_path / "tiny.yaml").write_text(TINY.format(tied="false"))
     (tmp_path / "tied.yaml").write_text(TINY.format(tied="true"))
-    monkeypatch.setattr(weights, "ARCHITECTURES", tmp_path)
+    monkeypatch.setattr(shapes, "ARCHITECTURES", tmp_path)
     monkeypatch.setattr(model, "REPETITIONS", 1)
 
 

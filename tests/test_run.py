@@ -385,6 +385,33 @@ def test_a_protected_checkpoint_outlives_pruning_and_resuming(tmp_path: Path) ->
     run.close()
 
 
+def test_a_kept_checkpoint_that_is_damaged_is_not_loaded(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, tensorboard=False)
+    run.protected = {0}
+    for cycle in range(3):
+        run.commit(cycle, {}, lambda path: (path / "weights").write_text("good"))
+    assert run.intact_checkpoint(0) == run.checkpoint(0)
+    (run.checkpoint(0) / "weights").write_text("evil")
+    with pytest.raises(
+        InputError, match=r"cycle-0000: damaged, and kept as the best: weights does not"
+    ):
+        run.intact_checkpoint(0)
+    run.close()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl", "truth.jsonl", "timings.jsonl"])
+def test_a_log_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path: Path, name: str) -> None:
+    run = Run.create(tmp_path / "run", CONFIG, tensorboard=False)
+    run.close()
+    letter = tmp_path / "letter"
+    letter.write_text("all my words")
+    (run.folder / name).unlink(missing_ok=True)
+    (run.folder / name).symlink_to(letter)
+    with pytest.raises(InputError, match=rf"{name}: is a link: put the file itself in its place"):
+        Run.open(run.folder, tensorboard=False)
+    assert letter.read_text() == "all my words"
+
+
 def test_logs_keep_the_wall_clock_apart_and_refuse_what_is_not_a_number(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", CONFIG, tensorboard=False)
     run.scalars(150, 1, {"train/loss": 0.25, "time/generate": 1.5, "reward/mean": None, "count": 3})

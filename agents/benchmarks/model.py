@@ -27,8 +27,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from agents.benchmarks.architectures import read_architecture
 from agents.cli.display import say
-from agents.cli.files import write_whole
+from agents.cli.files import check_output, write_whole
 from agents.cli.values import require_counts
 from agents.policy.folders import check_model
 from envs.types import InputError
@@ -71,9 +72,8 @@ class ModelConfig:
         require_counts(self, "tasks", "candidates", "batch_size", "train_batch_size", "max_new_tokens")
         require_counts(self, "threads")
         if self.random_weights is not None:
-            from agents.benchmarks.weights import read_architecture
-
             read_architecture(self.random_weights)
+        check_output(self.output, what="file")
         check_model(self.model or "embedded")
 
 
@@ -94,10 +94,9 @@ class GpuConfig:
 
     def check(self) -> None:
         """Raises InputError for no such architecture."""
-        from agents.benchmarks.weights import read_architecture
-
         require_counts(self, "cycles", least=0)
         read_architecture(self.random_weights)
+        check_output(self.output, what="file")
 
 
 # ---- the limits ----
@@ -390,9 +389,15 @@ def model(config: ModelConfig) -> int:
             name = written_weights(config.random_weights, Path(folder))
         figures = {"benchmark": "model", **asdict(config), **measured(name, config)}
     if config.output:
-        write_whole(Path(config.output), json.dumps(figures, indent=1))
+        write_figures(Path(config.output), figures)
     print(json.dumps(figures) if config.json else table({config.random_weights or name: figures}))
     return 0
+
+
+def write_figures(path: Path, figures: Figures) -> None:
+    """Writes a JSON file, and the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(figures, indent=1))
 
 
 def written_weights(architecture: str, folder: Path) -> str:
@@ -437,7 +442,7 @@ def gpu(config: GpuConfig) -> int:
         for name, part in parts.items():
             found[name] = attempted(part)
             reset_peak()
-            write_whole(Path(config.output), json.dumps(found, indent=1))
+            write_figures(Path(config.output), found)
             say(f"{name}: {found[name]['seconds']:.0f} s {found[name].get('failed', '')}")
     if config.json:
         print(json.dumps(found))

@@ -12,36 +12,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from agents.benchmarks.architectures import read_architecture
 from agents.policy.names import EMBEDDED
 from agents.policy.seeds import seeded
-from envs.messages import did_you_mean
-from envs.types import InputError
-from envs.yamlfile import read_yaml
 
-ARCHITECTURES = Path(__file__).resolve().parents[2] / "configs" / "architectures"
 SPREAD = 6.0  # standard deviation of the logits of tokens that the tokenizer has; all others have 0
-
-
-def architectures() -> list[str]:
-    """The names of the files in configs/architectures."""
-    return sorted(path.stem for path in ARCHITECTURES.glob("*.yaml"))
-
-
-def read_architecture(name: str) -> Any:
-    """The configuration of an architecture, with the embedded model's special tokens.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name not in architectures():
-        known = architectures()
-        fix = did_you_mean(name, known, f"use {', '.join(known)}")
-        raise InputError(f"--random-weights {name}: no such architecture: {fix}")
-    settings = dict(read_yaml(ARCHITECTURES / f"{name}.yaml").data)
-    special = AutoConfig.from_pretrained(EMBEDDED["embedded"])
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        settings[key] = getattr(special, key)
-    return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def write_random(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> None:
@@ -50,7 +25,11 @@ def write_random(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16, s
     The model writes tokens that the tokenizer has, and never ends an answer: every one has the most tokens
     that are asked for.
     """
-    config = read_architecture(name)
+    settings = read_architecture(name)
+    special = AutoConfig.from_pretrained(EMBEDDED["embedded"])
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        settings[key] = getattr(special, key)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED["embedded"])
     del tokenizer.init_kwargs["one_line_answers"]
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -41,8 +41,8 @@ def read_constitution(name: str) -> tuple[Principle, ...]:
         raise file.error((), f"must have the key principles alone: {HOW}")
     found = file.data["principles"]
     if not isinstance(found, dict) or not found:
-        raise file.error(("principles",), f"principles: must be a mapping: {HOW}")
+        raise file.error(("principles",), f"must be a mapping: {HOW}")
     for key, text in found.items():
         if not isinstance(text, str) or not text.strip() or "\n" in text.strip():
-            raise file.error(("principles", key), f"{key}: must be a sentence on one line: {HOW}")
+            raise file.error(("principles", key), f"must be a sentence on one line: {HOW}")
     return tuple(Principle(str(key), text.strip()) for key, text in found.items())

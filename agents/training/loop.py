@@ -290,7 +290,7 @@ class Loop:
             kept = self._monitor.best
         weights, average = policy.snapshot(), policy.ema
         if kept != self.cycle:
-            policy.load(run.checkpoint(kept))
+            policy.load(run.intact_checkpoint(kept))
         try:
             self.results["kept"] = kept
             self.results["eval"]["end"] = self.session.evaluate.whole(policy, reward, kept)

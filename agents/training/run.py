@@ -127,6 +127,9 @@ class Run:
             ) from None
         if not isinstance(config, dict):
             raise InputError(f"{path}: holds no keys: restore the file or start a new run")
+        for name in (*LOGS, CLOCK, "tensorboard"):  # they are cut back, and a link may lead anywhere
+            if (Path(folder) / name).is_symlink():
+                raise InputError(f"{Path(folder) / name}: is a link: put the file itself in its place")
         run = cls(Path(folder), tensorboard)
         run._acquire()
         try:
@@ -245,6 +248,16 @@ class Run:
     def checkpoint(self, cycle: int) -> Path:
         """Where the checkpoint of a cycle is, or would be."""
         return self.folder / "checkpoints" / f"cycle-{cycle:04d}"
+
+    def intact_checkpoint(self, cycle: int) -> Path:
+        """The folder of a checkpoint; InputError if a file in it is missing or damaged."""
+        folder = self.checkpoint(cycle)
+        try:
+            disk.verify_sums(folder)
+        except (OSError, ValueError) as error:
+            fix = "restore the file, or start a new run with another --name"
+            raise InputError(f"{folder}: damaged, and kept as the best: {one_line(error)}: {fix}") from None
+        return folder
 
     def commit(self, cycle: int, state: Mapping[str, Any], save: Callable[[Path], None]) -> Path:
         """Makes the logs durable, writes the checkpoint of a finished cycle, and removes old checkpoints.
