@@ -392,9 +392,7 @@ def test_a_kept_checkpoint_that_is_damaged_is_not_loaded(tmp_path: Path) -> None
         run.commit(cycle, {}, lambda path: (path / "weights").write_text("good"))
     assert run.intact_checkpoint(0) == run.checkpoint(0)
     (run.checkpoint(0) / "weights").write_text("evil")
-    with pytest.raises(
-        InputError, match=r"cycle-0000: damaged, and kept as the best: weights does not"
-    ):
+    with pytest.raises(InputError, match=r"cycle-0000: damaged, and kept as the best: weights does not"):
         run.intact_checkpoint(0)
     run.close()
 
