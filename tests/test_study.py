@@ -23,7 +23,7 @@ from agents.studies.jobs import Job, run_jobs
 from agents.studies.plan import read_plan
 from agents.studies.runs import read_run
 from agents.studies.schedule import all_jobs
-from agents.studies.summary import candidates_to, gap_closed, over_seeds, rank_correlation
+from agents.studies.summary import candidates_to, collapse_step, gap_closed, over_seeds, rank_correlation
 from agents.study import COMMANDS, TRAINERS, Config, main
 from envs.schema import CONFIGS
 from envs.types import InputError
@@ -179,6 +179,22 @@ def test_candidates_to_a_rise(three: Path, no_charts: None) -> None:
         None,
     ]
     assert (found["similar"]["candidates_to_rise"], found["random"]["candidates_to_rise"]) == (600, None)
+
+
+@pytest.mark.parametrize(
+    ("curve", "step"),
+    [
+        ([0.5, 0.6, 0.7], None),
+        ([0.5, 0.4, 0.5], None),  # it came back
+        ([0.5, 0.6, 0.4, 0.3], 200),
+        ([0.5, 0.4, 0.6, 0.4], 300),  # for good only at the end
+        ([0.5, 0.4, 0.3], 100),
+        ([], None),
+    ],
+)
+def test_the_step_from_which_accuracy_is_below_its_start(curve: list[float], step: int | None) -> None:
+    points = [{"step": 100.0 * place, "mean": value} for place, value in enumerate(curve)]
+    assert collapse_step(points) == step
 
 
 def test_a_run_remembers_that_it_was_labelled(three: Path) -> None:

@@ -55,6 +55,7 @@ def summarize(
             "intents": intents_of(records),
             "curve": curve,
             "candidates_to_rise": candidates_to(RISE, curve),
+            "collapse_step": collapse_step(curve),
             "score_curve": curve_of(records, "reward/mean"),
         }
         comparisons += arms[name]["against_reference"]["value"] is not None
@@ -259,6 +260,19 @@ def candidates_to(rise: float, curve: Sequence[Mapping[str, float]]) -> int | No
         if point["mean"] >= curve[0]["mean"] + rise - 1e-9:
             return int(point["step"])
     return None
+
+
+def collapse_step(curve: Sequence[Mapping[str, float]]) -> int | None:
+    """Candidates scored after which a mean curve is below its start, to its end; None where it is not.
+
+    After the Model Collapse Step of He et al. 2026, arXiv:2603.08660; here by held-out accuracy.
+    """
+    step = None
+    for point in reversed(curve):
+        if point["mean"] >= curve[0]["mean"] - 1e-9:
+            return step
+        step = int(point["step"])
+    return step
 
 
 # ---- intents, other domains, theory ----
