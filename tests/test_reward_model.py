@@ -363,23 +363,12 @@ def test_a_trivial_preference_is_learnt_and_learnt_from(
     monkeypatch.setattr("agents.reward_model.judged", no_dash)
     common = ["--model", "embedded", "--domain", "shell", "--max-new-tokens", "32", "--no-gates"]
     common += ["--eval-tasks", "3", "--eval-subset", "2", "--eval-samples", "1", "--cycles", "3"]
-    argv = [*common, "--tasks", "60", "--epochs", "2", "--output", str(tmp_path), "--name", "rm"]
+    common += ["--tasks", "60", "--lr", "3e-3", "--output", str(tmp_path)]
+    argv = [*common, "--epochs", "4", "--name", "rm"]
     assert run_command(Config, main, argv, "reward_model") == 0
     assert metrics(tmp_path / "rm", "preference/accuracy")[-1] > 0.9
-    argv = [
-        *common,
-        "--tasks",
-        "60",
-        "--epochs",
-        "3",
-        "--lr",
-        "3e-3",
-        "--output",
-        str(tmp_path),
-        "--name",
-        "b",
-    ]
-    argv += ["--reward", f"rm:{tmp_path / 'rm'}"]
+    argv = [*common, "--epochs", "3", "--name", "b", "--reward", f"rm:{tmp_path / 'rm'}"]
+    argv += ["--select", "quantile", "--keep-share", "0.3"]
     assert run_command(rejection_sft.Config, rejection_sft.main, argv, "rejection_sft") == 0
     log = [json.loads(line) for line in (tmp_path / "b" / "rollouts.jsonl").read_text().splitlines()]
     shares = []
