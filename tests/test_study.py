@@ -96,6 +96,7 @@ def test_the_table_is_what_one_computes_by_hand(three: Path, capsys: pytest.Capt
         [16.0, 16.0],
     )
     assert (similar["alarms"], similar["candidates"], similar["seconds"]) == ({"entropy": 3}, 1200, 10.0)
+    assert similar["diverged"] is None
     # 20 tasks, every fourth of one intent; the first ones are right, from 10 at the start to 13, 14 and 15.
     gains = {name: row["gain"] * row["pairs"] for name, row in similar["intents"].items()}
     assert gains == pytest.approx(
