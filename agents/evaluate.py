@@ -84,7 +84,7 @@ class Config:
     """Variables of the chat template, as JSON. Default: the run's, else what switches thinking off."""
     reward: str | None = None
     """Reward whose scores are compared with the verdicts; with --best-of several, separated by commas.
-    Default: the run's, else likelihood."""
+    Default: the run's, which of a reward model is that model itself, else likelihood."""
     gates: bool = True
     """Apply the gates before the reward (docs/REWARDS.md), unless the run was made without them."""
     inverter: Literal["current", "base", "ema"] | None = None

@@ -78,6 +78,8 @@ def read_card(reward: str) -> Mapping[str, Any]:
             card = from_json(file.read().decode("utf-8"))
         _check(card)
         for name, wanted in card["sha256"].items():
+            if not (folder / name).is_file():
+                raise ValueError(f"{name} is missing")
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted:
                 raise ValueError(f"{name} does not match its sha256 sum")
     except (OSError, ValueError) as error:
@@ -94,7 +96,11 @@ def _check(card: Any) -> None:
         if type(card.get(key)) is not kind:
             raise ValueError(f"{CARD} has no {key}")
     sums = card["sha256"]
-    if not sums or any(name != Path(name).name for name in sums) or not math.isfinite(card["center"]):
+    if (
+        any(name != Path(name).name for name in sums)
+        or not math.isfinite(card["center"])
+        or card["labels"] < 0
+    ):
         raise ValueError(f"{CARD} has wrong values")
 
 
