@@ -407,6 +407,10 @@ def test_the_studies_that_come_with_the_project_are_sound(
     for name in ("models/shared-0.6", "models/shared-0.9", "smollm2-warm"):
         (tmp_path / "runs" / name).mkdir(parents=True)  # the head of its file says how to make it
         (tmp_path / "runs" / name / "config.json").write_text("{}")
+    card = {"base": "embedded", "dtype": "float32", "labels": 3, "center": 0.0, "sha256": {}}
+    for name in ("truth", "judge"):
+        (tmp_path / "runs" / "reward_model" / name).mkdir(parents=True)
+        (tmp_path / "runs" / "reward_model" / name / "reward_model.json").write_text(json.dumps(card))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     paths = sorted((CONFIGS.parent / "studies").glob("*.yaml"))
