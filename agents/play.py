@@ -124,6 +124,7 @@ def main(config: Config) -> int:
     # They load torch, which --help must not wait for.
     from agents.evaluation.shots import draw_shots
     from agents.policy.load import load_policy
+    from envs.verify.effects import effects_of
 
     policy = load_policy(
         config.model or "embedded",
@@ -145,6 +146,7 @@ def main(config: Config) -> int:
         inverse_temperature=config.inverse_temperature,
         embedder=config.embedder,
         gates=config.gates,
+        effects=effects_of,
     )
     where = load_domain(config.domain).where
     for text in [config.task] if config.task is not None else typed(config):

@@ -139,6 +139,7 @@ def main(config: Config) -> int:
     """Runs the protocol, or resumes it, and prints the table of cycles and the run's folder."""
     from agents.evaluation.heldout import HeldOut
     from agents.training.recorded import of_cycle, read_candidates, with_seed
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
     from rewards.registry import reward_info, shown
 
@@ -158,7 +159,9 @@ def main(config: Config) -> int:
 
     drawing = Drawing(config.include_greedy, config.top_k, config.top_p)
     say(f"reward: {shown(config.reward)}, accepting {in_words(config)}")
-    with open_session("rejection_sft", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session(
+        "rejection_sft", config, evaluation=HeldOut, truth=Truth, effects=effects_of
+    ) as session:
         policy = session.policy
         with Loop(config, session) as loop:
             replayed: list[Example] = []

@@ -151,6 +151,7 @@ def main(config: Config) -> int:
     from agents.evaluation.heldout import HeldOut
     from agents.training.pairs import draw_pairs, held_back, read_pairs, some_of
     from envs.domain import domain_names, load_domain
+    from envs.verify.effects import effects_of
     from envs.verify.truth import find_case
     from rewards.labelled import Truth
 
@@ -175,7 +176,7 @@ def main(config: Config) -> int:
         config = replace(config, keep="last")
     say(in_words(config, len(training), len(validation)))
 
-    with open_session("sft", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session("sft", config, evaluation=HeldOut, truth=Truth, effects=effects_of) as session:
         policy = session.policy
         with Loop(config, session) as loop:
             examples = forward_examples(policy, training)

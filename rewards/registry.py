@@ -14,12 +14,12 @@ from typing import Any
 
 from envs.messages import did_you_mean, short
 from envs.types import InputError, LanguageModel, Reward, Task
-from rewards.base import Ingredients
+from rewards.base import Effects, Ingredients
 from rewards.blend import SELECTIONS, Blend, is_blend, read_blend
 from rewards.channel import channel
 from rewards.controls import constant, length, random, shuffled
 from rewards.gates import Gated
-from rewards.intrinsic import entropy, majority, self_certainty, self_judge, self_rating
+from rewards.intrinsic import entropy, majority, majority_effect, self_certainty, self_judge, self_rating
 from rewards.likelihood import choice, lift, likelihood, likelihood_min
 from rewards.own import is_own, load_factory
 from rewards.reconstruction import original_blend, similarity, slots
@@ -75,6 +75,7 @@ REWARDS = {
     "self-certainty": RewardInfo(self_certainty, bounded=False),
     "entropy": RewardInfo(entropy, bounded=False),
     "majority": RewardInfo(majority, needs_group=True),
+    "majority-effect": RewardInfo(majority_effect, needs_group=True),
     "self-judge": RewardInfo(self_judge),
     "self-rating": RewardInfo(self_rating),
     "random": RewardInfo(random, gated=False),
@@ -159,6 +160,7 @@ def make_reward(
     embedder: str = "all-MiniLM-L6-v2",
     gates: bool = True,
     truth: Callable[[], Reward] | None = None,
+    effects: Effects | None = None,
     models: dict[str, int] | None = None,
 ) -> Reward:
     """Makes a reward.
@@ -172,13 +174,14 @@ def make_reward(
         embedder: a sentence-transformers name or folder; the default one is installed with this package.
         gates: put the gates before the reward, if it is `gated`.
         truth: makes the labelled reward: `rewards.labelled.Truth`. Only commands can reach it.
+        effects: says what commands do: `envs.verify.effects.effects_of`. Only commands can reach it.
         models: gets the other models that are loaded, by name with their parameters.
 
     Raises:
         InputError: unknown name, a faulty file, a pool that is too small, or `truth` without its maker.
     """
     loaded = {} if models is None else models
-    given = Ingredients(model, pool, inverter, inverse_temperature, embedder, gates, truth, loaded)
+    given = Ingredients(model, pool, inverter, inverse_temperature, embedder, gates, truth, effects, loaded)
     return _made(name, given)
 
 

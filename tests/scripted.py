@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.domain import load_domain
 from envs.types import Completion, Prompt, Score, Task
+from envs.verify.effects import effects_of
 from rewards.reconstruction import Similarity
 from rewards.registry import make_reward
 from rewards.text import token_overlap
@@ -131,7 +132,7 @@ def build(name: str, model: Any, **options: Any) -> Any:
     """A reward without gates, which have tests of their own."""
     if name == "similarity":
         return Similarity(model, Letters(), TEXTS, **options)  # type: ignore[arg-type]
-    return make_reward(name, model, POOL, gates=False, **options)
+    return make_reward(name, model, POOL, gates=False, effects=effects_of, **options)
 
 
 def value(score: Score) -> float:

@@ -29,6 +29,7 @@ from envs.domain import SPLITS, Domain
 from envs.grammar import DomainSpec
 from envs.schema import EMBEDDED, load_spec
 from envs.types import InputError, Task
+from envs.verify.effects import effects_of
 from rewards.gates import Gated, gate, stripped, syntax_of
 from rewards.reconstruction import Similarity
 from rewards.registry import make_reward
@@ -147,7 +148,7 @@ class Anything(Scripted):
 def make(name: str, model: Any) -> Any:
     if name == "similarity":
         return Gated(Similarity(model, Letters(), TEXTS))  # type: ignore[arg-type]
-    return make_reward(name, model, POOL)
+    return make_reward(name, model, POOL, effects=effects_of)
 
 
 # Each of their examples is one for every reward.

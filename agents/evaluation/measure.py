@@ -13,6 +13,7 @@ from agents.evaluation.shots import draw_shots
 from agents.policy.chat import read_options
 from agents.policy.load import load_policy
 from envs.source import make_source
+from envs.verify.effects import effects_of
 from envs.verify.truth import Case, verify
 from rewards.gates import gate
 from rewards.labelled import Truth
@@ -102,6 +103,7 @@ def measure(
             embedder=settings["embedder"],
             gates=settings["gates"],
             truth=Truth,
+            effects=effects_of,
         )
     tokens = settings["max_new_tokens"]
     answers = ask(

@@ -28,6 +28,7 @@ from agents.training.saved import saved
 from envs.domain import domain_names
 from envs.source import Source, make_source
 from envs.types import InputError, Reward, Task
+from rewards.base import Effects
 from rewards.blend import is_blend
 from rewards.registry import POOL, make_reward, reward_info
 
@@ -98,6 +99,7 @@ def open_session(
     *,
     evaluation: Callable[..., Evaluation],
     truth: Callable[[], Reward],
+    effects: Effects,
 ) -> Iterator[Session]:
     """Checks all input, creates the run folder or goes back to its last checkpoint, and loads everything.
 
@@ -108,6 +110,7 @@ def open_session(
         agent: the trainer's name.
         evaluation: makes the held-out evaluation, as `agents.evaluation.heldout.HeldOut` does.
         truth: makes the labelled reward, as `rewards.labelled.Truth` does.
+        effects: says what commands do, as `envs.verify.effects.effects_of` does; it knows no label.
 
     Raises:
         InputError: what is wrong with the configuration, in one line.
@@ -119,7 +122,7 @@ def open_session(
     run = _open_run(agent, config)
     resume = f"python -m agents.{agent} --resume {shlex.quote(str(run.folder))}"
     try:
-        session = _load(agent, config, evaluate, truth, run)
+        session = _load(agent, config, evaluate, truth, effects, run)
     except BaseException as error:
         if config.resume:
             run.close()
@@ -155,7 +158,12 @@ def _open_run(agent: str, config: TrainConfig) -> Run:
 
 
 def _load(
-    agent: str, config: TrainConfig, evaluate: Evaluation, truth: Callable[[], Reward], run: Run
+    agent: str,
+    config: TrainConfig,
+    evaluate: Evaluation,
+    truth: Callable[[], Reward],
+    effects: Effects,
+    run: Run,
 ) -> Session:
     state: Mapping[str, Any] = {}
     checkpoint = None
@@ -222,6 +230,7 @@ def _load(
         embedder=config.embedder,
         gates=config.gates,
         truth=truth,
+        effects=effects,
         models=policy.usage.models,
     )
     for note in run.notes:
