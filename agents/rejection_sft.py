@@ -74,6 +74,8 @@ class Config(TrainConfig):
         plain = self.top_k == 0 and self.top_p == 1
         drawn = "its candidates are written: leave --top-k and --top-p out"
         self._require("rollouts", self.rollouts is None or plain, drawn)
+        again = "its candidates are written: leave --redraw out"
+        self._require("rollouts", self.rollouts is None or self.redraw == 0, again)
         if self.rollouts is not None and "{seed}" not in self.rollouts:
             read_settings(Path(self.rollouts), "give the folder of another run")
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")

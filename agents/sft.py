@@ -90,6 +90,8 @@ class Config(TrainConfig):
         from envs.domain import domain_names, load_domain
 
         super().check()
+        watched = "must be 0, since candidates are only watched here: leave it out"
+        self._require("redraw", self.redraw == 0, watched)
         self._require("pairs", self.pairs != "", "must not be empty: leave the flag out for its default")
         require_counts(self, "examples", least=2)
         self._require("validation", 0 <= self.validation < 1, "must be in [0, 1): 0.1 is the default")

@@ -146,7 +146,7 @@ def main(config: Config) -> int:
                 batch = loop.collect("before")
                 right = right_ones(batch.acceptable, config.threshold, config.per_task)
                 if reward_info(config.reward).labelled:
-                    policy.labels += len(batch.groups)
+                    policy.labels += batch.tasks_scored
                 again: list[Rollout] = []
                 with loop.timed("generate"):
                     if config.rationalize:
