@@ -19,6 +19,7 @@ from rewards.blend import SELECTIONS, Blend, is_blend, read_blend
 from rewards.channel import channel
 from rewards.controls import constant, length, random, shuffled
 from rewards.gates import Gated
+from rewards.hidden_slot import hidden_slot
 from rewards.intrinsic import entropy, majority, majority_effect, self_certainty, self_judge, self_rating
 from rewards.likelihood import choice, lift, likelihood, likelihood_min
 from rewards.own import is_own, load_factory
@@ -71,6 +72,7 @@ REWARDS = {
     "lift": RewardInfo(lift, bounded=False),
     "choice": RewardInfo(choice, needs_pool=True),
     "slots": RewardInfo(slots),
+    "hidden-slot": RewardInfo(hidden_slot),
     "channel": RewardInfo(channel, needs_start=True),
     "self-certainty": RewardInfo(self_certainty, bounded=False),
     "entropy": RewardInfo(entropy, bounded=False),

@@ -30,6 +30,7 @@ INVERSIONS = [
     "choice",
     "channel",
     "slots",
+    "hidden-slot",
 ]
 DECODING = ["similarity", "original-blend", "slots"]
 UNBOUNDED = {"lift", "self-certainty", "entropy"}
