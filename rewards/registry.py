@@ -24,6 +24,7 @@ from rewards.intrinsic import entropy, majority, majority_effect, self_certainty
 from rewards.likelihood import choice, lift, likelihood, likelihood_min
 from rewards.own import is_own, load_factory
 from rewards.reconstruction import original_blend, similarity, slots
+from rewards.semantic import semantic
 from rewards.wrappers import Checked, with_inverter
 
 POOL = 200  # tasks with which `similarity` finds its scale, and among which `choice` finds other tasks
@@ -78,6 +79,7 @@ REWARDS = {
     "entropy": RewardInfo(entropy, bounded=False),
     "majority": RewardInfo(majority, needs_group=True),
     "majority-effect": RewardInfo(majority_effect, needs_group=True),
+    "semantic": RewardInfo(semantic, needs_pool=True, needs_group=True),
     "self-judge": RewardInfo(self_judge),
     "self-rating": RewardInfo(self_rating),
     "random": RewardInfo(random, gated=False),

@@ -35,12 +35,8 @@ INVERSIONS = [
 DECODING = ["similarity", "original-blend", "slots"]
 UNBOUNDED = {"lift", "self-certainty", "entropy"}
 LABEL_FREE = sorted(set(REWARDS) - {"truth"})
-TOGETHER = {
-    "random",
-    "shuffled",
-    "majority",
-    "majority-effect",
-}  # whose scores depend on the other candidates of a call
+# Whose scores depend on the other candidates of a call.
+TOGETHER = {"random", "shuffled", "majority", "majority-effect", "semantic"}
 EMPTY = Score(None, reason="empty command")
 
 # What every inversion reward must do
@@ -166,7 +162,8 @@ def test_every_reward_says_whose_weights_reconstruct() -> None:
         reward: Any = make_reward(
             name, Scripted(READ), POOL, inverter="base", truth=Labels, effects=effects_of
         )
-        reconstructs = name in INVERSIONS or name == "shuffled"  # whose scores are those of likelihood
+        # `shuffled` has the scores of likelihood, and `semantic` compares reconstructions.
+        reconstructs = name in (*INVERSIONS, "shuffled", "semantic")
         assert reward.inverter == ("base" if reconstructs else None), name
         twin = with_inverter(reward, "ema")
         assert inverter_of(twin) == ("ema" if reconstructs else None), name

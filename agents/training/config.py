@@ -89,7 +89,7 @@ class TrainConfig:
     inverse_temperature: float = 0.3
     """Sampling temperature for reconstruction; 0 = greedy (the embedded model's default)."""
     embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-embedding model of the reward similarity: it compares the task with its reconstruction."""
+    """Sentence-embedding model of the rewards similarity and semantic, which compare reconstructions."""
     task_source: str = "templates"
     """Training tasks: templates (the domain's), model (its own), FILE.jsonl, or hf:DATASET:COLUMN[:SPLIT]."""
     keep: Literal["last", "best"] = "last"
