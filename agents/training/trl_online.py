@@ -284,6 +284,7 @@ class Online:
         read_N = []
         for prompt, ids in zip(asked_N, completion_ids, strict=True):
             read_N.append(policy.completion(list(ids), [0.0] * len(ids), prompt))
+        policy.usage.wrote([len(read.token_ids) for read in read_N])
         prompts_N = policy.prompt_ids(asked_N)
         pairs = [(prompt, read.token_ids) for prompt, read in zip(prompts_N, read_N, strict=True)]
         logprobs_N = policy.logprobs_of_ids(pairs)
