@@ -43,6 +43,7 @@ class RewardInfo:
         needs_pool: it compares with other tasks of the source.
         needs_group: it needs two or more candidates of a task.
         needs_start: it scores with the policy as the run began.
+        executes: it executes commands, without labels.
     """
 
     make: Callable[[Ingredients], Reward]
@@ -53,10 +54,11 @@ class RewardInfo:
     needs_pool: bool = False
     needs_group: bool = False
     needs_start: bool = False
+    executes: bool = False
 
 
-# What a reward of the user's own may say of itself.
-FACTS = [field.name for field in dataclasses.fields(RewardInfo) if field.name != "make"]
+# What a reward of the user's own may say of itself. It is handed nothing that executes.
+FACTS = [field.name for field in dataclasses.fields(RewardInfo) if field.name not in ("make", "executes")]
 
 
 def _truth(given: Ingredients) -> Reward:
@@ -78,7 +80,7 @@ REWARDS = {
     "self-certainty": RewardInfo(self_certainty, bounded=False),
     "entropy": RewardInfo(entropy, bounded=False),
     "majority": RewardInfo(majority, needs_group=True),
-    "majority-effect": RewardInfo(majority_effect, needs_group=True),
+    "majority-effect": RewardInfo(majority_effect, needs_group=True, executes=True),
     "semantic": RewardInfo(semantic, needs_pool=True, needs_group=True),
     "self-judge": RewardInfo(self_judge),
     "self-rating": RewardInfo(self_rating),
@@ -119,6 +121,7 @@ def _blend_info(name: str) -> RewardInfo:
         needs_pool=any(part.needs_pool for part in parts),
         needs_group=any(part.needs_group for part in parts),
         needs_start=any(part.needs_start for part in parts),
+        executes=any(part.executes for part in parts),
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from agents.cli.command import run_command
+from agents.rejection_sft import Config, main
 from envs.schema import EMBEDDED
 from envs.types import InputError
 from envs.verify import shell, sql, sql_pool
@@ -135,6 +137,24 @@ def test_where_commands_cannot_be_executed_there_is_no_vote(monkeypatch: pytest.
     monkeypatch.setattr(sql_pool, "ask", broken)
     assert effects_of("shell", COUNTING) is None
     assert effects_of("sql", DISTINCT_AND_GROUP) is None
+
+
+def test_a_run_whose_commands_cannot_be_executed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blend = tmp_path / "blend.yaml"
+    blend.write_text("weights: {likelihood: 1, majority-effect: 1}")
+    shell.effect.cache_clear()
+    monkeypatch.setattr(shell, "unavailable", lambda: "bubblewrap is not installed")
+    monkeypatch.setattr("agents.training.session.load_policy", None)
+    for reward in ("majority-effect", str(blend)):
+        flags = ["--reward", reward, "--output", str(tmp_path / "runs")]
+        assert run_command(Config, main, flags, "rejection_sft") == 2
+        assert capsys.readouterr().err == (
+            f"error: --reward {reward}: commands of the domain shell cannot be executed here: "
+            "see python -m agents.selftest, or use --reward majority\n"
+        )
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -119,6 +119,8 @@ def open_session(
     evaluate = evaluation(*config.held_out)
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluate.texts)
+    if reward_info(config.reward).executes:
+        _must_execute(config, effects)
     run = _open_run(agent, config)
     resume = f"python -m agents.{agent} --resume {shlex.quote(str(run.folder))}"
     try:
@@ -138,6 +140,16 @@ def open_session(
             run.discard()  # such as an option that TRL looks at only in training
         error.add_note(f"go on from the last finished cycle with {resume}")
         raise
+
+
+def _must_execute(config: TrainConfig, effects: Effects) -> None:
+    """Raises InputError where commands of some domain cannot be executed: its tasks would teach nothing."""
+    for domain in domain_names(config.domain):
+        if effects(domain, [""]) is None:
+            fix = "see python -m agents.selftest, or use --reward majority"
+            raise InputError(
+                f"--reward {config.reward}: commands of the domain {domain} cannot be executed here: {fix}"
+            )
 
 
 def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
