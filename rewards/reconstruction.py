@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from envs.answers import first_line
 from envs.prompts import inverse_prompt, rate_prompt
@@ -78,14 +79,14 @@ class Reconstructing:
         return reconstructions
 
 
-class Similarity(Reconstructing):
-    """The cosine of the task's embedding to the reconstruction's, on a corrected scale.
+class Embedding(Reconstructing):
+    """What rewards that embed reconstructions have in common: a scale whose zero is the nearest other task.
 
-        (cosine - c0) / (1 - c0), clipped to [0, 1]
-
-    c0 is the mean cosine of a task in `pool` to its nearest other task (see `neighbour_cosine`). 0 means "as
-    far as the task that it is most easily confused with", 1 means "word for word".
+    Args:
+        pool: texts of tasks; `floor` is the mean cosine of one to its nearest other (see `neighbour_cosine`).
     """
+
+    name: ClassVar[str]  # of the reward, for messages
 
     def __init__(
         self,
@@ -99,7 +100,19 @@ class Similarity(Reconstructing):
     ) -> None:
         super().__init__(model, inverter=inverter, temperature=temperature, max_new_tokens=max_new_tokens)
         self.embedder = embedder
-        self.floor = neighbour_cosine(embedder, pool, "similarity")
+        self.floor = neighbour_cosine(embedder, pool, self.name)
+
+
+class Similarity(Embedding):
+    """The cosine of the task's embedding to the reconstruction's, on a corrected scale.
+
+        (cosine - c0) / (1 - c0), clipped to [0, 1]
+
+    c0 is the mean cosine of a task in `pool` to its nearest other task (see `neighbour_cosine`). 0 means "as
+    far as the task that it is most easily confused with", 1 means "word for word".
+    """
+
+    name = "similarity"
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from envs.types import LanguageModel, Reward, Score, Task
+from envs.types import Reward, Score, Task
 from rewards.base import EMPTY, Ingredients, grouped, pairs_of
-from rewards.embedding import Embedder, corrected, embedder_of, neighbour_cosine
-from rewards.reconstruction import NO_RECONSTRUCTION, Reconstructing
+from rewards.embedding import corrected, embedder_of
+from rewards.reconstruction import NO_RECONSTRUCTION, Embedding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def clusters(vectors: np.ndarray, floor: float) -> list[int]:
     return found
 
 
-class Semantic(Reconstructing):
+class Semantic(Embedding):
     """The share of the task's candidates that mean the same: the size of the candidate's cluster.
 
     This is the reward of EMPO (Zhang et al. 2025, arXiv:2504.05812), the probability of an answer's meaning,
@@ -59,19 +59,7 @@ class Semantic(Reconstructing):
     cluster. Abstains where the command or its reconstruction is empty.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        embedder: Embedder,
-        pool: Sequence[str],
-        *,
-        inverter: str = "current",
-        temperature: float = 0.3,
-        max_new_tokens: int = 64,
-    ) -> None:
-        super().__init__(model, inverter=inverter, temperature=temperature, max_new_tokens=max_new_tokens)
-        self.embedder = embedder
-        self.floor = neighbour_cosine(embedder, pool, "semantic")
+    name = "semantic"
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
