@@ -150,13 +150,16 @@ def main(config: Config) -> int:
     from agents.training.session import open_session
     from agents.training.trl_dpo import preferences_of, train_on_pairs
     from agents.training.update import examples_of, fine_tune
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
 
     principles = read_constitution(config.constitution)
     revising = config.cycles // 2 if config.revise_cycles is None else config.revise_cycles
     names = ", ".join(principle.name for principle in principles)
     say(f"principles: {names}; {revising} cycles of revising, then preferring")
-    with open_session("constitutional", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session(
+        "constitutional", config, evaluation=HeldOut, truth=Truth, effects=effects_of
+    ) as session:
         policy = session.policy
         with Loop(config, session) as loop:
             for cycle in loop.cycles():

@@ -64,13 +64,14 @@ def main(config: Config) -> int:
     from agents.training.loop import Loop
     from agents.training.session import open_session
     from agents.training.trl_dpo import preferences_of, train_on_pairs
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
     from rewards.registry import shown
 
     reference = "itself at the start of the cycle" if config.reference == "cycle" else "its base model"
     pairs_in_words = f"pairs of scores {config.margin:g} apart or more"
     say(f"reward: {shown(config.reward)}, {pairs_in_words}, reference of the policy: {reference}")
-    with open_session("dpo", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session("dpo", config, evaluation=HeldOut, truth=Truth, effects=effects_of) as session:
         with Loop(config, session) as loop:
             for cycle in loop.cycles():
                 batch = loop.collect("before")

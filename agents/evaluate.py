@@ -92,7 +92,7 @@ class Config:
     inverse_temperature: float | None = None
     """Sampling temperature for reconstruction; 0 is greedy. Default: the run's, else 0.3."""
     embedder: str | None = None
-    """Sentence-embedding model of the similarity reward. Default: the run's, else all-MiniLM-L6-v2."""
+    """Sentence-embedding model of similarity and semantic. Default: the run's, else all-MiniLM-L6-v2."""
     output: str | None = None
     """Folder for report.html and report.json. Default: runs/evaluate/<subjects>."""
     json: bool = False

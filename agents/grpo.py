@@ -44,9 +44,10 @@ def main(config: Config) -> int:
     require_trl(config.algorithm)
     from agents.evaluation.heldout import HeldOut
     from agents.training.trl_online import run
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
 
-    return run(config, evaluation=HeldOut, truth=Truth)
+    return run(config, evaluation=HeldOut, truth=Truth, effects=effects_of)
 
 
 if __name__ == "__main__":

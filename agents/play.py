@@ -126,6 +126,7 @@ def main(config: Config) -> int:
     from agents.evaluation.shots import draw_shots
     from agents.policy.load import load_policy
     from agents.policy.reward_model import load_reward_model
+    from envs.verify.effects import effects_of
 
     policy = load_policy(
         config.model or "embedded",
@@ -148,6 +149,7 @@ def main(config: Config) -> int:
         embedder=config.embedder,
         gates=config.gates,
         learnt=functools.partial(load_reward_model, beside=policy),
+        effects=effects_of,
     )
     where = load_domain(config.domain).where
     for text in [config.task] if config.task is not None else typed(config):

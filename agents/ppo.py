@@ -284,9 +284,10 @@ def main(config: Config) -> int:
     from agents.training.actor_critic import ActorCritic, episodes_of, mean_score
     from agents.training.loop import Loop
     from agents.training.session import open_session
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
 
-    with open_session("ppo", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session("ppo", config, evaluation=HeldOut, truth=Truth, effects=effects_of) as session:
         with Loop(config, session) as loop:
             model = ActorCritic(session.policy, config.lr, config.temperature, config.seed, loop.restored)
             loop.save = model.save

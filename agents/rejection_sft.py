@@ -7,10 +7,17 @@ Each cycle scores tasks x candidates BEFORE, accepts some of them, trains the ad
 (loss on the command alone, in the template that generation uses), and scores as many candidates of fresh
 tasks AFTER. The scores come from the policy itself. Whether they mean anything is for the held-out
 accuracy in `eval/*` to say, from which nothing here can learn.
+
+With --alternate every second cycle trains the other direction, as RTRL does (Kong et al. 2025,
+arXiv:2510.01527): descriptions of each accepted command are written, and the best ones are learnt as what the
+command does. Three things differ. The paper takes steps of GRPO; here the best are kept, as in the other
+cycles. It has a set of outputs; here they are the model's own accepted commands. And a description that holds
+the command is left out. The forward cycles are RTRL's with --reward likelihood.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,6 +63,8 @@ class Config(TrainConfig):
     """Sample among the likeliest tokens that together have this probability; in (0, 1]."""
     after_tasks: int | None = None
     """Tasks after each update, which only measure. Default: as many as before it."""
+    alternate: bool = False
+    """Every second cycle learns to describe the accepted commands, by how likely that makes them (RTRL)."""
     rollouts: str | None = None
     """Learn from the candidates of this run's first cycle instead of writing them; {seed} is --seed."""
 
@@ -71,9 +80,13 @@ class Config(TrainConfig):
         self._require("top_k", self.top_k >= 0, "must be 0 (all tokens) or more")
         require_counts(self, "top_k", least=0)
         self._require("top_p", 0 < self.top_p <= 1, "must be in (0, 1]")
+        forward = "learns commands again, and --alternate descriptions: leave one of them out"
+        self._require("replay", self.replay == "none" or not self.alternate, forward)
         plain = self.top_k == 0 and self.top_p == 1
         drawn = "its candidates are written: leave --top-k and --top-p out"
         self._require("rollouts", self.rollouts is None or plain, drawn)
+        again = "its candidates are written: leave --redraw out"
+        self._require("rollouts", self.rollouts is None or self.redraw == 0, again)
         if self.rollouts is not None and "{seed}" not in self.rollouts:
             read_settings(Path(self.rollouts), "give the folder of another run")
         self._require("keep_share", self.keep_share is None or 0 < self.keep_share <= 1, "must be in (0, 1]")
@@ -139,6 +152,7 @@ def main(config: Config) -> int:
     """Runs the protocol, or resumes it, and prints the table of cycles and the run's folder."""
     from agents.evaluation.heldout import HeldOut
     from agents.training.recorded import of_cycle, read_candidates, with_seed
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
     from rewards.registry import reward_info, shown
 
@@ -151,14 +165,20 @@ def main(config: Config) -> int:
         recorded = read_candidates(Path(str(config.rollouts)), config, HeldOut(*config.held_out).texts)
 
     # They load torch, for which no mistake should wait.
+    from agents.training.inverse import described
     from agents.training.loop import Loop
+    from agents.training.pairs import Pair
     from agents.training.rollouts import Drawing, read_accepted
     from agents.training.session import open_session
+    from agents.training.supervised import inverse_examples
     from agents.training.update import Example, examples_of, fine_tune
+    from envs.streams import seed_of
 
     drawing = Drawing(config.include_greedy, config.top_k, config.top_p)
     say(f"reward: {shown(config.reward)}, accepting {in_words(config)}")
-    with open_session("rejection_sft", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session(
+        "rejection_sft", config, evaluation=HeldOut, truth=Truth, effects=effects_of
+    ) as session:
         policy = session.policy
         with Loop(config, session) as loop:
             replayed: list[Example] = []
@@ -171,7 +191,25 @@ def main(config: Config) -> int:
                 else:
                     before = loop.collect("before", drawing=drawing)
                 accepted = accepted_of(before, config)
-                examples = replayed + examples_of(policy, [before.rollouts[row] for row in accepted])
+                chosen = [before.rollouts[row] for row in accepted]
+                others = {}
+                if config.alternate and cycle % 2 == 0:
+                    with loop.timed("generate"):
+                        descriptions_P_G = described(
+                            policy,
+                            chosen,
+                            candidates=config.candidates,
+                            temperature=config.temperature,
+                            seed=seed_of(config.seed, cycle, "describe"),
+                        )
+                    descriptions = list(itertools.chain(*descriptions_P_G))
+                    values_P_G = [[one.score.value for one in group] for group in descriptions_P_G]
+                    best = select(values_P_G, "best", 0.0, SHARES["best"])
+                    pairs = [Pair(descriptions[row].task, descriptions[row].command) for row in best]
+                    examples = inverse_examples(policy, pairs)
+                    others = {"described": (descriptions, best)}
+                else:
+                    examples = replayed + examples_of(policy, chosen)
                 if config.replay == "all":
                     replayed = examples
                 trained: dict[str, float | None] = {"train/examples": 0.0}
@@ -189,7 +227,7 @@ def main(config: Config) -> int:
                     else:
                         loop.line(NOTHING)
                 after = loop.collect("after", config.after_tasks, drawing)
-                loop.finish(before, trained, accepted, (after, accepted_of(after, config)))
+                loop.finish(before, trained, accepted, (after, accepted_of(after, config)), others=others)
         return loop.end()
 
 

@@ -208,14 +208,21 @@ def main(config: Config) -> int:
     from agents.training.loop import Loop
     from agents.training.reward_learner import Learner
     from agents.training.session import open_session
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
 
     principles = read_constitution(config.constitution)
     given = _given(config, HeldOut(*config.held_out).texts)
     about = {name: getattr(config, name) for name in ("preferences", "judge", "constitution")}
     learner = Learner(config, about)
-    made: dict[str, Any] = {"evaluation": HeldOut, "truth": Truth, "learnt": learner.begin}
-    with open_session("reward_model", config, **made) as session:
+    with open_session(
+        "reward_model",
+        config,
+        evaluation=HeldOut,
+        truth=Truth,
+        effects=effects_of,
+        learnt=learner.begin,
+    ) as session:
         policy, usage = session.policy, session.policy.usage
         judge = judge_of(config, policy)
         if not session.state and judge is not policy:

@@ -82,11 +82,14 @@ def main(config: Config) -> int:
     from agents.training.loop import Loop
     from agents.training.session import open_session
     from agents.training.trl_dpo import preferences_of, train_on_pairs
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
     from rewards.registry import shown
 
     say(f"judge: {shown(config.reward)}, highest against lowest verdict")
-    with open_session("self_rewarding", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session(
+        "self_rewarding", config, evaluation=HeldOut, truth=Truth, effects=effects_of
+    ) as session:
         policy = session.policy
         with Loop(config, session) as loop:
             for cycle in loop.cycles():

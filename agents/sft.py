@@ -90,6 +90,8 @@ class Config(TrainConfig):
         from envs.domain import domain_names, load_domain
 
         super().check()
+        watched = "must be 0, since candidates are only watched here: leave it out"
+        self._require("redraw", self.redraw == 0, watched)
         self._require("pairs", self.pairs != "", "must not be empty: leave the flag out for its default")
         require_counts(self, "examples", least=2)
         self._require("validation", 0 <= self.validation < 1, "must be in [0, 1): 0.1 is the default")
@@ -151,6 +153,7 @@ def main(config: Config) -> int:
     from agents.evaluation.heldout import HeldOut
     from agents.training.pairs import draw_pairs, held_back, read_pairs, some_of
     from envs.domain import domain_names, load_domain
+    from envs.verify.effects import effects_of
     from envs.verify.truth import find_case
     from rewards.labelled import Truth
 
@@ -175,7 +178,7 @@ def main(config: Config) -> int:
         config = replace(config, keep="last")
     say(in_words(config, len(training), len(validation)))
 
-    with open_session("sft", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session("sft", config, evaluation=HeldOut, truth=Truth, effects=effects_of) as session:
         policy = session.policy
         with Loop(config, session) as loop:
             examples = forward_examples(policy, training)

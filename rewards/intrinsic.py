@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from envs.prompts import forward_prompt, judge_prompt, points_prompt
-from envs.types import LanguageModel, Prompt, Reward, Score, Task
-from rewards.base import EMPTY, NOT_A_NUMBER, Ingredients, different, grouped, pairs_of
+from envs.types import InputError, LanguageModel, Prompt, Reward, Score, Task
+from rewards.base import EMPTY, NOT_A_NUMBER, Effects, Ingredients, different, grouped, pairs_of
 
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
@@ -33,6 +33,15 @@ def entropy(given: Ingredients) -> Reward:
 def majority(_: Ingredients) -> Reward:
     """Makes the reward `majority`."""
     return Majority()
+
+
+def majority_effect(given: Ingredients) -> Reward:
+    """Makes the reward `majority-effect`; InputError where commands cannot be executed."""
+    if given.effects is None:
+        raise InputError(
+            "--reward majority-effect: executes commands, which cannot be done here: use majority"
+        )
+    return Majority(given.effects)
 
 
 def self_rating(given: Ingredients) -> Reward:
@@ -100,13 +109,21 @@ class Certainty:
 
 
 class Majority:
-    """The share of the task's candidates that are the same command, up to white space.
+    """The share of the task's candidates that are the same command, up to white space, or do the same.
 
     This is the majority vote of TTRL (Zuo et al. 2025, arXiv:2504.16084). The paper gives 1 to the most
     frequent answer and 0 to the others. The share keeps that order and says how large the majority is.
+
+    Args:
+        effects: says what commands do (see `rewards.base.Effects`); then equal effects are one vote, as in
+            MBR-Exec (Shi et al. 2022, arXiv:2204.11454). A command that fails, or of which nothing shows, is
+            no vote and scores 0; else all that fail would agree. All abstain where one cannot be executed.
     """
 
     inverter: str | None = None
+
+    def __init__(self, effects: Effects | None = None) -> None:
+        self.effects = effects
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
@@ -115,18 +132,36 @@ class Majority:
         if len(tasks_P) != len(commands_P_G):
             raise ValueError("as many groups of commands as tasks are needed")
         scores_P_G = []
-        for commands in commands_P_G:
+        for task, commands in zip(tasks_P, commands_P_G, strict=True):
             if len(commands) == 1:
-                raise ValueError("the reward majority needs two or more candidates of a task")
-            scores_P_G.append(self._shares([" ".join(command.split()) for command in commands]))
+                raise ValueError("a majority needs two or more candidates of a task")
+            texts = [" ".join(command.split()) for command in commands]
+            scores_P_G.append(self._shares(texts, self._votes(task, texts)))
         return scores_P_G
 
+    def _votes(self, task: Task, texts: Sequence[str]) -> Sequence[str] | None:
+        """What each candidate votes for: nothing where it is empty. Of the task only the domain is used."""
+        if self.effects is None:
+            return texts
+        effects = self.effects(task.domain, [text for text in texts if text])
+        if effects is None:
+            return None
+        rest = iter(effects)
+        return [next(rest) if text else "" for text in texts]
+
     @staticmethod
-    def _shares(commands: Sequence[str]) -> list[Score]:
-        votes = Counter(commands)
+    def _shares(texts: Sequence[str], votes: Sequence[str] | None) -> list[Score]:
+        if votes is None:
+            return [Score(None, reason="cannot be executed here") if text else EMPTY for text in texts]
+        counts = Counter(votes)
         scores = []
-        for command in commands:
-            scores.append(Score(votes[command] / len(commands)) if command else EMPTY)
+        for text, vote in zip(texts, votes, strict=True):
+            if not text:
+                scores.append(EMPTY)
+            elif not vote:
+                scores.append(Score(0.0, reason="fails, or nothing shows"))
+            else:
+                scores.append(Score(counts[vote] / len(votes)))
         return scores
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from envs.answers import first_line
 from envs.prompts import inverse_prompt, rate_prompt
 from envs.types import LanguageModel, Reward, Score, Task
 from rewards.base import EMPTY, Ingredients, grouped, pairs_of
-from rewards.embedding import Embedder, corrected, neighbour_cosine
+from rewards.embedding import Embedder, corrected, embedder_of, neighbour_cosine
 from rewards.text import f1, read_rating, sequence_ratio, token_overlap, values_of
 
 NO_RECONSTRUCTION = Score(None, reason="empty reconstruction")
@@ -17,10 +18,8 @@ NO_RECONSTRUCTION = Score(None, reason="empty reconstruction")
 def similarity(given: Ingredients) -> Reward:
     """Makes the reward `similarity`; InputError for an unknown embedder, or too few tasks in the pool."""
     pool = [task.text for task in given.pool]
-    embedder = Embedder(given.embedder)
-    given.models[given.embedder] = embedder.parameters
     temperature = given.inverse_temperature
-    return Similarity(given.model, embedder, pool, inverter=given.inverter, temperature=temperature)
+    return Similarity(given.model, embedder_of(given), pool, inverter=given.inverter, temperature=temperature)
 
 
 def original_blend(given: Ingredients) -> Reward:
@@ -46,8 +45,8 @@ def reconstruct(
     return [first_line(row[0].text) for row in written]
 
 
-class _Reconstructing:
-    """What the three rewards have in common. They abstain where the command or its reconstruction is empty.
+class Reconstructing:
+    """What the rewards that decode a reconstruction share. They abstain where it or the command is empty.
 
     Args:
         model: reconstructs.
@@ -80,14 +79,14 @@ class _Reconstructing:
         return reconstructions
 
 
-class Similarity(_Reconstructing):
-    """The cosine of the task's embedding to the reconstruction's, on a corrected scale.
+class Embedding(Reconstructing):
+    """What rewards that embed reconstructions have in common: a scale whose zero is the nearest other task.
 
-        (cosine - c0) / (1 - c0), clipped to [0, 1]
-
-    c0 is the mean cosine of a task in `pool` to its nearest other task (see `neighbour_cosine`). 0 means "as
-    far as the task that it is most easily confused with", 1 means "word for word".
+    Args:
+        pool: texts of tasks; `floor` is the mean cosine of one to its nearest other (see `neighbour_cosine`).
     """
+
+    name: ClassVar[str]  # of the reward, for messages
 
     def __init__(
         self,
@@ -101,7 +100,19 @@ class Similarity(_Reconstructing):
     ) -> None:
         super().__init__(model, inverter=inverter, temperature=temperature, max_new_tokens=max_new_tokens)
         self.embedder = embedder
-        self.floor = neighbour_cosine(embedder, pool)
+        self.floor = neighbour_cosine(embedder, pool, self.name)
+
+
+class Similarity(Embedding):
+    """The cosine of the task's embedding to the reconstruction's, on a corrected scale.
+
+        (cosine - c0) / (1 - c0), clipped to [0, 1]
+
+    c0 is the mean cosine of a task in `pool` to its nearest other task (see `neighbour_cosine`). 0 means "as
+    far as the task that it is most easily confused with", 1 means "word for word".
+    """
+
+    name = "similarity"
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
@@ -126,7 +137,7 @@ class Similarity(_Reconstructing):
         return grouped(scores, commands_P_G)
 
 
-class OriginalBlend(_Reconstructing):
+class OriginalBlend(Reconstructing):
     """The score of the original experiment, a blend of words, characters and the model's own rating.
 
         0.2 token overlap + 0.3 SequenceMatcher + 0.5 rating of similarity, 0-10
@@ -171,7 +182,7 @@ class OriginalBlend(_Reconstructing):
         return Score(value, {**parts, "rating": rating}, text)
 
 
-class Slots(_Reconstructing):
+class Slots(Reconstructing):
     """F1 of the values in the task and in the reconstruction (see `values_of`), and nothing but the values.
 
     Blind to what is done with the values, so it is best blended with a reward that is not. Abstains where the

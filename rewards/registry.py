@@ -14,16 +14,26 @@ from typing import Any
 
 from envs.messages import did_you_mean, short
 from envs.types import InputError, LanguageModel, Reward, Task
-from rewards.base import Ingredients
+from rewards.base import Effects, Ingredients
 from rewards.blend import SELECTIONS, Blend, is_blend, read_blend
 from rewards.channel import channel
 from rewards.controls import constant, length, random, shuffled
 from rewards.gates import Gated
-from rewards.intrinsic import base_rating, entropy, majority, self_certainty, self_judge, self_rating
+from rewards.hidden_slot import hidden_slot
+from rewards.intrinsic import (
+    base_rating,
+    entropy,
+    majority,
+    majority_effect,
+    self_certainty,
+    self_judge,
+    self_rating,
+)
 from rewards.learnt import OWN, Learnt, Scorer, is_learnt, read_card
 from rewards.likelihood import choice, lift, likelihood, likelihood_min
 from rewards.own import is_own, load_factory
 from rewards.reconstruction import original_blend, similarity, slots
+from rewards.semantic import semantic
 from rewards.wrappers import Checked, with_inverter
 
 POOL = 200  # tasks with which `similarity` finds its scale, and among which `choice` finds other tasks
@@ -43,6 +53,7 @@ class RewardInfo:
         needs_pool: it compares with other tasks of the source.
         needs_group: it needs two or more candidates of a task.
         needs_start: it scores with the policy as the run began.
+        executes: it executes commands, without labels.
     """
 
     make: Callable[[Ingredients], Reward]
@@ -53,6 +64,7 @@ class RewardInfo:
     needs_pool: bool = False
     needs_group: bool = False
     needs_start: bool = False
+    executes: bool = False
     labels: int = 0
 
     @property
@@ -61,8 +73,8 @@ class RewardInfo:
         return self.labelled or self.labels > 0
 
 
-# What a reward of the user's own may say of itself.
-FACTS = [field.name for field in dataclasses.fields(RewardInfo) if field.name != "make"]
+# What a reward of the user's own may say of itself. It is handed nothing that executes.
+FACTS = [field.name for field in dataclasses.fields(RewardInfo) if field.name not in ("make", "executes")]
 
 
 def _truth(given: Ingredients) -> Reward:
@@ -79,10 +91,13 @@ REWARDS = {
     "lift": RewardInfo(lift, bounded=False),
     "choice": RewardInfo(choice, needs_pool=True),
     "slots": RewardInfo(slots),
+    "hidden-slot": RewardInfo(hidden_slot),
     "channel": RewardInfo(channel, needs_start=True),
     "self-certainty": RewardInfo(self_certainty, bounded=False),
     "entropy": RewardInfo(entropy, bounded=False),
     "majority": RewardInfo(majority, needs_group=True),
+    "majority-effect": RewardInfo(majority_effect, needs_group=True, executes=True),
+    "semantic": RewardInfo(semantic, needs_pool=True, needs_group=True),
     "self-judge": RewardInfo(self_judge),
     "self-rating": RewardInfo(self_rating),
     "base-rating": RewardInfo(base_rating),
@@ -126,6 +141,7 @@ def _blend_info(name: str) -> RewardInfo:
         needs_pool=any(part.needs_pool for part in parts),
         needs_group=any(part.needs_group for part in parts),
         needs_start=any(part.needs_start for part in parts),
+        executes=any(part.executes for part in parts),
     )
 
 
@@ -179,6 +195,7 @@ def make_reward(
     embedder: str = "all-MiniLM-L6-v2",
     gates: bool = True,
     truth: Callable[[], Reward] | None = None,
+    effects: Effects | None = None,
     learnt: Callable[[str], Scorer] | None = None,
     models: dict[str, int] | None = None,
 ) -> Reward:
@@ -193,6 +210,7 @@ def make_reward(
         embedder: a sentence-transformers name or folder; the default one is installed with this package.
         gates: put the gates before the reward, if it is `gated`.
         truth: makes the labelled reward: `rewards.labelled.Truth`. Only commands can reach it.
+        effects: says what commands do: `envs.verify.effects.effects_of`. Only commands can reach it.
         learnt: loads the reward model of a name `rm:FOLDER`, as `agents.policy.reward_model` does.
         models: gets the other models that are loaded, by name with their parameters.
 
@@ -200,7 +218,9 @@ def make_reward(
         InputError: unknown name, a faulty file, a pool that is too small, or `truth` without its maker.
     """
     loaded = {} if models is None else models
-    given = Ingredients(model, pool, inverter, inverse_temperature, embedder, gates, truth, learnt, loaded)
+    given = Ingredients(
+        model, pool, inverter, inverse_temperature, embedder, gates, truth, effects, learnt, loaded
+    )
     return _made(name, given)
 
 

@@ -41,15 +41,23 @@ def values_of(text: str) -> Counter[str]:
 
     A search word, such as `error` in "lines where error occurs", looks like any other word and is not found.
     """
-    found: Counter[str] = Counter()
+    return Counter(text[start:end] for start, end in value_spans(text))
+
+
+def value_spans(text: str) -> list[tuple[int, int]]:
+    """Where the values of a sentence begin and end, in their order (see `values_of`)."""
+    found = []
     for match in QUOTED.finditer(text):
-        found[match[match.lastindex or 0]] += 1
-    for place, word in enumerate(QUOTED.sub(" ", text).split()):
-        bare = word.rstrip(".,;:!?)").lstrip("(")
+        found.append(match.span(match.lastindex or 0))
+    unquoted = QUOTED.sub(lambda match: " " * len(match[0]), text)
+    for place, match in enumerate(re.finditer(r"\S+", unquoted)):
+        word = match[0].rstrip(".,;:!?)")
+        bare = word.lstrip("(")
         capitalised = place > 0 and "A" <= bare[:1] <= "Z"
         if capitalised or COMPOUND.search(bare) or PREFIXED.match(bare):
-            found[bare] += 1
-    return found
+            end = match.start() + len(word)
+            found.append((end - len(bare), end))
+    return sorted(found)
 
 
 def plain_words(text: str) -> set[str]:

@@ -11,8 +11,10 @@ import numpy as np
 
 from envs.domain import load_domain
 from envs.types import Completion, Prompt, Score, Task
+from envs.verify.effects import effects_of
 from rewards.reconstruction import Similarity
 from rewards.registry import make_reward
+from rewards.semantic import Semantic
 from rewards.text import token_overlap
 
 DOMAIN = load_domain("network")
@@ -30,6 +32,9 @@ POOL = [
     Task("p/3", "network", TEXTS[3], ""),
     Task("p/4", "network", TEXTS[4], ""),
 ]
+
+
+EMBEDDING = {"similarity": Similarity, "semantic": Semantic}
 
 
 class Scripted:
@@ -129,9 +134,9 @@ class Letters:
 
 def build(name: str, model: Any, **options: Any) -> Any:
     """A reward without gates, which have tests of their own."""
-    if name == "similarity":
-        return Similarity(model, Letters(), TEXTS, **options)  # type: ignore[arg-type]
-    return make_reward(name, model, POOL, gates=False, **options)
+    if name in EMBEDDING:
+        return EMBEDDING[name](model, Letters(), TEXTS, **options)  # type: ignore[arg-type]
+    return make_reward(name, model, POOL, gates=False, effects=effects_of, **options)
 
 
 def value(score: Score) -> float:

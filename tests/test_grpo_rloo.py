@@ -22,6 +22,7 @@ from conftest import kill_after_the_first_of_three, stir
 from agents.cli.command import run_command
 from agents.policy.load import Lora, load_policy
 from agents.policy.policy import Policy
+from agents.policy.usage import Usage
 from agents.training.config import TrainingError
 from envs.domain import load_domain
 from envs.prompts import forward_prompt
@@ -246,9 +247,11 @@ def test_metrics_have_our_names_and_the_adapter_changes_every_cycle(
 def test_a_rollout_holds_the_probabilities_of_what_was_written(learner: Any, agent: str) -> None:
     learning = learner(agent)
     policy = learning.session.policy
-    before = policy.snapshot()
+    before, policy.usage = policy.snapshot(), Usage()
     batch, _ = learning.train_on_tasks(1)
     policy.restore(before)
+    written = [len(rollout.completion.token_ids) for rollout in batch.rollouts]
+    assert (policy.usage.answers, policy.usage.tokens_written) == (12, sum(written))
     prompts = policy.prompt_ids([forward_prompt(group[0].task) for group in batch.groups])
     for prompt, group in zip(prompts, batch.groups, strict=True):
         for rollout in group:

@@ -13,7 +13,7 @@ import torch
 from references import reference
 from scripted import DOMAIN, FOREIGN, OTHER, READ, RIGHT, SWAPPED, TASK, Scripted, build, texts_of, value
 
-from envs.types import Score
+from envs.types import InputError, Score, Task
 from rewards.controls import Random, Shuffled
 from rewards.intrinsic import SelfJudge
 from rewards.labelled import Truth
@@ -54,6 +54,28 @@ def test_majority_by_hand() -> None:
     assert [score.value for score in scores] == [0.5, 0.5, 0.25, None]
     with pytest.raises(ValueError, match="two or more candidates"):
         build("majority", Scripted(READ))([TASK], [["ls"]])
+
+
+def test_majority_by_what_commands_do_by_hand() -> None:
+    """Two pairs are the same effect in other words; a command that fails does not agree with another one."""
+    asked = []
+
+    def effects(domain: str, commands: Sequence[str]) -> list[str] | None:
+        asked.append((domain, list(commands)))
+        return {"network": ["list", "list", "", "list", ""], "shell": None}[domain]
+
+    reward = make_reward("majority-effect", Scripted(READ), [], gates=False, effects=effects)
+    in_shell = Task("t/3", "shell", "list the files")
+    commands = ["ls", "ls  .", "lss", " ", "ls -C", "lsss"]
+    known, unknown = reward([TASK, in_shell], [commands, ["ls", ""]])
+    assert [score.value for score in known] == [0.5, 0.5, 0.0, None, 0.5, 0.0]
+    assert known[2].reason == "fails, or nothing shows" and known[3].reason == "empty command"
+    assert unknown == [Score(None, reason="cannot be executed here"), Score(None, reason="empty command")]
+    assert asked == [("network", ["ls", "ls .", "lss", "ls -C", "lsss"]), ("shell", ["ls"])]
+    with pytest.raises(ValueError, match="two or more candidates"):
+        reward([TASK], [["ls"]])
+    with pytest.raises(InputError, match=r"^--reward majority-effect: .*: use majority$"):
+        make_reward("majority-effect", Scripted(READ), [])
 
 
 class Answers(Scripted):

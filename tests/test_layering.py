@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from envs.verify.effects import effects_of
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("envs", "rewards", "agents")
 # Folders whose modules may never reach envs.verify, directly or through others.
 BLIND = ("envs", "rewards", "agents.cli", "agents.policy", "agents.studies", "agents.training")
 # The only modules in them that may: the verification itself, and the reward that is labelled by definition.
 SEEING = ("envs.verify", "rewards.labelled")
-# Trainers are files in agents/. They hand these two on and import nothing else that knows what is right.
+# Trainers are files in agents/. They hand these on and import nothing else that knows what is right.
 TRAINERS = (
     "constitutional",
     "dpo",
@@ -31,7 +34,11 @@ TRAINERS = (
     "spin",
     "star",
 )
-HANDED_ON = {"agents.evaluation.heldout.HeldOut", "rewards.labelled.Truth"}
+HANDED_ON = {
+    "agents.evaluation.heldout.HeldOut",
+    "envs.verify.effects.effects_of",
+    "rewards.labelled.Truth",
+}
 # What the supervised trainers import besides: they look up the references that they learn from.
 OPENED = {name: {"envs.verify.truth.find_case"} for name in ("sft", "spin", "star")}
 # What holds the reference commands of a domain's file.
@@ -153,7 +160,7 @@ def seeing_in_the_dark(graph: dict[str, set[str]]) -> set[str]:
 
 
 def opened(root: Path, trainer: str) -> set[str]:
-    """What a trainer imports of modules that know what is right, other than the two that it hands on."""
+    """What a trainer imports of modules that know what is right, other than those that it hands on."""
     graph = imports(root)
     right = seeing(graph) | {name for name in graph if under(name, "envs.verify")}
     path = root / "agents" / f"{trainer}.py"
@@ -267,6 +274,13 @@ def test_files_in_agents_are_commands_and_folders_are_machinery() -> None:
         for path in (ROOT / package).rglob("*.py"):
             in_agents = path.parent == ROOT / "agents" and path.name != "__init__.py"
             assert is_command(path) == in_agents, path
+
+
+def test_what_commands_do_is_found_without_what_is_right(graph: dict[str, set[str]]) -> None:
+    assert list(inspect.signature(effects_of).parameters) == ["domain", "commands"]  # no task to look up
+    found = reached(graph, "envs.verify.effects")
+    assert {"envs.verify.shell", "envs.verify.sql"} <= found
+    assert not found & {"envs.verify.truth", "rewards.labelled"}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from fuzzing import sentences
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scripted import OTHER, POOL, TASK, TEXTS, Letters, Scripted
+from scripted import EMBEDDING, OTHER, POOL, TASK, TEXTS, Letters, Scripted
 from test_fuzz import COMMANDS, SHELL, TASKS
 from test_rewards import LABEL_FREE, UNBOUNDED
 
@@ -29,8 +29,8 @@ from envs.domain import SPLITS, Domain
 from envs.grammar import DomainSpec
 from envs.schema import EMBEDDED, load_spec
 from envs.types import InputError, Task
+from envs.verify.effects import effects_of
 from rewards.gates import Gated, gate, stripped, syntax_of
-from rewards.reconstruction import Similarity
 from rewards.registry import make_reward
 
 # ---- domains ----
@@ -145,9 +145,9 @@ class Anything(Scripted):
 
 
 def make(name: str, model: Any) -> Any:
-    if name == "similarity":
-        return Gated(Similarity(model, Letters(), TEXTS))  # type: ignore[arg-type]
-    return make_reward(name, model, POOL)
+    if name in EMBEDDING:
+        return Gated(EMBEDDING[name](model, Letters(), TEXTS))  # type: ignore[arg-type]
+    return make_reward(name, model, POOL, effects=effects_of)
 
 
 # Each of their examples is one for every reward.

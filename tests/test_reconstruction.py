@@ -64,8 +64,8 @@ def test_neighbour_cosine_by_hand() -> None:
     pool = ["aab", "abb", "ccc", "aab"]
     a, b, c = Letters()(["aab", "abb", "ccc"])
     wanted = (a @ b + b @ a + max(c @ a, c @ b)) / 3
-    assert neighbour_cosine(Letters(), pool) == pytest.approx(float(wanted), abs=1e-6)  # type: ignore[arg-type]
-    assert neighbour_cosine(Letters(), pool[::-1]) == neighbour_cosine(Letters(), pool)  # type: ignore[arg-type]
+    assert neighbour_cosine(Letters(), pool, "semantic") == pytest.approx(float(wanted), abs=1e-6)  # type: ignore[arg-type]
+    assert neighbour_cosine(Letters(), pool[::-1], "") == neighbour_cosine(Letters(), pool, "")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pool", [[], ["a"], ["a", "a", "a"], ["Abc", "abc", "cab"]])

@@ -203,6 +203,8 @@ def test_same_seed_same_bytes_and_other_seed_others(tmp_path: Path, brief: Path,
         # What a run has by default, but that it accepts some of what this model writes.
         "--domain network,sql --reward similarity --select quantile",
         "--reward channel --replay all --inverter ema",
+        "--reward majority --candidates 2 --redraw 2",
+        "--reward likelihood --alternate",
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, brief: Path, flags: str) -> None:
@@ -218,6 +220,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, brief: Path, fl
         expected[name] = expected[name].replace(str(whole.parent).encode(), str(killed.parent).encode())
     assert expected == found
     assert ("ema.safetensors" in found) == ("ema" in flags)
+    assert (b'"phase": "described"' in found["rollouts.jsonl"]) == ("alternate" in flags)
+    assert (b'"phase": "redrawn"' in found["rollouts.jsonl"]) == ("redraw" in flags)
     cycles = json.loads(found["self_improvement_results.json"])["cycles"]
     assert min(cycle["before"]["accepted"] for cycle in cycles) > 0  # each was trained on
 

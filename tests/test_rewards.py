@@ -15,6 +15,7 @@ import pytest
 from scripted import DOMAIN, FOREIGN, OTHER, POOL, READ, RIGHT, SWAPPED, TASK, Scripted, build, value
 
 from envs.types import InputError, LanguageModel, Score, Task
+from envs.verify.effects import effects_of
 from rewards.gates import Gated
 from rewards.registry import REWARDS, RewardInfo, make_reward, reward_info, shown
 from rewards.wrappers import Checked, Wrapper, inverter_of, with_inverter
@@ -29,11 +30,13 @@ INVERSIONS = [
     "choice",
     "channel",
     "slots",
+    "hidden-slot",
 ]
 DECODING = ["similarity", "original-blend", "slots"]
 UNBOUNDED = {"lift", "self-certainty", "entropy"}
 LABEL_FREE = sorted(set(REWARDS) - {"truth"})
-TOGETHER = {"random", "shuffled", "majority"}  # whose scores depend on the other candidates of a call
+# Whose scores depend on the other candidates of a call.
+TOGETHER = {"random", "shuffled", "majority", "majority-effect", "semantic"}
 EMPTY = Score(None, reason="empty command")
 
 # What every inversion reward must do
@@ -99,7 +102,7 @@ def test_the_inverter_reconstructs(name: str) -> None:
 @pytest.mark.parametrize("gates", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LABEL_FREE)
 def test_every_reward_runs_on_a_policy(name: str, gates: bool, policy: LanguageModel) -> None:
-    reward = make_reward(name, policy, POOL, gates=gates)
+    reward = make_reward(name, policy, POOL, gates=gates, effects=effects_of)
     commands = [[RIGHT, SWAPPED, " "], [FOREIGN, "ls 'é' $'\\n' </s> [/INST]"]]
     first = reward([TASK, OTHER], commands, seed=1)
     assert first == reward([TASK, OTHER], commands, seed=1)
@@ -129,7 +132,7 @@ def test_base_and_current_differ_on_a_policy(policy: LanguageModel) -> None:
 @pytest.mark.parametrize("name", LABEL_FREE)
 @pytest.mark.parametrize("empty", ["", " \t"])
 def test_an_empty_command_has_the_lowest_score_of_a_bounded_reward(name: str, empty: str) -> None:
-    [[right, score]] = make_reward(name, Scripted(READ), POOL)([TASK], [[RIGHT, empty]])
+    [[right, score]] = make_reward(name, Scripted(READ), POOL, effects=effects_of)([TASK], [[RIGHT, empty]])
     assert score.reason == "empty command"
     info = REWARDS[name]
     if info.gated and info.bounded:
@@ -156,8 +159,11 @@ def test_only_one_reward_is_labelled() -> None:
 
 def test_every_reward_says_whose_weights_reconstruct() -> None:
     for name in REWARDS:
-        reward: Any = make_reward(name, Scripted(READ), POOL, inverter="base", truth=Labels)
-        reconstructs = name in INVERSIONS or name == "shuffled"  # whose scores are those of likelihood
+        reward: Any = make_reward(
+            name, Scripted(READ), POOL, inverter="base", truth=Labels, effects=effects_of
+        )
+        # `shuffled` has the scores of likelihood, and `semantic` compares reconstructions.
+        reconstructs = name in (*INVERSIONS, "shuffled", "semantic")
         assert reward.inverter == ("base" if reconstructs else None), name
         twin = with_inverter(reward, "ema")
         assert inverter_of(twin) == ("ema" if reconstructs else None), name

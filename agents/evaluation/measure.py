@@ -15,6 +15,7 @@ from agents.policy.chat import read_options
 from agents.policy.load import load_policy
 from agents.policy.reward_model import load_reward_model
 from envs.source import make_source
+from envs.verify.effects import effects_of
 from envs.verify.truth import Case, verify
 from rewards.gates import gate
 from rewards.labelled import Truth
@@ -105,6 +106,7 @@ def measure(
             gates=settings["gates"],
             truth=Truth,
             learnt=functools.partial(load_reward_model, beside=policy),
+            effects=effects_of,
         )
     tokens = settings["max_new_tokens"]
     answers = ask(

@@ -34,6 +34,8 @@ class TrainConfig:
     """Tasks per cycle."""
     candidates: int = 3
     """Commands written for each task."""
+    redraw: int = 0
+    """How often tasks whose candidates all score alike are replaced by new ones; 0: never."""
     temperature: float = 0.7
     """Sampling temperature of the commands."""
     model: str | None = None
@@ -87,7 +89,7 @@ class TrainConfig:
     inverse_temperature: float = 0.3
     """Sampling temperature for reconstruction; 0 = greedy (the embedded model's default)."""
     embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-embedding model of the reward similarity: it compares the task with its reconstruction."""
+    """Sentence-embedding model of the rewards similarity and semantic, which compare reconstructions."""
     task_source: str = "templates"
     """Training tasks: templates (the domain's), model (its own), FILE.jsonl, or hf:DATASET:COLUMN[:SPLIT]."""
     keep: Literal["last", "best"] = "last"
@@ -119,6 +121,9 @@ class TrainConfig:
 
         require_counts(self, "cycles", "tasks", "candidates", "batch_size", "epochs", "lora_r", "lora_alpha")
         require_counts(self, "eval_tasks", "eval_subset", "eval_samples")
+        require_counts(self, "redraw", least=0)
+        comparable = self.redraw == 0 or self.candidates > 1
+        self._require("redraw", comparable, "compares the candidates of a task: give --candidates 2 or more")
         require_sampling(self)
         self._require("lr", 0 < self.lr < math.inf, "must be above 0")
         self._require("lr", 1e-12 <= self.lr <= 10, "must be from 1e-12 to 10: 2e-4 is the default")

@@ -35,6 +35,7 @@ from agents.training.rollouts import (
     inverter_gap,
     policy_metrics,
     records,
+    redrawn,
     reward_metrics,
     roll_out,
     scored,
@@ -109,7 +110,7 @@ class Loop:
             yield self.cycle
 
     def collect(self, phase: str, tasks: int | None = None, drawing: Drawing = AS_THEY_COME) -> Batch:
-        """tasks x candidates of this cycle, written and scored.
+        """tasks x candidates of this cycle, written and scored; before the update with `--redraw`.
 
         Args:
             tasks: how many; those of the configuration, if not given.
@@ -117,18 +118,24 @@ class Loop:
         """
         self._display.phase(self.cycle, phase)
         policy = self.session.policy
-        with policy.usage.stopped() if phase == "after" else contextlib.nullcontext():
-            batch = roll_out(
+
+        def write(count: int, *turn: object) -> Batch:
+            return roll_out(
                 policy,
                 self.session.source,
                 self.session.reward,
-                tasks=tasks or self.config.tasks,
+                tasks=count,
                 candidates=self.config.candidates,
                 temperature=self.config.temperature,
                 max_new_tokens=self.config.max_new_tokens,
-                stream=(self.config.seed, self.cycle, phase),
+                stream=(self.config.seed, self.cycle, phase, *turn),
                 drawing=drawing,
             )
+
+        with policy.usage.stopped() if phase == "after" else contextlib.nullcontext():
+            batch = write(tasks or self.config.tasks)
+            if phase == "before":
+                batch = redrawn(batch, self.config.redraw, lambda count, turn: write(count, "redraw", turn))
         self.spent(batch.seconds)
         return batch
 
@@ -194,7 +201,7 @@ class Loop:
         """
         session = self.session
         if self._learns_from_verdicts:
-            session.policy.labels += len(batch.groups)
+            session.policy.labels += batch.tasks_scored
         self.results["labels"]["end"] = session.policy.labels
         if best is not None:
             session.run.protected = {best}
@@ -210,10 +217,12 @@ class Loop:
             with self.timed("evaluate_whole"):
                 self._evaluate_whole(best)
 
-        self.step += len(batch.rollouts)
+        self.step += len(batch.rollouts) + len(batch.redrawn)
         entry = self._entry(batch, accepted, after, held_out)
         self.results["cycles"].append(entry)
         phases: dict[str, Accepted] = {"before": (batch.rollouts, accepted or ()), **others}
+        if batch.redrawn:
+            phases["redrawn"] = (batch.redrawn, ())
         if after:
             phases["after"] = (after[0].rollouts, after[1])
         for phase, (rollouts, positions) in phases.items():
@@ -221,6 +230,8 @@ class Loop:
             session.run.append("rollouts", rows)
         dropped = {f"source/{reason}": float(count) for reason, count in batch.dropped.items()}
         metrics = {**reward_metrics(batch.rollouts), **_selection(entry), **dropped, **trained}
+        if self.config.redraw:
+            metrics["select/redrawn"] = float(len(batch.redrawn))
         session.run.scalars(self.step, self.cycle, {**metrics, **health, **alarms, **held_out})
         self._show(watched, alarm_lines)
         self._log_times()
@@ -352,9 +363,12 @@ class Loop:
 def summary(batch: Batch, accepted: Sequence[int] | None) -> dict[str, Any]:
     """The numbers of a phase; without those of acceptance for a trainer that chooses none.
 
+    `total_generated` leaves out the candidates of tasks that were drawn again: these are `redrawn`.
     `mean_score` is None where the reward abstained on all candidates.
     """
     numbers: dict[str, Any] = {"total_generated": len(batch.rollouts)}
+    if batch.redrawn:
+        numbers["redrawn"] = len(batch.redrawn)
     if accepted is not None:
         numbers["accepted"] = len(accepted)
         numbers["acceptance_rate"] = len(accepted) / len(batch.rollouts)
@@ -384,7 +398,7 @@ def _add_totals(results: dict[str, Any]) -> None:
     phases = []
     for cycle in results["cycles"]:
         phases += [cycle[name] for name in ("before", "after") if name in cycle]
-    results["total_generated"] = sum(phase["total_generated"] for phase in phases)
+    results["total_generated"] = sum(phase["total_generated"] + phase.get("redrawn", 0) for phase in phases)
     if phases and all("accepted" in phase for phase in phases):
         results["total_accepted"] = sum(phase["accepted"] for phase in phases)
     if phases:

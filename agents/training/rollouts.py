@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,16 +64,28 @@ class Batch:
     Attributes:
         dropped: how many proposed tasks the source left out, by reason.
         seconds: wall-clock time of each part.
+        set_aside: candidates of tasks that were replaced by others (see `redrawn`), grouped as well.
     """
 
     groups: list[list[Rollout]]
     dropped: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    set_aside: list[list[Rollout]] = field(default_factory=list)
 
     @property
     def rollouts(self) -> list[Rollout]:
         """All candidates, task after task."""
         return [rollout for group in self.groups for rollout in group]
+
+    @property
+    def tasks_scored(self) -> int:
+        """How many tasks had their candidates scored, those that were replaced included."""
+        return len(self.groups) + len(self.set_aside)
+
+    @property
+    def redrawn(self) -> list[Rollout]:
+        """The candidates of tasks that were replaced, task after task."""
+        return [rollout for group in self.set_aside for rollout in group]
 
     @property
     def acceptable(self) -> list[list[float | None]]:
@@ -133,6 +146,36 @@ def roll_out(
     groups = scored(reward, tasks_P, written_P_G, seed_of(*stream, "reward"))
     seconds = {"generate": generated - started, "reward": time.perf_counter() - generated}
     return Batch(groups, source.dropped(), seconds)
+
+
+def alike(group: Sequence[Rollout]) -> bool:
+    """Whether no two candidates of a task have scores that differ. To abstain is to give no score."""
+    return len({rollout.score.value for rollout in group} - {None}) < 2
+
+
+def redrawn(batch: Batch, most: int, write: Callable[[int, int], Batch]) -> Batch:
+    """A batch with new tasks in place of those whose candidates all score alike, in at most `most` turns.
+
+    This is the dynamic sampling of DAPO (Yu et al. 2025, arXiv:2503.14476): where all are right or all are
+    wrong there is nothing to compare. The paper goes on until the batch is full; what is still alike after
+    the last turn stays here, so that a batch always has its size and a run its end.
+
+    Args:
+        write: (tasks, turn) -> a batch of so many new tasks, or of fewer where the source has no more.
+    """
+    groups, set_aside = list(batch.groups), list(batch.set_aside)
+    dropped, seconds = Counter(batch.dropped), Counter(batch.seconds)
+    for turn in range(1, most + 1):
+        places = [place for place, group in enumerate(groups) if alike(group)]
+        if not places:
+            break
+        new = write(len(places), turn)
+        dropped.update(new.dropped)
+        seconds.update(new.seconds)
+        for place, group in zip(places, new.groups, strict=False):
+            set_aside.append(groups[place])
+            groups[place] = group
+    return Batch(groups, dropped, seconds, set_aside)
 
 
 def scored(

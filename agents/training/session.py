@@ -30,6 +30,7 @@ from agents.training.saved import saved
 from envs.domain import domain_names
 from envs.source import Source, make_source
 from envs.types import InputError, Reward, Task
+from rewards.base import Effects
 from rewards.blend import is_blend
 from rewards.learnt import PREFIX, Scorer, fingerprint, is_learnt
 from rewards.registry import POOL, make_reward, reward_info
@@ -101,6 +102,7 @@ def open_session(
     *,
     evaluation: Callable[..., Evaluation],
     truth: Callable[[], Reward],
+    effects: Effects,
     learnt: Callable[..., Scorer] = load_reward_model,
 ) -> Iterator[Session]:
     """Checks all input, creates the run folder or goes back to its last checkpoint, and loads everything.
@@ -112,6 +114,7 @@ def open_session(
         agent: the trainer's name.
         evaluation: makes the held-out evaluation, as `agents.evaluation.heldout.HeldOut` does.
         truth: makes the labelled reward, as `rewards.labelled.Truth` does.
+        effects: says what commands do, as `envs.verify.effects.effects_of` does; it knows no label.
         learnt: loads the reward model of `--reward rm:FOLDER`, to stand beside the policy.
 
     Raises:
@@ -121,10 +124,12 @@ def open_session(
     evaluate = evaluation(*config.held_out)
     if config.task_source != "model":  # a mistake in the user's file should not wait for a model to load
         make_source(config.task_source, config.domain, exclude=evaluate.texts)
+    if reward_info(config.reward).executes:
+        _must_execute(config, effects)
     run = _open_run(agent, config)
     resume = f"python -m agents.{agent} --resume {shlex.quote(str(run.folder))}"
     try:
-        session = _load(agent, config, evaluate, truth, learnt, run)
+        session = _load(agent, config, evaluate, truth, effects, learnt, run)
     except BaseException as error:
         if config.resume:
             run.close()
@@ -147,6 +152,16 @@ def lora_of(config: TrainConfig) -> Lora:
     targets = ALL_LINEAR if config.lora_targets == "all-linear" else Lora.targets
     layers: Literal["upper"] | None = "upper" if config.lora_layers == "upper" else None
     return Lora(config.lora_r, config.lora_alpha, config.lora_dropout, targets, layers)
+
+
+def _must_execute(config: TrainConfig, effects: Effects) -> None:
+    """Raises InputError where commands of some domain cannot be executed: its tasks would teach nothing."""
+    for domain in domain_names(config.domain):
+        if effects(domain, [""]) is None:
+            fix = "see python -m agents.selftest, or use --reward majority"
+            raise InputError(
+                f"--reward {config.reward}: commands of the domain {domain} cannot be executed here: {fix}"
+            )
 
 
 def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -185,6 +200,7 @@ def _load(
     config: TrainConfig,
     evaluate: Evaluation,
     truth: Callable[[], Reward],
+    effects: Effects,
     learnt: Callable[..., Scorer],
     run: Run,
 ) -> Session:
@@ -247,6 +263,7 @@ def _load(
         embedder=config.embedder,
         gates=config.gates,
         truth=truth,
+        effects=effects,
         learnt=functools.partial(learnt, beside=policy),
         models=policy.usage.models,
     )

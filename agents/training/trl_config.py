@@ -143,6 +143,7 @@ class OnlineConfig(TrainConfig):
         self._require(
             "candidates", self.candidates > 1, "must be 2 or more: candidates of a task are compared"
         )
+        self._require("redraw", self.redraw == 0, "must be 0, since TRL writes the candidates: leave it out")
         self._require("beta", 0 <= self.beta < math.inf, "must be 0 or more")
         self._require("clip", 0 < self.clip < math.inf, "must be above 0")
         require_counts(self, "micro_batch")

@@ -59,6 +59,7 @@ from envs.messages import one_line
 from envs.prompts import forward_prompt
 from envs.streams import seed_of
 from envs.types import Completion, InputError, Prompt, Reward, Task
+from rewards.base import Effects
 from rewards.registry import shown
 from rewards.trl import columns_of
 
@@ -81,16 +82,22 @@ NOTHING = (
 )
 
 
-def run(config: OnlineConfig, *, evaluation: Callable[..., Evaluation], truth: Callable[[], Reward]) -> int:
+def run(
+    config: OnlineConfig,
+    *,
+    evaluation: Callable[..., Evaluation],
+    truth: Callable[[], Reward],
+    effects: Effects,
+) -> int:
     """Runs the cycles, or resumes them, and prints the table of cycles and the run's folder.
 
     Args:
-        evaluation, truth: as in `open_session`.
+        evaluation, truth, effects: as in `open_session`.
     """
     arguments = config.arguments()
     say(f"reward: {shown(config.reward)}, {config.steps_in_words}, KL weight {config.beta:g}")
     agent = config.algorithm.lower()
-    with open_session(agent, config, evaluation=evaluation, truth=truth) as session:
+    with open_session(agent, config, evaluation=evaluation, truth=truth, effects=effects) as session:
         with Loop(config, session) as loop:
             online = Online(config, arguments, session, loop.restored)
             loop.save = online.save
@@ -277,6 +284,7 @@ class Online:
         read_N = []
         for prompt, ids in zip(asked_N, completion_ids, strict=True):
             read_N.append(policy.completion(list(ids), [0.0] * len(ids), prompt))
+        policy.usage.wrote([len(read.token_ids) for read in read_N])
         prompts_N = policy.prompt_ids(asked_N)
         pairs = [(prompt, read.token_ids) for prompt, read in zip(prompts_N, read_N, strict=True)]
         logprobs_N = policy.logprobs_of_ids(pairs)

@@ -13,6 +13,7 @@ does not do the same twice. Its task is `not_executed`.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import re
 import threading
@@ -25,13 +26,14 @@ from envs.verify.sandbox.archive import Tree
 from envs.verify.sandbox.errors import SandboxError
 from envs.verify.sandbox.probe import unavailable
 from envs.verify.sandbox.run import Execution, execute
-from envs.verify.trees import TREES, make_tree, names_of
+from envs.verify.trees import TREES, Names, make_tree, names_of
 from envs.verify.verdict import Verdict
 
 WALL = 3.0  # seconds a command may run
 # Seconds for a reference, and for a command on a machine too busy to run `true` within STALLED seconds.
 PATIENCE = 15.0
 STALLED = 0.25
+EFFECTS = 20_000  # effects that are remembered; the same commands come again cycle after cycle
 MANY = 10  # times as long as `true` is enough for any command
 FAILED_TO_PARSE = re.compile(r"bash: .*(syntax error|unexpected EOF)")
 MISUSE = re.compile(
@@ -206,6 +208,53 @@ def _judge_missing(wanted: Execution, got: Execution, number: int) -> Verdict | 
     if NOT_THERE in _text(got.stderr) and NOT_THERE not in _text(wanted.stderr):
         return Verdict("wrong", "names a file that is not there", f"tree {number}: {_first_line(got.stderr)}")
     return None
+
+
+@functools.lru_cache(maxsize=EFFECTS)
+def effect(names: Names, command: str) -> str:
+    """What a command does on the trees for these names, as a text that is equal for equal effects.
+
+    These are output (with its order), exit status, and what changes in the trees. Empty where the command
+    fails, where it names a file that is not there, and where nothing shows.
+
+    Raises:
+        SandboxError: it cannot be executed.
+    """
+    if missing := unavailable():
+        raise SandboxError(missing)
+    command = without_sudo(command)
+    loud = _with_errors_shown(command)
+    found = []
+    shows = False
+    for number in range(TREES):
+        tree = make_tree(names, number)
+        done = _run(command, tree)
+        if _fails(done) or (loud != command and number == 0 and _fails(_run(loud, tree))):
+            return ""
+        assert done.tree is not None
+        found.append((_lines(done.stdout), done.exit_code, _changes(tree, done.tree)))
+        shows = shows or _shows(tree, done)
+    return hashlib.sha256(repr(found).encode()).hexdigest() if shows else ""
+
+
+def _fails(done: Execution) -> bool:
+    """Whether a command could not be run to its end, is misused, or names a file that is not there."""
+    error = _text(done.stderr)
+    ran = done.ended == "exited" and done.tree is not None and done.exit_code not in CANNOT_BE_RUN
+    return not ran or any(sign.search(error) for sign in (FAILED_TO_PARSE, MISUSE)) or NOT_THERE in error
+
+
+def _changes(before: Tree, after: Tree) -> list[tuple[object, ...]]:
+    """What of a tree is no longer as it was, as far as `_trees_differ` looks at it."""
+    found: list[tuple[object, ...]] = []
+    for path in sorted({*before, *after}):
+        old, new = before.get(path), after.get(path)
+        if new is None:
+            found.append((path, "is gone"))
+        elif new != old:
+            links = new.links if new.kind == "file" else 1
+            found.append((path, new.kind, new.content, links, None if old is None else new.mode))
+    return found
 
 
 def _with_errors_shown(command: str) -> str:

@@ -7,19 +7,23 @@ the rows, `sql_pool` runs the queries; here results are compared.
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from envs.messages import short
 from envs.types import InputError
 from envs.verify import sql_pool
-from envs.verify.fillings import FILLINGS, Filling, focus_of
+from envs.verify.fillings import FILLINGS, Filling, FocusedColumn, focus_of
 from envs.verify.given import PARTS, GivenDatabase, Part
 from envs.verify.verdict import Status, Verdict
 
 Rows = Filling | Part
 Row = tuple[Any, ...]
+ORDERED = re.compile(r"\border\s+by\b", re.IGNORECASE)
 
 
 def compare(
@@ -82,6 +86,46 @@ def _judge(
             reason, differed = difference
             return "wrong", reason, f"filling {filling.number + 1}: {differed}"
     return "correct", "", ""
+
+
+def fillings_for(where: str, queries: Sequence[str]) -> tuple[Filling, ...]:
+    """Fillings for what several queries compare with, in whatever order they come.
+
+    Raises:
+        InputError: the domain cannot be read, or is not one of SQL.
+    """
+    focus: dict[tuple[str, str], list[str | int]] = {}
+    for query in sorted(set(queries)):
+        for part in focus_of(where, query):
+            focus.setdefault((part.table, part.column), []).extend(part.values)
+    columns = []
+    for (table, column), values in sorted(focus.items()):
+        columns.append(FocusedColumn(table, column, tuple(dict.fromkeys(values))))
+    return tuple(Filling(where, tuple(columns), number) for number in range(FILLINGS))
+
+
+@functools.lru_cache(maxsize=4096)
+def effect(fillings: Sequence[Filling], query: str) -> str:
+    """What a query gives on fillings, as a text that is equal for equal results; compared as in `compare`.
+
+    The order of rows counts where the query asks for one. Empty where it fails or never gives a row.
+
+    Raises:
+        InputError: no worker can be started, or it does not answer.
+    """
+    left = sql_pool.SECONDS
+    found = []
+    for filling in fillings:
+        reply, spent = sql_pool.ask(filling, query, left)
+        left -= spent
+        if "rows" not in reply:
+            return ""
+        rows = _comparable(reply["rows"])
+        ordered = len(rows) > 1 and ORDERED.search(query) is not None
+        found.append((reply["columns"], ordered, rows if ordered else sorted(rows, key=repr)))
+    if not any(rows for _, _, rows in found):
+        return ""
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 class WantedResult:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ DIRECTORY_OPERANDS = names("find ls du cd tree rmdir")  # their first operand is
 LAST_IS_NEW = names("cp mv ln touch mkdir install")  # their last operand need not exist
 NEEDS_TWO = names("cp mv ln install")  # of these: with one operand they make nothing
 LONGEST_NAME = 255  # bytes
+MOST_WORDS = 6
 VOCABULARY = """
 alpha bravo garden window yellow simple market silent bridge copper winter shadow pepper signal marble
 forest ribbon candle harbor saddle meadow turtle basket pocket velvet engine thunder lantern
@@ -42,6 +44,7 @@ class Names:
         words: to be found in the files.
         suffixes: of the files that a glob such as `*.py` means.
         in_order: whether the lines of files are sorted.
+        uneven: whether no two files have as many lines, and no two directories as many files.
     """
 
     files: tuple[str, ...]
@@ -50,6 +53,7 @@ class Names:
     words: tuple[str, ...]
     suffixes: tuple[str, ...] = ()
     in_order: bool = False
+    uneven: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -91,10 +95,26 @@ def names_of(reference: str) -> Names:
         _distinct(name for name in files if name not in made),
         _distinct(made),
         _distinct(directories),
-        _distinct(words)[:6],
+        _distinct(words)[:MOST_WORDS],
         _distinct(suffixes),
         any(command.name in SORTED_OPERANDS for command in commands),
     )
+
+
+def names_of_all(commands: Sequence[str]) -> Names:
+    """What several commands name together, in whatever order they come. What one of them reads is there.
+
+    It is uneven, for a command that counts in the wrong place to give another number.
+    """
+    all_names = [names_of(command) for command in sorted(set(commands))]
+    files = _distinct(name for names in all_names for name in names.files)
+    made = _distinct(name for names in all_names for name in names.made if name not in files)
+    directories = _distinct(name for names in all_names for name in names.directories)
+    words = Counter(word for names in all_names for word in names.words)
+    suffixes = _distinct(suffix for names in all_names for suffix in names.suffixes)
+    most_named = tuple(word for word, _ in words.most_common(MOST_WORDS))
+    in_order = any(names.in_order for names in all_names)
+    return Names(files, made, directories, most_named, suffixes, in_order, uneven=True)
 
 
 def _operands(command: Command) -> list[str]:
@@ -143,14 +163,19 @@ def make_tree(names: Names, number: int) -> Tree:
         files += [f"quiz.{suffix}", f"owl.{suffix}"]
     if number == TREES - 1:
         files += [name for name in names.made if FILE.fullmatch(name.rsplit("/", 1)[-1])]
-    for name in files:
+    for place, name in enumerate(files):
         content = _content(name, names.words, rng)
+        if names.uneven:
+            content += b"".join(b"%d more\n" % line for line in range(place))
         if names.in_order:
             content = b"".join(sorted(content.splitlines(keepends=True)))
         _put(tree, name, Entry("file", mode, content))
-    for name in (*names.directories, "elsewhere"):
+    for place, name in enumerate((*names.directories, "elsewhere")):
         for path, entry in _nested(name, (*names.suffixes, *names.words), rng).items():
             _put(tree, path, entry)
+        for more in range(place if names.uneven else 0):
+            for suffix in (*names.suffixes, "txt"):
+                _put(tree, f"{name}/more{more}.{suffix}", Entry("file", 0o644, b"more\n"))
     ages = rng.sample(range(len(tree)), len(tree))  # no two of an age
     aged = {}
     for (path, entry), age in zip(tree.items(), ages, strict=True):

@@ -10,11 +10,9 @@ Anything else is compared as text.
 from __future__ import annotations
 
 import functools
-import os
 import re
 import sqlite3
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +27,7 @@ from envs.types import InputError, Task
 from envs.verify import shell, sql
 from envs.verify.given import GivenDatabase, GivenTree, Giver
 from envs.verify.network import compare as network
+from envs.verify.pool import pool
 from envs.verify.sandbox.errors import SandboxError
 from envs.verify.verdict import Verdict
 
@@ -203,19 +202,13 @@ def verify(
     for case, command in zip(found, commands, strict=True):
         keys.append(_key(case, command) if case is not None else None)
     pending = list(dict.fromkeys(key for key in keys if key is not None))
-    verdicts = dict(zip(pending, _pool().map(_tried, pending), strict=True))
+    verdicts = dict(zip(pending, pool().map(_tried, pending), strict=True))
     nothing = Verdict("not_executed", "the task has no reference")
     return [nothing if key is None else verdicts[key] for key in keys]
 
 
 def _key(case: Case, command: str) -> Key:
     return (case.task.domain, case.reference, case.ordered, case.given, command)
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    # Threads that live as long as the process: the sandbox's processes die with the thread that started them.
-    return ThreadPoolExecutor(2 * (os.cpu_count() or 1), thread_name_prefix="verify")
 
 
 class _NotExecutedError(Exception):

@@ -50,12 +50,26 @@ def compare(reference: str, command: str) -> Verdict:
     except NoMeaning as error:
         return Verdict("not_executed", _one_line(f"the reference is outside the option grammar: {error}"))
     try:
-        found = parse(re.sub(r"\s*;\s*$", "", command))  # the end of a line may be marked
+        found = parse(_unmarked(command))
     except NoMeaning as error:
         return Verdict("invalid", _one_line(str(error)))
     if found == wanted:
         return Verdict("correct")
     return Verdict("wrong", "other meaning", _one_line(difference(wanted, found)))
+
+
+def meaning(command: str) -> str:
+    """What a command asks for, as a text that is equal for equal meanings; empty where it has none."""
+    try:
+        stages = parse(_unmarked(command))
+    except NoMeaning:
+        return ""
+    return repr([(tool, sorted(fields.items())) for tool, fields in stages])
+
+
+def _unmarked(command: str) -> str:
+    """A command without the semicolon that may mark the end of its line."""
+    return re.sub(r"\s*;\s*$", "", command)
 
 
 def parse(line: str) -> list[Stage]:
