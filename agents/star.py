@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from agents.training.update import Example
     from envs.types import Task
 
-NOTHING = "no answer was right, not even with a hint, so nothing was trained: begin with agents.sft"
+NOTHING = "no answer was right so far, so nothing was trained: begin with agents.sft"
 PHASES = ("before", "hinted")  # of the log: what is learnt from
 
 
@@ -112,14 +112,16 @@ def hinted(session: Session, config: Config, cycle: int, hints: Sequence[tuple[T
     from envs.prompts import hint_prompt
     from envs.streams import seed_of
 
-    seed = seed_of(config.seed, cycle, "hint")
+    stream = (config.seed, cycle, "hint")
     written_P_1 = session.policy.generate(
         [hint_prompt(task, command) for task, command in hints],
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
-        seed=seed,
+        seed=seed_of(*stream),
     )
-    return [group[0] for group in scored(session.reward, [task for task, _ in hints], written_P_1, seed)]
+    tasks = [task for task, _ in hints]
+    found = scored(session.reward, tasks, written_P_1, seed_of(*stream, "reward"))
+    return [group[0] for group in found]
 
 
 def main(config: Config) -> int:
