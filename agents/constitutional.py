@@ -25,7 +25,6 @@ stage, which holds the policy back for longer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agents.cli.command import run_command
 from agents.cli.display import say
 from agents.cli.values import require_counts
-from agents.training.constitution import Principle, read_constitution
+from agents.training.constitution import Principle, preferences, read_constitution
 from agents.training.contrast import PairConfig
 from agents.training.trl_config import require_trl
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from agents.policy.policy import Policy
     from agents.training.rollouts import Batch, Rollout
     from agents.training.session import Session
-    from envs.types import Task
 
 NO_REVISION = "no revision may be learnt, so nothing was trained: none is a command"
 NO_PAIR = "no preference is clear, so nothing was trained: lower --margin"
@@ -113,31 +111,6 @@ def revised(
         commands = [one.command or before for one, before in zip(new, commands, strict=True)]
         found += new
     return found
-
-
-def preferences(
-    policy: Policy, pairs: Sequence[tuple[Task, str, str]], principles: Sequence[Principle], judge: str
-) -> list[float]:
-    """How probable it is that the first of two commands is better, over both orders and all principles.
-
-    NaN where the judge's probabilities are not numbers.
-    """
-    from envs.prompts import prefer_prompt
-    from rewards.intrinsic import answer_logprobs
-
-    prompts = []
-    for task, first, second in pairs:
-        for principle in principles:
-            prompts.append(prefer_prompt(task, first, second, principle.text))
-            prompts.append(prefer_prompt(task, second, first, principle.text))
-    with policy.inverter(judge):
-        rows = answer_logprobs(policy, prompts, ("A", "B"))
-    chances = []
-    for row, (log_a, log_b) in enumerate(rows):
-        of_first = log_a - log_b if row % 2 == 0 else log_b - log_a
-        chances.append(1 / (1 + math.exp(-max(of_first, -700.0))))  # NaN stays NaN
-    each = 2 * len(principles)
-    return [math.fsum(chances[start : start + each]) / each for start in range(0, len(chances), each)]
 
 
 def first_two(group: Sequence[Rollout]) -> tuple[int, int] | None:

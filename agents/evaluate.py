@@ -30,6 +30,7 @@ from agents.studies.settings import read_settings
 from envs.domain import domain_names, load_domain
 from envs.jsonl import from_json
 from envs.types import InputError
+from rewards.learnt import OWN, PREFIX
 from rewards.registry import reward_info
 
 FALLBACK = {
@@ -83,7 +84,7 @@ class Config:
     """Variables of the chat template, as JSON. Default: the run's, else what switches thinking off."""
     reward: str | None = None
     """Reward whose scores are compared with the verdicts; with --best-of several, separated by commas.
-    Default: the run's, else likelihood."""
+    Default: the run's, which of a reward model is that model itself, else likelihood."""
     gates: bool = True
     """Apply the gates before the reward (docs/REWARDS.md), unless the run was made without them."""
     inverter: Literal["current", "base", "ema"] | None = None
@@ -173,7 +174,7 @@ def main(config: Config) -> int:
         if subject.run is not None:
             about["selection"] = measure_selection(subject.run)
         measured.append((about, answers))
-    labelled = reward_info(settings["reward"]).labelled
+    labelled = reward_info(settings["reward"]).from_labels
     shown = {**settings, "labelled": labelled, "samples": config.samples, "tasks_file": config.tasks_file}
     report = make_report(shown, config.samples, measured, references)
     with writing(output):
@@ -278,6 +279,8 @@ def subject_of_run(run: Path, folder: Path) -> Subject:
                 f"{run / 'config.yaml'}: cannot be read ({name}: {settings.get(name)}): "
                 "restore it, or give another run"
             )
+    if settings.get("reward") == OWN:
+        settings["reward"] = f"{PREFIX}{folder}"
     name = folder.absolute().name
     adapter = last_checkpoint(run)
     if folder != run:

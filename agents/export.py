@@ -16,7 +16,8 @@ in a line feed, as in generation, and TRL adds the end-of-sequence token.
 
 `--merge` adds the run's adapter to the weights of its model. What starts from that folder has the trained
 model as its base: the KL penalty and `--reference base` hold to it. With `--adapter` they hold to the model
-as it was before. The count of labels that the run used goes with it.
+as it was before. The count of labels that the run used goes with it, and a model card: what the model learnt
+from, how good it is, its limits and its settings.
 """
 
 from __future__ import annotations
@@ -156,6 +157,7 @@ def merge(config: Config) -> int:
     model = str(record.settings["model"])
     check_output(config.output)
     from agents.policy.load import load_policy  # imports torch, for which no mistake should wait
+    from agents.studies.card import card
 
     # Not in fewer bits, in which small changes of the weights would be lost.
     policy = load_policy(model, adapter=str(adapter), dtype="float32")
@@ -167,6 +169,7 @@ def merge(config: Config) -> int:
         of_pretraining = folder_of(model) / "pretrain.json"
         if of_pretraining.is_file():  # by which the settings that suit the embedded model are found
             shutil.copy(of_pretraining, temporary)
+        (temporary / "README.md").write_text(card(record), encoding="utf-8")
         os.replace(temporary, output)
     say(f"{model} with {adapter}; labels used: {policy.labels:,}")
     say(output)

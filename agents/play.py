@@ -10,6 +10,7 @@ best score is below `--trust`, a warning says so. Nothing is trained and no comm
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
@@ -124,6 +125,7 @@ def main(config: Config) -> int:
     # They load torch, which --help must not wait for.
     from agents.evaluation.shots import draw_shots
     from agents.policy.load import load_policy
+    from agents.policy.reward_model import load_reward_model
 
     policy = load_policy(
         config.model or "embedded",
@@ -145,6 +147,7 @@ def main(config: Config) -> int:
         inverse_temperature=config.inverse_temperature,
         embedder=config.embedder,
         gates=config.gates,
+        learnt=functools.partial(load_reward_model, beside=policy),
     )
     where = load_domain(config.domain).where
     for text in [config.task] if config.task is not None else typed(config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from envs.types import LanguageModel, Reward, Score, Task
 
@@ -24,6 +25,7 @@ class Ingredients:
         embedder: name or folder of the sentence-embedding model.
         gates: whether rewards inside this one have gates before them.
         truth: makes the labelled reward; None where labels are out of reach.
+        learnt: loads the reward model of a name `rm:FOLDER`; None where none can be loaded.
         models: other models than `model`, by name with their parameters; who loads one writes it down here.
     """
 
@@ -34,6 +36,7 @@ class Ingredients:
     embedder: str = "all-MiniLM-L6-v2"
     gates: bool = True
     truth: Callable[[], Reward] | None = None
+    learnt: Callable[[str], Any] | None = None
     models: dict[str, int] = field(default_factory=dict)
 
 

@@ -1,6 +1,6 @@
 """Intrinsic rivals: rewards from the policy's own certainty and agreement, without reconstruction.
 
-They are scored under the policy as it is, adapter on, so there is no inverter to choose.
+All but `base-rating` are scored under the policy as it is, adapter on; there is no inverter to choose.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ def majority(_: Ingredients) -> Reward:
 def self_rating(given: Ingredients) -> Reward:
     """Makes the reward `self-rating`."""
     return SelfRating(given.model)
+
+
+def base_rating(given: Ingredients) -> Reward:
+    """Makes the reward `base-rating`."""
+    return SelfRating(given.model, "base")
 
 
 def self_judge(given: Ingredients) -> Reward:
@@ -132,12 +137,17 @@ class SelfRating:
     paper samples three verdicts, reads a number out of each and averages. Here the probabilities of the
     answers 0 to 5 give the mean of infinitely many, and the three verdicts are of prompts with the criteria
     in another order. In [0, 1]; the part `points` is the expectation.
+
+    Args:
+        judge: `current`, the policy as it trains, or `base`, the model below it, which stays as it is. The
+            latter is direct RLAIF (d-RLAIF; Lee et al. 2023, arXiv:2309.00267): the expected score of a judge
+            goes straight into RL, without a reward model. The paper asks for 1 to 10.
     """
 
     inverter: str | None = None
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, judge: Literal["current", "base"] = "current") -> None:
+        self.model, self.judge = model, judge
 
     def __call__(
         self, tasks_P: Sequence[Task], commands_P_G: Sequence[Sequence[str]], seed: int = 0
@@ -146,7 +156,8 @@ class SelfRating:
         pairs = pairs_of(tasks_P, commands_P_G)
         asked = different(pairs)
         prompts = [points_prompt(task, command, first) for task, command in asked for first in ORDERS]
-        verdicts = [expected_points(row) for row in answer_logprobs(self.model, prompts, POINTS)]
+        with self.model.inverter(self.judge):
+            verdicts = [expected_points(row) for row in answer_logprobs(self.model, prompts, POINTS)]
         scores = {}
         for row, pair in enumerate(asked):
             points = math.fsum(verdicts[row * len(ORDERS) : (row + 1) * len(ORDERS)]) / len(ORDERS)

@@ -5,8 +5,8 @@
 The factory makes a reward: a callable `reward(tasks_P, commands_P_G, seed=0)` that returns a `Score` for each
 command, [P][G]. It can also be a class. What a trainer must know of the reward are attributes of the factory,
 all optional: `select` ("best"), `bounded` (True), `gated` (True), `labelled`, `needs_pool`, `needs_group` and
-`needs_start` (False); see `rewards.registry.RewardInfo`. The pool is empty unless `needs_pool` is True. Where
-the reward has an attribute `inverter`, it is set to what `--inverter` says.
+`needs_start` (False), `labels` (0); see `rewards.registry.RewardInfo`. The pool is empty unless `needs_pool`
+is True. Where the reward has an attribute `inverter`, it is set to what `--inverter` says.
 
 A file of settings, a study and the folder of a run can name a factory too. So a line on standard error says
 whose code a reward is, whoever named it.

@@ -19,7 +19,8 @@ from rewards.blend import SELECTIONS, Blend, is_blend, read_blend
 from rewards.channel import channel
 from rewards.controls import constant, length, random, shuffled
 from rewards.gates import Gated
-from rewards.intrinsic import entropy, majority, self_certainty, self_judge, self_rating
+from rewards.intrinsic import base_rating, entropy, majority, self_certainty, self_judge, self_rating
+from rewards.learnt import OWN, Learnt, Scorer, is_learnt, read_card
 from rewards.likelihood import choice, lift, likelihood, likelihood_min
 from rewards.own import is_own, load_factory
 from rewards.reconstruction import original_blend, similarity, slots
@@ -35,7 +36,8 @@ class RewardInfo:
     Attributes:
         make: makes the reward, without gates.
         select: the acceptance rule that suits its scale: threshold, best or quantile.
-        labelled: it uses labels: an upper bound, and shown as such.
+        labelled: it uses labels when it scores: an upper bound, and shown as such.
+        labels: how many it has learnt from before.
         gated: the gates stand before it, as they do before all but the controls and the truth.
         bounded: its values are in [0, 1].
         needs_pool: it compares with other tasks of the source.
@@ -51,6 +53,12 @@ class RewardInfo:
     needs_pool: bool = False
     needs_group: bool = False
     needs_start: bool = False
+    labels: int = 0
+
+    @property
+    def from_labels(self) -> bool:
+        """Whether what learns from it learns from labels."""
+        return self.labelled or self.labels > 0
 
 
 # What a reward of the user's own may say of itself.
@@ -77,6 +85,7 @@ REWARDS = {
     "majority": RewardInfo(majority, needs_group=True),
     "self-judge": RewardInfo(self_judge),
     "self-rating": RewardInfo(self_rating),
+    "base-rating": RewardInfo(base_rating),
     "random": RewardInfo(random, gated=False),
     "shuffled": RewardInfo(shuffled, gated=False),  # what it shuffles has gates of its own
     "length": RewardInfo(length, gated=False),
@@ -86,17 +95,20 @@ REWARDS = {
 
 
 def reward_info(name: str) -> RewardInfo:
-    """What is known of a reward: a built-in one, the blend in a file, or one of the user's own.
+    """What is known of a reward: a built-in one, a blend in a file, a learnt one, or one of the user's own.
 
     Raises:
         InputError: one line: no such reward, with the nearest name, or what is wrong in the file.
     """
+    if is_learnt(name):
+        labels = 0 if name == OWN else read_card(name)["labels"]
+        return RewardInfo(functools.partial(_make_learnt, name), labels=labels)
     if is_blend(name):
         return _blend_info(name)
     if is_own(name):
         return _own_info(name)
     if name not in REWARDS:
-        names = f"use one of {', '.join(REWARDS)}, a FILE.yaml, or package.module:factory"
+        names = f"use one of {', '.join(REWARDS)}, a FILE.yaml, rm:FOLDER, or package.module:factory"
         raise InputError(f"--reward {name}: no such reward: {did_you_mean(name, REWARDS, names)}")
     return REWARDS[name]
 
@@ -119,6 +131,14 @@ def _blend_info(name: str) -> RewardInfo:
 
 def _make_blend(weights: Mapping[str, float], given: Ingredients) -> Reward:
     return Blend({part: _made(part, given) for part in weights}, weights)
+
+
+def _make_learnt(name: str, given: Ingredients) -> Reward:
+    if given.learnt is None:
+        raise InputError(f"--reward {name}: a reward model cannot be loaded here: use likelihood")
+    scorer = given.learnt(name)
+    given.models[name] = scorer.parameters
+    return Learnt(scorer)
 
 
 def _own_info(name: str) -> RewardInfo:
@@ -144,7 +164,7 @@ def _make_own(name: str, factory: Callable[..., Any], given: Ingredients) -> Rew
 
 def shown(name: str) -> str:
     """A reward's name for a reader: a labelled reward says so."""
-    if reward_info(name).labelled:
+    if reward_info(name).from_labels:
         return f"{name} (labelled)"
     return name
 
@@ -159,12 +179,13 @@ def make_reward(
     embedder: str = "all-MiniLM-L6-v2",
     gates: bool = True,
     truth: Callable[[], Reward] | None = None,
+    learnt: Callable[[str], Scorer] | None = None,
     models: dict[str, int] | None = None,
 ) -> Reward:
     """Makes a reward.
 
     Args:
-        name: a key of `REWARDS`, the path of a blend's YAML file, or `package.module:factory`.
+        name: a key of `REWARDS`, the path of a blend's YAML file, `rm:FOLDER` or `package.module:factory`.
         model: writes reconstructions and gives log-probabilities.
         pool: tasks of the source in use, for rewards with `needs_pool`; empty for others.
         inverter: weights that reconstruct the task: `current` policy, `base` model, or `ema` of the adapter.
@@ -172,13 +193,14 @@ def make_reward(
         embedder: a sentence-transformers name or folder; the default one is installed with this package.
         gates: put the gates before the reward, if it is `gated`.
         truth: makes the labelled reward: `rewards.labelled.Truth`. Only commands can reach it.
+        learnt: loads the reward model of a name `rm:FOLDER`, as `agents.policy.reward_model` does.
         models: gets the other models that are loaded, by name with their parameters.
 
     Raises:
         InputError: unknown name, a faulty file, a pool that is too small, or `truth` without its maker.
     """
     loaded = {} if models is None else models
-    given = Ingredients(model, pool, inverter, inverse_temperature, embedder, gates, truth, loaded)
+    given = Ingredients(model, pool, inverter, inverse_temperature, embedder, gates, truth, learnt, loaded)
     return _made(name, given)
 
 

@@ -18,6 +18,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Two threads are slower on matrices this small, and the last bits of a result depend on their number. Child
 # processes inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Some tests ask for the last digits of float32. `CUDA_VISIBLE_DEVICES=0 pytest` runs the others on a GPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 from hypothesis import settings

@@ -343,7 +343,8 @@ def loaded_family(stirred: Policy) -> Iterator[Policy]:
 def by_hand(policy: Policy, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
     """Log-probabilities of an answer's tokens by a forward pass of the whole model over one sequence."""
     with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].float()
+        ids = torch.tensor([[*prompt, *answer]], device=policy.device)
+        logits = policy.model(input_ids=ids).logits[0].float()
     table = logits.log_softmax(-1)[len(prompt) - 1 : -1]
     return [float(row[token]) for row, token in zip(table, answer, strict=True)]
 

@@ -31,6 +31,17 @@ def pair(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "first"), str(tmp_path / "second"), "--output", str(tmp_path / "out")]
 
 
+def test_over_optimisation_is_said_with_when(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The alarm holds in the last of four cycles, each of 300 candidates."""
+    run = make_run(tmp_path / "first", 0.75, 0.5, score=(0.5, 0.9), alarms=["divergence"])
+    assert compare(str(run), "--output", str(tmp_path / "out"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["diverged"] == 1200
+    said = (
+        "first over-optimises its reward: after 1,200 candidates its own score rises while held-out accuracy"
+    )
+    assert said in page_and_numbers(tmp_path / "out")[0]
+
+
 @pytest.fixture
 def no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of numbers and words: the chart takes most of the time of a comparison."""

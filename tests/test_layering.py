@@ -24,6 +24,7 @@ TRAINERS = (
     "grpo",
     "ppo",
     "rejection_sft",
+    "reward_model",
     "rloo",
     "self_rewarding",
     "sft",

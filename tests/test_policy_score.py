@@ -17,7 +17,8 @@ from agents.policy.policy import Policy
 
 def by_hand(policy: Policy, prompt: list[int], completion: list[int]) -> list[float]:
     with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[0].float()
+        ids = torch.tensor([prompt + completion], device=policy.device)
+        logits = policy.model(input_ids=ids).logits[0].float()
     table = logits.log_softmax(-1)
     return [float(table[len(prompt) - 1 + step, token]) for step, token in enumerate(completion)]
 

@@ -18,9 +18,10 @@ from agents import ppo
 from agents.cli.command import run_command
 from agents.policy.load import load_policy
 from agents.policy.policy import Policy
+from agents.policy.score import scalar_head
 from agents.ppo import Config, adapted, approximate_kl, gae, main, policy_loss, value_loss, whiten
 from agents.training import actor_critic
-from agents.training.actor_critic import ActorCritic, Episode, Old, episodes_of, new_value_head
+from agents.training.actor_critic import ActorCritic, Episode, Old, episodes_of
 from agents.training.config import TrainingError
 from agents.training.rollouts import Rollout, roll_out
 from envs.domain import load_domain
@@ -253,7 +254,7 @@ def test_any_causal_language_model_has_values(pocket: Path, tmp_path: Path) -> N
 
 def test_a_new_value_head_is_small_and_follows_from_the_seed(policy: Policy) -> None:
     state = torch.get_rng_state()
-    first, same, other = (new_value_head(policy, seed) for seed in (0, 0, 1))
+    first, same, other = (scalar_head(policy.model, "value head", seed) for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(first.weight, same.weight) and not torch.equal(first.weight, other.weight)
     assert 0 < float(first.weight.abs().max()) < 0.2 and first.bias.item() == 0.0

@@ -16,6 +16,7 @@ from agents.cli.command import run_command
 
 RIVALS = {
     "constitutional": ["--margin", "0"],
+    "reward_model": ["--batch-size", "4"],
     "self_rewarding": [],
     "spin": [],
     "star": ["--reward", "random", "--candidates", "1"],
@@ -42,6 +43,8 @@ def written(folder: Path) -> dict[str, bytes]:
     """What must be the same bytes for the same seed, whatever the folder is called."""
     last = max((folder / "checkpoints").iterdir())
     found = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+    for path in (last / "reward_model").glob("*"):
+        found[f"reward_model/{path.name}"] = path.read_bytes()
     for name in LOGS:
         found[name] = (folder / name).read_bytes().replace(str(folder.parent).encode(), b"")
     return found
@@ -78,7 +81,10 @@ def test_same_seed_same_bytes_and_other_seed_others(whole: Any, brief: Path, tmp
     rival, folder = whole
     assert written(run(rival, brief, tmp_path / "a", "--cycles", "3")) == written(folder)
     other = run(rival, brief, tmp_path / "other", "--cycles", "3", "--seed", "1")
-    assert written(other)["adapter_model.safetensors"] != written(folder)["adapter_model.safetensors"]
+    weights = "adapter_model.safetensors"
+    if rival == "reward_model":
+        weights = f"reward_model/{weights}"
+    assert written(other)[weights] != written(folder)[weights]
 
 
 @pytest.mark.slow

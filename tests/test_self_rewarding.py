@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ class Judge:
 
     def __init__(self, by_first: dict[str, dict[str, float]]) -> None:
         self.by_first = by_first
+        self.used: list[str] = []
+
+    @contextlib.contextmanager
+    def inverter(self, which: str) -> Iterator[None]:
+        self.used.append(which)
+        yield
 
     def logprobs(self, prompts: Sequence[Any], continuations: Sequence[str]) -> list[list[float]]:
         rows = []
@@ -61,6 +68,8 @@ def test_a_verdict_is_the_mean_over_three_orders_of_the_criteria() -> None:
     assert score.parts["points"] == pytest.approx((5 + 3.5 + 2.5) / 3)
     assert score.value == pytest.approx((5 + 3.5 + 2.5) / 15)
     assert empty.value is None
+    assert SelfRating(judge, "base")([TASK], [[RIGHT]])[0][0] == score
+    assert judge.used == ["current", "base"]
     texts = [points_prompt(TASK, RIGHT, first).text for first in range(5)]
     assert len(set(texts)) == 5
     for text in texts:

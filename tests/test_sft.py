@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import kill_after_the_first_of_three
 from references import reference
 
@@ -17,6 +18,7 @@ from agents.cli.command import run_command
 from agents.policy.labels import read_labels, write_labels
 from agents.policy.load import load_policy
 from agents.sft import Config, best_of, in_words, is_over, main
+from agents.studies.card import card
 from agents.studies.comparison import make_report
 from agents.studies.folder import is_finished
 from agents.studies.runs import read_run
@@ -236,6 +238,7 @@ def test_labels_travel_with_a_merged_model_and_with_an_adapter(
     assert run_command(export.Config, export.main, words, "export") == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(merged)
     assert read_labels(merged) == 24
+    assert "labelled (24)" in (merged / "README.md").read_text()
 
     adapter = finished / "checkpoints" / "cycle-0002"
     trained = load_policy(str(read_run(finished).settings["model"]), adapter=str(adapter))
@@ -259,6 +262,19 @@ def test_labels_travel_with_a_merged_model_and_with_an_adapter(
     longer = run(merged, tmp_path, "longer", "--cycles", "1")
     assert results_of(longer)["labels"] == {"start": 24, "end": 48}
     assert "labels used: 48 (24 at its start)" in capsys.readouterr().out
+
+
+def test_the_card_of_a_merged_model_has_labels_accuracy_and_no_path_of_this_machine(finished: Path) -> None:
+    results = results_of(finished)
+    text = card(read_run(finished))
+    _, metadata, body = text.split("---\n", 2)
+    assert yaml.safe_load(metadata) == {"library_name": "transformers", "tags": ["inversion", "sft"]}
+    assert "- **Learnt from**: labelled (24)." in body
+    before, after = (results["eval"][when]["eval/greedy"] for when in ("start", "end"))
+    assert f"| greedy | {before:.3f} | {after:.3f} |" in body
+    settings = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert settings["examples"] == 24 and settings["model"] == Path(results["config"]["model"]).name
+    assert str(finished.parent) not in text and str(Path.home()) not in text
 
 
 @pytest.mark.slow

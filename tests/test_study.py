@@ -96,6 +96,7 @@ def test_the_table_is_what_one_computes_by_hand(three: Path, capsys: pytest.Capt
         [16.0, 16.0],
     )
     assert (similar["alarms"], similar["candidates"], similar["seconds"]) == ({"entropy": 3}, 1200, 10.0)
+    assert similar["diverged"] is None
     # 20 tasks, every fourth of one intent; the first ones are right, from 10 at the start to 13, 14 and 15.
     gains = {name: row["gain"] * row["pairs"] for name, row in similar["intents"].items()}
     assert gains == pytest.approx(
@@ -406,6 +407,10 @@ def test_the_studies_that_come_with_the_project_are_sound(
     for name in ("models/shared-0.6", "models/shared-0.9", "smollm2-warm"):
         (tmp_path / "runs" / name).mkdir(parents=True)  # the head of its file says how to make it
         (tmp_path / "runs" / name / "config.json").write_text("{}")
+    card = {"base": "embedded", "dtype": "float32", "labels": 3, "center": 0.0, "sha256": {}}
+    for name in ("truth", "judge"):
+        (tmp_path / "runs" / "reward_model" / name).mkdir(parents=True)
+        (tmp_path / "runs" / "reward_model" / name / "reward_model.json").write_text(json.dumps(card))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     paths = sorted((CONFIGS.parent / "studies").glob("*.yaml"))

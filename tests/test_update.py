@@ -93,9 +93,11 @@ def test_prompts_and_padding_have_no_loss(steady: Policy, examples: list[Example
     for batch in ([short], [short, long]):
         logprobs, mask = steady.token_logprobs(batch)
         found = torch.autograd.grad(-logprobs[mask].mean(), steady.trainable())
-        count, loss = sum(len(completion) for _, completion in batch), torch.tensor(0.0)
+        count = sum(len(completion) for _, completion in batch)
+        loss = torch.tensor(0.0, device=steady.device)
         for prompt, completion in batch:
-            table = steady.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+            ids = torch.tensor([[*prompt, *completion]], device=steady.device)
+            table = steady.model(input_ids=ids).logits[0].log_softmax(-1)
             for step, token in enumerate(completion):
                 loss -= table[len(prompt) - 1 + step, token] / count
         wanted = torch.autograd.grad(loss, steady.trainable())

@@ -390,7 +390,7 @@ def model(config: ModelConfig) -> int:
         figures = {"benchmark": "model", **asdict(config), **measured(name, config)}
     if config.output:
         write_figures(Path(config.output), figures)
-    print(json.dumps(figures) if config.json else table({config.random_weights or name: figures}))
+    say(json.dumps(figures) if config.json else table({config.random_weights or name: figures}))
     return 0
 
 
@@ -445,9 +445,9 @@ def gpu(config: GpuConfig) -> int:
             write_figures(Path(config.output), found)
             say(f"{name}: {found[name]['seconds']:.0f} s {found[name].get('failed', '')}")
     if config.json:
-        print(json.dumps(found))
+        say(json.dumps(found))
     else:
-        print(table({name: found[name] for name in ("bfloat16", "4 bits") if name in parts}))
+        say(table({name: found[name] for name in ("bfloat16", "4 bits") if name in parts}))
     return int(any("failed" in found[name] for name in parts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from agents.evaluation.headroom import scored
 from agents.evaluation.shots import draw_shots
 from agents.policy.chat import read_options
 from agents.policy.load import load_policy
+from agents.policy.reward_model import load_reward_model
 from envs.source import make_source
 from envs.verify.truth import Case, verify
 from rewards.gates import gate
@@ -102,6 +104,7 @@ def measure(
             embedder=settings["embedder"],
             gates=settings["gates"],
             truth=Truth,
+            learnt=functools.partial(load_reward_model, beside=policy),
         )
     tokens = settings["max_new_tokens"]
     answers = ask(

@@ -65,9 +65,7 @@ def on_cpu(config: Any, dtype: str, threads: int | None) -> Compute:
     try:
         if dtype == "auto":
             torch.set_num_threads(threads or 1)
-            exact = min(seconds(lambda: rows @ weights.T))
-            short_rows, short_weights = rows.bfloat16(), weights.bfloat16()
-            measured["bfloat16"] = exact / min(seconds(lambda: short_rows @ short_weights.T))
+            measured["bfloat16"] = bfloat16_speed(rows, weights)
             dtype = "bfloat16" if measured["bfloat16"] >= FASTER else "float32"
         if threads is None and every > 1:
             kind = getattr(torch, dtype)
@@ -80,6 +78,13 @@ def on_cpu(config: Any, dtype: str, threads: int | None) -> Compute:
     finally:
         torch.set_num_threads(every)
     return Compute(dtype, threads or 1, measured)
+
+
+def bfloat16_speed(rows: torch.Tensor, weights: torch.Tensor) -> float:
+    """How many times as fast as float32 `rows @ weights.T` is."""
+    exact = min(seconds(lambda: rows @ weights.T))
+    short_rows, short_weights = rows.bfloat16(), weights.bfloat16()
+    return exact / min(seconds(lambda: short_rows @ short_weights.T))
 
 
 def parameters(text: Any) -> int:

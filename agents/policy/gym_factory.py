@@ -100,4 +100,8 @@ def shared_policy(model: str, /) -> Policy:
 
 @functools.cache
 def _shared_reward(name: str, model: str, pool: tuple[Task, ...], gates: bool, inverter: str) -> Reward:
-    return make_reward(name, shared_policy(model), pool, inverter=inverter, gates=gates)
+    from agents.policy.reward_model import load_reward_model
+
+    policy = shared_policy(model)
+    learnt = functools.partial(load_reward_model, beside=policy)
+    return make_reward(name, policy, pool, inverter=inverter, gates=gates, learnt=learnt)

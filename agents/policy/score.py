@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents.policy import prefix
 from agents.policy.batches import Batches
+from agents.policy.seeds import seeded
 
 # Numbers of distributions that are in memory together beside the logits, where there are no gradients: 64 MB.
 NUMBERS = 2**24
@@ -91,6 +92,31 @@ def _output_at(model: Any, mask_B_T: Tensor) -> Iterator[list[bool]]:
         yield narrowed
     finally:
         hook.remove()
+
+
+@contextlib.contextmanager
+def hidden_states(model: Any) -> Iterator[list[Tensor]]:
+    """Context that keeps the last hidden states of each forward pass, (B, T, H).
+
+    In any causal language model they are the input of the output embeddings. Enter it before `token_logits`,
+    which hands these a part of the states.
+    """
+    kept: list[Tensor] = []
+    output = model.get_output_embeddings()
+    hook = output.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
+
+def scalar_head(model: Any, purpose: str, seed: int) -> torch.nn.Linear:
+    """A linear layer from the last hidden state to a number, with small weights that follow from the seed."""
+    with seeded(purpose, seed), torch.no_grad():
+        head = torch.nn.Linear(model.get_output_embeddings().weight.shape[1], 1)
+        head.weight.normal_(std=1 / (head.in_features + 1))
+        head.bias.zero_()
+    return head
 
 
 def token_logprobs(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[Tensor, Tensor]:

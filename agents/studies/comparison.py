@@ -91,6 +91,7 @@ def describe(record: RunRecord, start: Sequence[HeldOutTask], end: Sequence[Held
         "candidates": record.candidates,
         "seconds": record.seconds,
         "alarms": record.alarms,
+        "diverged": record.diverged,
     }
 
 
@@ -192,14 +193,22 @@ def _panel(title: str, metric: str, records: Sequence[RunRecord], of_scale: str 
 
 
 def answer(report: Row) -> list[str]:
-    """What the comparison says, one sentence for each run."""
+    """What the comparison says: a sentence for each run, and one for each that over-optimises its reward."""
+    diverged = [_over_optimised(run) for run in report["runs"] if run["diverged"] is not None]
     lines = [_against_first(row) for row in report["comparisons"]]
     if lines:
-        return lines
+        return lines + diverged
     run = report["runs"][0]
     if run["gain"]["value"] is None:
         return [f"{run['name']}: nothing was executed."]
-    return [f"{run['name']} {_said(run['gain']['verdict'])} its start."]
+    return [f"{run['name']} {_said(run['gain']['verdict'])} its start.", *diverged]
+
+
+def _over_optimised(run: Row) -> str:
+    seen = f"after {run['diverged']:,} candidates"
+    return (
+        f"{run['name']} over-optimises its reward: {seen} its own score rises while held-out accuracy falls."
+    )
 
 
 def _against_first(row: Row) -> str:

@@ -126,6 +126,8 @@ def _main_cells(name: str, arm: Row) -> list[str]:
 
 def _health_cells(name: str, arm: Row) -> list[str]:
     alarms = ", ".join(f"{words(alarm)} ({count})" for alarm, count in arm["alarms"].items())
+    if arm["diverged"] is not None:
+        alarms += f"; divergence from {thousands(arm['diverged'])} candidates on"
     return [
         label(name, arm),
         _two(arm["distinct"]),

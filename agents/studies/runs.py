@@ -124,6 +124,12 @@ class RunRecord:
                     raised.add(name.removeprefix("alarm/"))
         return sorted(raised)
 
+    @property
+    def diverged(self) -> int | None:
+        """Candidates scored when its score was first seen to rise while held-out accuracy fell, or None."""
+        steps = [int(row["step"]) for row in self.metrics if row.get("alarm/divergence")]
+        return min(steps, default=None)
+
 
 @dataclass(frozen=True)
 class HeldOutTask:

@@ -53,9 +53,9 @@ def read_settings(folder: Path, fix: str = FIX) -> dict[str, Any]:
 
 
 def is_labelled(reward: str) -> bool:
-    """Whether a reward uses labels and is an upper bound; False for a blend whose file is gone."""
+    """Whether a reward uses labels, or has learnt from some; False for one whose file is gone."""
     try:
-        return reward_info(reward).labelled
+        return reward_info(reward).from_labels
     except InputError:
         return False
 

@@ -101,6 +101,7 @@ def of_run(record: RunRecord) -> dict[str, Any]:
     return {
         **found,
         "alarms": record.alarms,
+        "diverged": record.diverged,
         "labels": record.labels,
         **record.usage,
         "candidates": record.candidates,
@@ -143,7 +144,7 @@ def of_arm(arm: Arm, runs: Mapping[str, Mapping[int, Row]], failed: Mapping[int,
     for row in rows:
         raised += row["alarms"]
     found["alarms"] = {alarm: raised.count(alarm) for alarm in sorted(set(raised))}
-    for name in ("labels", "candidates", "seconds", "learning", *COUNTERS, "other_models"):
+    for name in ("diverged", "labels", "candidates", "seconds", "learning", *COUNTERS, "other_models"):
         found[name] = mean(_column(rows, name))
     return found
 

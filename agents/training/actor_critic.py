@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents.policy.policy import Policy
-from agents.policy.seeds import seeded
+from agents.policy.score import hidden_states, scalar_head
 from agents.training.rollouts import Rollout
 from agents.training.update import adamw, clipped_step, save_optimizer, updating
 from envs.prompts import forward_prompt
@@ -126,7 +126,7 @@ class ActorCritic:
         self, policy: Policy, lr: float, temperature: float, seed: int, restored: Path | None = None
     ) -> None:
         self.policy, self.temperature, self.lr = policy, temperature, lr
-        self.head = new_value_head(policy, seed)
+        self.head = scalar_head(policy.model, "value head", seed)
         if restored is not None:
             self.head.load_state_dict(load_file(str(restored / VALUE_HEAD_FILE)))
         self.head.to(policy.device)
@@ -171,15 +171,11 @@ class ActorCritic:
         else:
             half = policy.model.dtype == torch.bfloat16
         pairs = [(episode.prompt, episode.completion) for episode in episodes]
-        hidden: list[Tensor] = []
-        # In any causal language model the input of the output embeddings is the last hidden state.
-        output_embeddings = policy.model.get_output_embeddings()
-        hook = output_embeddings.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
-        try:
-            with torch.autocast(policy.device.type, torch.bfloat16, enabled=half):
-                logits_N_V, tokens_N, mask_B_T = policy.token_logits(pairs)
-        finally:
-            hook.remove()
+        with (
+            hidden_states(policy.model) as hidden,
+            torch.autocast(policy.device.type, torch.bfloat16, enabled=half),
+        ):
+            logits_N_V, tokens_N, mask_B_T = policy.token_logits(pairs)
         logprobs_N_V = (logits_N_V / self.temperature).log_softmax(-1)
         entropy_N = -(logprobs_N_V.exp() * logprobs_N_V).sum(-1)
         values_N = self.head(hidden[0][:, :-1][mask_B_T].float())[:, 0]
@@ -208,12 +204,3 @@ class ActorCritic:
     def step(self, max_grad_norm: float, number: int) -> float:
         """Clips the gradients and takes a step -> their norm before; TrainingError if it is not finite."""
         return clipped_step(self.optimizer, self.parameters, max_grad_norm, number)
-
-
-def new_value_head(policy: Policy, seed: int) -> torch.nn.Linear:
-    """A linear layer from the last hidden state to a scalar, with small weights that follow from the seed."""
-    with seeded("value head", seed), torch.no_grad():
-        head = torch.nn.Linear(policy.model.get_output_embeddings().weight.shape[1], 1)
-        head.weight.normal_(std=1 / (head.in_features + 1))
-        head.bias.zero_()
-    return head

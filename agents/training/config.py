@@ -79,7 +79,7 @@ class TrainConfig:
     domain: str = "all"
     """network, shell, sql, all of them (all), or paths of YAML files; separate several by commas."""
     reward: str = "similarity"
-    """Name, FILE.yaml of a blend, or package.module:factory (docs/REWARDS.md). Only truth uses labels."""
+    """Name, FILE.yaml of a blend, rm:FOLDER, or package.module:factory. truth is labels (docs/REWARDS.md)."""
     gates: bool = True
     """Score 0 for output that is not a valid command or that copies the task text into the command."""
     inverter: Literal["current", "base", "ema"] = "current"

@@ -64,14 +64,14 @@ class Loop:
         self.config, self.session = config, session
         state = session.state
         # Recorded, because the file of a blend may be gone when the run is read.
-        labelled = reward_info(config.reward).labelled
-        self._learns_from_verdicts = labelled and not config.supervised
+        about = reward_info(config.reward)
+        self._learns_from_verdicts = about.labelled and not config.supervised
         labels = session.policy.labels
         self.results: dict[str, Any] = {
             "cycles": [],
             "labels": {"start": labels, "end": labels},
             **state.get("results", {}),
-            "labelled": labelled or config.supervised,
+            "labelled": about.from_labels or config.supervised,
             "config": saved(config),
         }
         self.memory: dict[str, Any] = dict(state.get("memory", {}))

@@ -8,6 +8,7 @@
       timings.jsonl        the wall-clock values
       rollouts.jsonl       every candidate with its scores
       truth.jsonl          every held-out command with its verdict: evaluation's, never read in training
+      preferences.jsonl    of a reward model: every preference that it learnt
       selection.json       what was right among written and accepted commands, verified after the run's end
       tensorboard/         events; the x-axis is the number of candidates that were scored to learn from
       checkpoints/cycle-0003/   what `save` wrote, state.json, and COMPLETE: the sha256 sum of every file
@@ -42,7 +43,7 @@ from envs.types import InputError
 from envs.yamlfile import read_yaml
 
 KEPT = 2  # checkpoints: the newest, and the one before it in case the newest is damaged
-LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl")
+LOGS = ("metrics.jsonl", "rollouts.jsonl", "truth.jsonl", "preferences.jsonl")
 CLOCK = "timings.jsonl"
 
 

@@ -12,6 +12,7 @@ from agents.training.config import TrainConfig
 from envs.domain import domain_names
 from envs.schema import EMBEDDED
 from rewards.blend import is_blend
+from rewards.learnt import OWN, PREFIX, is_learnt
 
 # Words with a meaning of their own: they are not paths, even where a folder has the same name.
 KEYWORDS: dict[str, Collection[str]] = {
@@ -20,8 +21,10 @@ KEYWORDS: dict[str, Collection[str]] = {
     "task_source": ("templates", "model"),
     "embedder": (TrainConfig.embedder,),
     "constitution": ("commands",),
-    "pairs": (),  # of the one trainer that has them
+    "pairs": (),  # of the one trainer that has them, as are those below
     "rollouts": (),
+    "preferences": ("judge", "truth"),
+    "judge": ("base", "current", *ALIASES),
 }
 
 
@@ -34,6 +37,8 @@ def saved(config: TrainConfig) -> dict[str, Any]:
             values[name] = str(Path(value).resolve())
     if is_blend(config.reward):
         values["reward"] = str(Path(config.reward).resolve())
+    if is_learnt(config.reward) and config.reward != OWN:
+        values["reward"] = f"{PREFIX}{Path(config.reward.removeprefix(PREFIX)).expanduser().resolve()}"
     if config.domain != "all":
         values["domain"] = ",".join(_whole_path(name) for name in domain_names(config.domain))
     return values

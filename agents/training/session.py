@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from agents.cli.display import say
 from agents.policy.chat import DATE, read_options
@@ -17,6 +18,7 @@ from agents.policy.load import load_policy
 from agents.policy.lora import ALL_LINEAR, Lora, adapted
 from agents.policy.names import EMBEDDED
 from agents.policy.policy import Policy
+from agents.policy.reward_model import load_reward_model
 from agents.policy.tokens import Shots
 from agents.policy.usage import Usage
 from agents.training.config import TrainConfig
@@ -29,6 +31,7 @@ from envs.domain import domain_names
 from envs.source import Source, make_source
 from envs.types import InputError, Reward, Task
 from rewards.blend import is_blend
+from rewards.learnt import PREFIX, Scorer, fingerprint, is_learnt
 from rewards.registry import POOL, make_reward, reward_info
 
 # Settings of a run that may differ after a resume: how far it goes, and where it is.
@@ -98,6 +101,7 @@ def open_session(
     *,
     evaluation: Callable[..., Evaluation],
     truth: Callable[[], Reward],
+    learnt: Callable[..., Scorer] = load_reward_model,
 ) -> Iterator[Session]:
     """Checks all input, creates the run folder or goes back to its last checkpoint, and loads everything.
 
@@ -108,6 +112,7 @@ def open_session(
         agent: the trainer's name.
         evaluation: makes the held-out evaluation, as `agents.evaluation.heldout.HeldOut` does.
         truth: makes the labelled reward, as `rewards.labelled.Truth` does.
+        learnt: loads the reward model of `--reward rm:FOLDER`, to stand beside the policy.
 
     Raises:
         InputError: what is wrong with the configuration, in one line.
@@ -119,7 +124,7 @@ def open_session(
     run = _open_run(agent, config)
     resume = f"python -m agents.{agent} --resume {shlex.quote(str(run.folder))}"
     try:
-        session = _load(agent, config, evaluate, truth, run)
+        session = _load(agent, config, evaluate, truth, learnt, run)
     except BaseException as error:
         if config.resume:
             run.close()
@@ -137,6 +142,13 @@ def open_session(
         raise
 
 
+def lora_of(config: TrainConfig) -> Lora:
+    """The shape of a run's adapter."""
+    targets = ALL_LINEAR if config.lora_targets == "all-linear" else Lora.targets
+    layers: Literal["upper"] | None = "upper" if config.lora_layers == "upper" else None
+    return Lora(config.lora_r, config.lora_alpha, config.lora_dropout, targets, layers)
+
+
 def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises InputError where the settings of a run's file are not those of its last checkpoint."""
     as_kept: dict[str, Any] = json.loads(json.dumps(now))  # lists in place of tuples
@@ -149,13 +161,32 @@ def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any
 def _open_run(agent: str, config: TrainConfig) -> Run:
     if config.resume:
         return Run.open(Path(config.resume))[0]
-    reward = Path(config.reward).stem if is_blend(config.reward) else config.reward
+    reward = config.reward
+    if is_blend(reward):
+        reward = Path(reward).stem
+    elif is_learnt(reward):
+        reward = f"{PREFIX}{Path(reward.removeprefix(PREFIX)).name}"
     name = config.name or new_name(config.domain, reward, config.seed)
     return Run.create(Path(config.output or f"runs/{agent}") / name, {"agent": agent, **saved(config)})
 
 
+def _must_be_the_same_reward_model(run: Run, reward: str) -> None:
+    """Raises InputError where the reward model of a run is not the one that the run began with."""
+    now, then = fingerprint(reward), recorded(run.folder, "reward_model")
+    if now and then and then.get("sha256") != now:
+        problem = "the reward model has changed since the run began"
+        raise InputError(f"--reward {reward}: {problem}: restore it, or start a new run")
+    if now:
+        run.record("reward_model", {"sha256": now})
+
+
 def _load(
-    agent: str, config: TrainConfig, evaluate: Evaluation, truth: Callable[[], Reward], run: Run
+    agent: str,
+    config: TrainConfig,
+    evaluate: Evaluation,
+    truth: Callable[[], Reward],
+    learnt: Callable[..., Scorer],
+    run: Run,
 ) -> Session:
     state: Mapping[str, Any] = {}
     checkpoint = None
@@ -170,18 +201,12 @@ def _load(
     if config.resume:
         # A run that is extended and killed again must know how far it was to go.
         run.write_config({"agent": agent, **saved(config)})
+    _must_be_the_same_reward_model(run, config.reward)
     chosen = recorded(run.folder, "compute") or {"dtype": config.dtype, "threads": config.threads}
-    targets = ALL_LINEAR if config.lora_targets == "all-linear" else Lora.targets
     policy = load_policy(
         config.model or "embedded",
         adapter=str(checkpoint) if checkpoint else config.adapter,
-        lora=Lora(
-            config.lora_r,
-            config.lora_alpha,
-            config.lora_dropout,
-            targets,
-            "upper" if config.lora_layers == "upper" else None,
-        ),
+        lora=lora_of(config),
         load_in_4bit=config.load_in_4bit,
         dtype=chosen["dtype"],
         threads=chosen["threads"],
@@ -198,7 +223,7 @@ def _load(
     policy.batch_sizes = state.get("batch_sizes", {})
     policy.usage = Usage(**state.get("results", {}).get("usage", {}))
     if checkpoint is None:
-        policy.labels += config.shots * len(domain_names(config.domain))
+        policy.labels += config.shots * len(domain_names(config.domain)) + reward_info(config.reward).labels
     if checkpoint is None:
         # An average next to --adapter is that of another run; the one of this run begins before its first
         # update.
@@ -222,6 +247,7 @@ def _load(
         embedder=config.embedder,
         gates=config.gates,
         truth=truth,
+        learnt=functools.partial(learnt, beside=policy),
         models=policy.usage.models,
     )
     for note in run.notes:

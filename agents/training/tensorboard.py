@@ -24,6 +24,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "score before and after": ["Multiline", ["reward/mean", "reward/after"]],
         "acceptance": ["Multiline", ["select/acceptance", "select/acceptance_after"]],
         "loss": ["Multiline", ["train/loss", "validation/loss"]],
+        "new preferences that a reward model orders right": ["Multiline", ["preference/accuracy"]],
     },
     "health": {
         "alarms": ["Multiline", ["alarm/.*"]],
