@@ -18,7 +18,9 @@ it is (`--judge base`), or the policy. Both stages have the budget of any other 
 `--candidates` answers a cycle. Critiques and revisions come on top and are counted.
 
 Departures: no examples of critiques stand before the prompts; revisions whose gates are closed, such as those
-that are no command, are not learnt; there is no second set of prompts that only ask for help.
+that are no command, are not learnt; there is no second set of prompts that only ask for help. DPO's reference
+is the policy as each cycle began, since each cycle has new pairs; the recipe's is the model after the first
+stage, which holds the policy back for longer.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Config(PairConfig):
     constitution: str = "commands"
     """The principles: the name of a file in configs/constitutions, or the path of a YAML file."""
     revise_cycles: int | None = None
-    """Cycles of revising, before those of preferring. Default: half of all."""
+    """Cycles of revising, before those of preferring. Default: half of those that the run began with."""
     revisions: int = 2
     """Times that an answer is criticised and revised."""
     judge: Literal["base", "current"] = "base"
@@ -137,7 +139,7 @@ def preferred_pairs(
         start += len(group)
     found = []
     for chance, (first, second) in zip(preferences(policy, asked, principles, judge), places, strict=True):
-        if abs(chance - 0.5) > margin:
+        if abs(chance - 0.5) > margin:  # never so where it is NaN
             found.append((first, second) if chance > 0.5 else (second, first))
     return found
 
@@ -154,14 +156,17 @@ def main(config: Config) -> int:
     from rewards.labelled import Truth
 
     principles = read_constitution(config.constitution)
-    revising = config.cycles // 2 if config.revise_cycles is None else config.revise_cycles
     names = ", ".join(principle.name for principle in principles)
-    say(f"principles: {names}; {revising} cycles of revising, then preferring")
     with open_session(
         "constitutional", config, evaluation=HeldOut, truth=Truth, effects=effects_of
     ) as session:
         policy = session.policy
+        revising = config.cycles // 2 if config.revise_cycles is None else config.revise_cycles
+        # A run that is extended does not go back from preferring to revising.
+        revising = session.state.get("memory", {}).get("revise_cycles", revising)
+        say(f"principles: {names}; {revising} cycles of revising, then preferring")
         with Loop(config, session) as loop:
+            loop.memory["revise_cycles"] = revising
             for cycle in loop.cycles():
                 batch = loop.collect("before")
                 new: list[Rollout] = []

@@ -14,14 +14,15 @@ ten of a task so that easy tasks do not crowd out hard ones, gives no hints, and
 et al. 2023, arXiv:2304.06767) keeps the best answer of each task, here the first right one, and goes on from
 the last round.
 
-It is labelled: a verdict by execution for each task, a reference for each hint. Departures from the paper:
+It is labelled: a verdict by execution for each task, a reference for each hint. Without hints and with a
+reward that takes no labels it takes none. Departures from the papers:
 
 - A command has no rationale before it, so a hinted answer is mostly the hint. STaR is here close to
   supervised fine-tuning on the references of the tasks that it fails.
 - Answers are sampled, `--candidates` of each task, where the paper takes one greedy answer. Every trainer has
   the same budget so.
-- Each round has new tasks, and what was kept in earlier rounds stays. The paper answers all its tasks again
-  in every round. Its number of steps grows by a fifth a round; here it grows with what was kept.
+- Each round has new tasks, and what was kept in earlier rounds stays. STaR and ReST-EM answer all their tasks
+  again in every round. STaR's number of steps grows by a fifth a round; here it grows with what was kept.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from agents.training.update import Example
     from envs.types import Task
 
-NOTHING = "no answer was right, not even with a hint, so nothing was trained: begin with agents.sft"
+NOTHING = "no answer was right so far, so nothing was trained: begin with agents.sft"
 PHASES = ("before", "hinted")  # of the log: what is learnt from
 
 
@@ -64,8 +65,8 @@ class Config(TrainConfig):
 
     @property
     def supervised(self) -> bool:
-        """True: it looks up references for its hints."""
-        return True
+        """Whether it looks up references for hints, whatever the reward is."""
+        return self.rationalize
 
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
@@ -111,14 +112,16 @@ def hinted(session: Session, config: Config, cycle: int, hints: Sequence[tuple[T
     from envs.prompts import hint_prompt
     from envs.streams import seed_of
 
-    seed = seed_of(config.seed, cycle, "hint")
+    stream = (config.seed, cycle, "hint")
     written_P_1 = session.policy.generate(
         [hint_prompt(task, command) for task, command in hints],
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
-        seed=seed,
+        seed=seed_of(*stream),
     )
-    return [group[0] for group in scored(session.reward, [task for task, _ in hints], written_P_1, seed)]
+    tasks = [task for task, _ in hints]
+    found = scored(session.reward, tasks, written_P_1, seed_of(*stream, "reward"))
+    return [group[0] for group in found]
 
 
 def main(config: Config) -> int:
@@ -146,13 +149,13 @@ def main(config: Config) -> int:
             for cycle in loop.cycles():
                 batch = loop.collect("before")
                 right = right_ones(batch.acceptable, config.threshold, config.per_task)
-                if reward_info(config.reward).labelled:
-                    policy.labels += batch.tasks_scored
                 again: list[Rollout] = []
-                with loop.timed("generate"):
-                    if config.rationalize:
-                        hints = hints_of(batch, right)
-                        policy.labels += len(hints)
+                if config.rationalize:
+                    hints = hints_of(batch, right)
+                    policy.labels += len(hints)
+                    if reward_info(config.reward).labelled:  # without hints the loop counts them
+                        policy.labels += batch.tasks_scored
+                    with loop.timed("generate"):
                         again = hinted(session, config, cycle, hints)
                 rationalized = right_ones([[rollout.acceptable] for rollout in again], config.threshold, 1)
                 new = [batch.rollouts[row] for row in right] + [again[row] for row in rationalized]

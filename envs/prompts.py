@@ -38,15 +38,17 @@ def example_of(domain: Domain, kind: Kind, task: str, command: str, tool: str = 
 
 def judge_prompt(task: Task, command: str) -> Prompt:
     """Asks whether the command does the task, yes or no."""
-    text = load_domain(task.domain).prompt("judge", task=task.text, command=command)
-    return Prompt(text, kind="judge")
+    domain = load_domain(task.domain)
+    text = domain.prompt("judge", task=task.text, command=command)
+    return Prompt(text, kind="judge", system=task.system or domain.system)
 
 
 def points_prompt(task: Task, command: str, first: int) -> Prompt:
     """Asks for 0 to 5 points for a command, one for each of five criteria; the list begins with `first`."""
     criteria = "\n".join(f"- {criterion}" for criterion in (*CRITERIA[first:], *CRITERIA[:first]))
-    fields = {"task": task.text, "command": command, "criteria": criteria}
-    return Prompt(load_domain(task.domain).prompt("points", **fields), kind="judge")
+    domain = load_domain(task.domain)
+    text = domain.prompt("points", task=task.text, command=command, criteria=criteria)
+    return Prompt(text, kind="judge", system=task.system or domain.system)
 
 
 def critique_prompt(task: Task, command: str, principle: str) -> Prompt:
@@ -68,8 +70,9 @@ def revise_prompt(task: Task, command: str, principle: str, critique: str) -> Pr
 
 def prefer_prompt(task: Task, first: str, second: str, principle: str) -> Prompt:
     """Asks which of two commands is better by a principle, A or B."""
-    fields = {"task": task.text, "first": first, "second": second, "principle": principle}
-    return Prompt(load_domain(task.domain).prompt("prefer", **fields), kind="judge")
+    domain = load_domain(task.domain)
+    text = domain.prompt("prefer", task=task.text, first=first, second=second, principle=principle)
+    return Prompt(text, kind="judge", system=task.system or domain.system)
 
 
 def rate_prompt(task: Task, reconstruction: str) -> Prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +50,8 @@ class Judge:
                 for (principle, first), value in self.chances.items()
                 if principle in prompt.text and f"A: {first}\n" in prompt.text
             ]
-            rows.append([math.log((chance if answer == "A" else 1 - chance) * 0.5)])
+            likely = (chance if answer == "A" else 1 - chance) * 0.5
+            rows.append([math.log(likely) if likely else -1e4])
         return rows
 
 
@@ -67,6 +69,14 @@ def test_a_judge_that_only_likes_a_place_prefers_nothing() -> None:
     batch = Batch([[rollout("ls"), rollout("ls -a")]])
     assert preferences(judge, [(TASK, "ls", "ls -a")], TWO, "base") == [pytest.approx(0.5)]
     assert preferred_pairs(judge, batch, TWO, "base", 0.01) == []
+
+
+def test_a_judge_whose_probabilities_are_no_numbers_prefers_nothing() -> None:
+    judge: Any = Judge({("", "ls"): math.nan, ("", "ls -a"): 0.8})
+    batch = Batch([[rollout("ls"), rollout("ls -a")]])
+    assert preferred_pairs(judge, batch, TWO, "base", 0.0) == []
+    judge = Judge({("", "ls"): 1.0, ("", "ls -a"): 1e-320})
+    assert preferences(judge, [(TASK, "ls", "ls -a")], TWO, "base") == [pytest.approx(1.0)]
 
 
 def test_pairs_are_the_first_two_that_differ_the_better_one_first() -> None:
@@ -146,6 +156,16 @@ def test_a_run_revises_then_prefers_and_counts_what_it_asks(finished: Path) -> N
     results = json.loads((finished / "progress.json").read_text())
     assert learnt_from(results) == "label-free"
     assert results["usage"]["judge_calls"] > 12  # the critiques, and the preferences
+
+
+@pytest.mark.slow
+def test_a_run_that_is_extended_does_not_go_back_to_revising(finished: Path, tmp_path: Path) -> None:
+    """Half of the two cycles were of revising, and half of six would be one more."""
+    copy = Path(shutil.copytree(finished, tmp_path / "a"))
+    assert run_command(Config, main, ["--resume", str(copy), "--cycles", "6"], "constitutional") == 0
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    revisions = [row["train/revisions"] for row in rows if "train/revisions" in row]
+    assert revisions[0] > 0 and revisions[1:] == [0.0] * 5
 
 
 @pytest.mark.slow

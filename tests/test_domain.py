@@ -836,3 +836,15 @@ def test_the_schema_in_prompts_is_the_one_of_the_tables() -> None:
         [line] = [line for line in spec.system.splitlines() if line.startswith(f"{name}(")]
         found = re.findall(r"(\w+) (?:INTEGER|TEXT)", line)
         assert found == list(table.columns)
+
+
+def test_whoever_writes_reads_or_judges_a_query_is_told_the_schema() -> None:
+    from envs import prompts
+
+    [task] = load_domain("sql").tasks("train", 1, "schema")
+    query = "SELECT 1"
+    asked = [prompts.forward_prompt(task), prompts.inverse_prompt(task, query)]
+    asked += [prompts.judge_prompt(task, query), prompts.points_prompt(task, query, 0)]
+    asked += [prompts.critique_prompt(task, query, "p"), prompts.prefer_prompt(task, query, query, "p")]
+    asked += [prompts.revise_prompt(task, query, "p", "wrong")]
+    assert {prompt.system for prompt in asked} == {load_domain("sql").system}

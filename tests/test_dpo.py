@@ -272,6 +272,21 @@ def test_the_step_is_that_of_the_formula_on_the_tokens_that_were_generated(
     assert moved.abs().max() > 9e-4 and close.float().mean() > 0.999
 
 
+def test_pairs_that_do_not_fit_into_memory_weigh_as_much_in_the_last_step(
+    policy: Policy, tmp_path: Path
+) -> None:
+    """Three pairs in a step of four, whole and two at a time: the third may not weigh as much as two."""
+    start, found = policy.snapshot(), []
+    for sequences_at_once in (128, 4):
+        policy.training.size = sequences_at_once
+        config = whole(batch_size=4, sft=0.0)
+        metrics = prefer(policy, batch_of(policy), PAIRS, config, STREAM, tmp_path)
+        found.append((metrics["train/loss"], metrics["train/grad_norm"]))
+        policy.restore(start)
+    policy.training.size = 128
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
 def attributes(policy: Policy) -> dict[str, Any]:
     """All that could leak into generation: attributes, configurations, tokenizer, adapters, parameters."""
     modules = {name: sorted(vars(module)) for name, module in policy.model.named_modules()}

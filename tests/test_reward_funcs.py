@@ -235,7 +235,8 @@ def test_the_documented_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     from agents.cli.command import parse
     from agents.training import trl_config
 
-    monkeypatch.setattr(trl_config, "find_spec", lambda name: name)  # as if vLLM were installed
+    find = trl_config.find_spec
+    monkeypatch.setattr(trl_config, "find_spec", lambda name: find("trl"))  # as if vLLM were installed
     for line in blocks("bash")[0].splitlines():
         [found] = re.findall(r"^python -m agents\.(\w+) (.*)$", line)
         argv = found[1].split()

@@ -88,6 +88,21 @@ def test_same_seed_same_bytes_and_other_seed_others(whole: Any, brief: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rival", ["constitutional", "self_rewarding", "spin"])
+def test_the_reference_of_each_round_is_the_model_as_it_began(
+    rival: str, brief: Path, tmp_path: Path
+) -> None:
+    """One step a round sees the reference itself: no log-ratio. The base would show one in the second."""
+    flags = ["--cycles", "2", "--batch-size", "200", "--lr", "1e-2"]
+    if rival == "constitutional":
+        flags += ["--revise-cycles", "0"]
+    folder = run(rival, brief, tmp_path / "a", *flags)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rewards = [row["train/chosen_reward"] for row in rows if "train/chosen_reward" in row]
+    assert rewards == [pytest.approx(0, abs=1e-5)] * 2
+
+
+@pytest.mark.slow
 def test_another_trainer_does_not_resume_it(
     whole: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ from rewards.intrinsic import SelfRating, expected_points
 
 pytest.importorskip("trl")
 
+from agents.training import trl_dpo
 from agents.training.trl_dpo import Preference, train_on_pairs
 
 
@@ -123,6 +124,33 @@ def test_the_weight_of_a_pair_is_its_weight_in_the_loss(pocket: Path, tmp_path: 
     close = torch.cat([(wanted[name] - found[name]).abs().flatten() < 1e-4 for name in start])
     moved = torch.cat([(wanted[name] - start[name]).abs().flatten() for name in start])
     assert moved.max() > 9e-4 and close.float().mean() > 0.999
+
+
+def test_a_run_weighs_its_pairs_by_the_difference_of_their_scores(
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def noted(policy: Any, pairs: Any, **settings: Any) -> Any:
+        given.append((pairs, settings))
+        return train_on_pairs(policy, pairs, **settings)
+
+    monkeypatch.setattr(trl_dpo, "train_on_pairs", noted)
+    argv = ["--model", str(brief), "--output", str(tmp_path), "--name", "a", "--force", "--no-gates"]
+    argv += ["--domain", "network", "--tasks", "8", "--cycles", "1", "--max-new-tokens", "12", "--sft", "1"]
+    argv += ["--eval-tasks", "3", "--eval-subset", "2", "--eval-samples", "1", "--reward", "random"]
+    argv += ["--min-score", "0.7", "--weighted"]
+    assert run_command(Config, main, argv, "self_rewarding") == 0
+    [(pairs, settings)] = given
+    assert (settings["sft"], settings["reference"]) == (1.0, "cycle")
+    rows = [json.loads(line) for line in (tmp_path / "a" / "rollouts.jsonl").read_text().splitlines()]
+    whole = [row for row in rows if row["score"] is not None and not row["truncated"]]
+    weights = []
+    for chosen in (row for row in rows if row["accepted"]):
+        scores = [row["score"] for row in whole if row["task_id"] == chosen["task_id"]]
+        assert chosen["score"] == max(scores) >= 0.7
+        weights.append(chosen["score"] - min(scores))
+    assert [pair.weight for pair in pairs] == weights != []
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agents.cli.command import run_command
+from agents.policy.labels import learnt_from
 from agents.star import Config, hinted, hints_of, main, right_ones
 from agents.training import update
 from agents.training.rollouts import Batch, Rollout
@@ -107,6 +108,24 @@ def test_what_is_learnt_is_in_the_log_and_counted(two_rounds: Path) -> None:
     results = json.loads((two_rounds / "progress.json").read_text())
     assert results["labelled"] is True
     assert results["labels"]["end"] == sum(row["phase"] == "hinted" for row in rows)  # a reference each
+
+
+@pytest.mark.parametrize(
+    ("flags", "verdicts", "labelled"),
+    [
+        (["--reward", "random", "--no-rationalize"], 0, "label-free"),
+        (["--reward", "truth", "--no-rationalize"], 4, "labelled (4)"),
+        (["--reward", "truth"], 4, "labelled (8)"),  # no answer of this model is right: a hint each
+    ],
+)
+def test_verdicts_and_hints_are_labels_and_nothing_else_is(
+    brief: Path, tmp_path: Path, flags: list[str], verdicts: int, labelled: str
+) -> None:
+    folder = run(brief, tmp_path / "a", "--cycles", "1", "--tasks", "4", *flags)
+    results = json.loads((folder / "progress.json").read_text())
+    hints = sum(row["phase"] == "hinted" for row in rows_of(folder / "rollouts.jsonl"))
+    assert results["labels"]["end"] == verdicts + hints
+    assert learnt_from(results) == labelled
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """How many labels a model has consumed: pairs of a task and its reference. The number travels with weights.
 
 A label is counted where it is used: as an example of supervised fine-tuning, trained on or held back; as a
-reference behind the reward `truth`; as a shot in a prompt. One that is used twice is counted twice. What a
-model saw before it came to this project is not counted.
+reference behind the reward `truth`; as a hint (agents.star), or as what is preferred (agents.spin); as a shot
+in a prompt. One that is used twice is counted twice. What a model saw before it came to this project is not
+counted.
 """
 
 from __future__ import annotations

@@ -55,7 +55,10 @@ def read_constitution(name: str) -> tuple[Principle, ...]:
 def preferences(
     model: LanguageModel, pairs: Sequence[tuple[Task, str, str]], principles: Sequence[Principle], judge: str
 ) -> list[float]:
-    """How probable it is that the first of two commands is better, over both orders and all principles."""
+    """How probable it is that the first of two commands is better, over both orders and all principles.
+
+    NaN where the judge's probabilities are not numbers.
+    """
     prompts = []
     for task, first, second in pairs:
         for principle in principles:
@@ -66,6 +69,6 @@ def preferences(
     chances = []
     for row, (log_a, log_b) in enumerate(rows):
         of_first = log_a - log_b if row % 2 == 0 else log_b - log_a
-        chances.append(1 / (1 + math.exp(-of_first)) if of_first > -700 else 0.0)
+        chances.append(1 / (1 + math.exp(-max(of_first, -700.0))))  # NaN stays NaN
     each = 2 * len(principles)
     return [math.fsum(chances[start : start + each]) / each for start in range(0, len(chances), each)]

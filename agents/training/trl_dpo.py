@@ -140,8 +140,12 @@ def train_on_pairs(
         with updating(policy, lr, *stream_parts):
             return _steps(policy, rows, on_one_device(arguments), optimizer, reference)
 
+    last = len(pairs) % batch_size or batch_size  # pairs in the last step of an epoch
+
     def part(size: int) -> int:
-        return 2 * divisor(batch_size, size // 2)
+        if size // 2 >= batch_size:
+            return 2 * batch_size
+        return 2 * divisor(math.gcd(batch_size, last), size // 2)
 
     steps = fitted(policy, policy.trainable(), None, part, update)
     return {
