@@ -236,7 +236,9 @@ def test_the_documented_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     from agents.training import trl_config
 
     find = trl_config.find_spec
-    monkeypatch.setattr(trl_config, "find_spec", lambda name: find("trl"))  # as if vLLM were installed
+    monkeypatch.setattr(
+        trl_config, "find_spec", lambda name: find(name) or find("trl")
+    )  # as if vLLM were installed
     for line in blocks("bash")[0].splitlines():
         [found] = re.findall(r"^python -m agents\.(\w+) (.*)$", line)
         argv = found[1].split()
