@@ -21,7 +21,9 @@ from agents.policy.labels import learnt_from
 from agents.policy.load import load_policy
 from agents.policy.reward_model import RewardModel, load_reward_model
 from agents.reward_model import Config, agreement, main, preference_loss, train_on_preferences
+from agents.studies.runs import read_run
 from agents.training.preferences import Preference, by_chance, by_score, pairs_to_compare, read_preferences
+from agents.training.results import labels_used
 from agents.training.reward_learner import Learner
 from agents.training.rollouts import Batch, Rollout
 from envs.domain import load_domain
@@ -223,6 +225,8 @@ def test_labelled_preferences_are_counted_ties_included(labelled: Path) -> None:
     kept = (labelled / "preferences.jsonl").read_text().splitlines()
     assert found["usage"]["preferences"] == pairs >= len(kept) > 0
     assert learnt_from(found) == f"labelled ({pairs})"
+    assert read_run(labelled).labels == pairs
+    assert labels_used(found) == f"labels used: {pairs}"
     card = json.loads((folder_of(f"rm:{labelled}") / CARD).read_text())
     assert (card["labels"], card["preferences"]) == (pairs, "truth")
     assert reward_info(f"rm:{labelled}").labels == pairs

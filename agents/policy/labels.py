@@ -25,11 +25,16 @@ def learnt_from(results: Mapping[str, Any]) -> str:
 
     A run is label-free where neither its reward nor its trainer can reach a label, and none was counted.
     """
-    labels = int(results.get("labels", {}).get("end", 0))
-    labels += int(results.get("usage", {}).get("preferences", 0))
+    labels = all_labels(results)
     if results.get("labelled") or labels:
         return f"labelled ({labels:,})"
     return "label-free"
+
+
+def all_labels(results: Mapping[str, Any]) -> int:
+    """How many labels went into a run, labelled preferences and those before it included."""
+    labels = int(results.get("labels", {}).get("end", 0))
+    return labels + int(results.get("usage", {}).get("preferences", 0))
 
 
 def write_labels(folder: Path, count: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.metrics import correctness, mean
+from agents.policy.labels import all_labels
 from agents.studies.settings import (
     FIX,
     SAME_EVALUATION,
@@ -61,8 +62,8 @@ class RunRecord:
 
     @property
     def labels(self) -> int:
-        """Labels that its weights have consumed, those before the run included."""
-        return int(self.results.get("labels", {}).get("end", 0))
+        """Labels that went into it, labelled preferences and those before the run included."""
+        return all_labels(self.results)
 
     @property
     def usage(self) -> dict[str, int]:

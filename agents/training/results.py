@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli.display import number, say, show_table, signed
+from agents.policy.labels import all_labels
 from agents.training.config import TrainConfig
 from agents.training.run import Run
 from rewards.registry import shown
@@ -45,7 +46,7 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     greedy = f"greedy {number(start['eval/greedy'])} -> {number(end['eval/greedy'])}"
     sampled = f"pass@1 {number(start['eval/pass@1'])} -> {number(end['eval/pass@1'])}"
     say(f"held-out accuracy, {config.eval_tasks} tasks: {greedy}, {sampled}")
-    say(labels_used(results["labels"]))
+    say(labels_used(results))
     say(consumed(results["usage"]))
     if note:
         say(note)
@@ -57,11 +58,11 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     say(run.folder)
 
 
-def labels_used(labels: Mapping[str, int]) -> str:
-    """How many labels the weights and the shots of a run have consumed, and how many when it began."""
-    line = f"labels used: {labels['end']:,}"
-    if labels["start"]:
-        line += f" ({labels['start']:,} at its start)"
+def labels_used(results: Mapping[str, Any]) -> str:
+    """How many labels went into a run, labelled preferences included, and how many when it began."""
+    line = f"labels used: {all_labels(results):,}"
+    if results["labels"]["start"]:
+        line += f" ({results['labels']['start']:,} at its start)"
     return line
 
 
