@@ -282,6 +282,7 @@ class Bench:
     def scoring(self) -> Figures:
         """Log-probabilities of the tasks, given the candidates."""
         pairs = self.pairs()
+        reset_peak()
         seconds = seconds_of(lambda: self.policy.logprobs_of_ids(pairs))
         tokens = sum(len(prompt) + len(completion) for prompt, completion in pairs)
         least = 2 * self.weights * tokens / self.reached["operations_per_second"]
@@ -296,6 +297,7 @@ class Bench:
         from agents.training.update import fine_tune
 
         examples = self.pairs()[: 8 * self.sizes.train_batch_size]
+        reset_peak()
         tokens = sum(len(prompt) + len(completion) for prompt, completion in examples)
 
         def train() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from agents.policy.folders import ALLOWED, check_adapter, check_model
 from agents.policy.labels import read_labels
 from agents.policy.lora import Lora, saved_lora, with_lora
 from agents.policy.names import ALIASES, EMBEDDED, SMOLLM2
-from agents.policy.policy import Policy
+from agents.policy.policy import BATCH_SIZE, Policy
 from agents.policy.tokens import Shots
 from envs.hub import find_hub
 from envs.messages import one_line
@@ -36,7 +37,7 @@ def load_policy(
     dtype: str = "auto",
     threads: int | None = None,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     chat_options: Mapping[str, Any] | None = None,
     prefill: str | None = None,
     shots: Shots | None = None,
@@ -63,7 +64,7 @@ def load_policy(
         InputError: there is no such model, or this machine cannot load it.
     """
     check_model(name)
-    where = _location(name)
+    where = location(name)
     adapter_folder = Path(adapter).expanduser() if adapter else None
     if adapter_folder:
         check_adapter(adapter_folder, name)
@@ -94,7 +95,7 @@ def labels_of(name: str, adapter: str | None = None) -> int:
     Raises:
         InputError: there is no such model, or the file that holds the number is damaged.
     """
-    of_the_model = read_labels(Path(_location(name)))
+    of_the_model = read_labels(Path(location(name)))
     if adapter is None:
         return of_the_model
     return read_labels(Path(adapter).expanduser(), default=of_the_model)
@@ -111,7 +112,7 @@ def show_downloads_alone() -> None:
 # The steps of `load_policy`.
 
 
-def _location(name: str) -> str:
+def location(name: str) -> str:
     """A folder, or a name on the hub."""
     if name in EMBEDDED and not (EMBEDDED[name] / "config.json").is_file():
         noise = " --inverse-noise 0.9" if name == "embedded-hard" else ""
@@ -140,12 +141,8 @@ def _pretrained(
     name: str, where: str, load_in_4bit: bool, dtype: str, threads: int | None
 ) -> tuple[Any, Any, Compute]:
     """The base model, its tokenizer, and how the model computes."""
-    try:
-        find_hub(where)
-        # Without an explicit False, transformers asks on the terminal whether to run a repository's code.
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        _refuse_kernels(name, config)
-        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
+    with _readable(name, where):
+        config, tokenizer = described(name, where)
         compute = _compute(config, dtype, threads)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
@@ -154,15 +151,6 @@ def _pretrained(
             output_loading_info=True,
             **_options(compute, load_in_4bit),
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        if out_of_memory(error):
-            raise
-        # The first line says what is wrong; what follows is advice about transformers' own functions.
-        reason = (str(error).strip() or one_line(error)).split("\n")[0]
-        fix = ALLOWED
-        if where == SMOLLM2:
-            fix = f"make smollm2 (python -m agents.fetch) puts it into {smollm2.folder()}, without a hub"
-        raise InputError(f"--model {name}: cannot be loaded: {reason.rstrip(' .:')}: {fix}") from None
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -177,6 +165,37 @@ def _pretrained(
         )
     _check_weights(name, model)
     return model, tokenizer, compute
+
+
+def described(name: str, where: str) -> tuple[Any, Any]:
+    """A model's configuration and tokenizer; no weights are read.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    with _readable(name, where):
+        find_hub(where)
+        # Without an explicit False, transformers asks on the terminal whether to run a repository's code.
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        _refuse_kernels(name, config)
+        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
+    return config, tokenizer
+
+
+@contextlib.contextmanager
+def _readable(name: str, where: str) -> Iterator[None]:
+    """InputError, in one line, for what transformers and its libraries raise for a model that is none."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise
+        # The first line says what is wrong; what follows is advice about transformers' own functions.
+        reason = (str(error).strip() or one_line(error)).split("\n")[0]
+        fix = ALLOWED
+        if where == SMOLLM2:
+            fix = f"make smollm2 (python -m agents.fetch) puts it into {smollm2.folder()}, without a hub"
+        raise InputError(f"--model {name}: cannot be loaded: {reason.rstrip(' .:')}: {fix}") from None
 
 
 def _refuse_kernels(name: str, config: Any) -> None:
@@ -209,12 +228,17 @@ def _check_weights(name: str, model: Any) -> None:
         raise InputError(f"--model {name}: {why}: give a causal language model, or another --dtype")
 
 
+def chosen_dtype(dtype: str) -> str:
+    """The numbers of a model on a GPU."""
+    bits_16 = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return bits_16 if dtype == "auto" else dtype
+
+
 def _compute(config: Any, dtype: str, threads: int | None) -> Compute:
     """On a GPU 16 bits unless others are asked for. Sets the threads of the whole process."""
     if torch.cuda.is_available():
-        bits_16 = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         torch.set_num_threads(threads or torch.get_num_threads())
-        return Compute(bits_16 if dtype == "auto" else dtype, torch.get_num_threads())
+        return Compute(chosen_dtype(dtype), torch.get_num_threads())
     compute = on_cpu(config, dtype, threads)
     torch.set_num_threads(compute.threads)
     return compute

@@ -29,6 +29,7 @@ from envs.types import Completion, InputError, Prompt
 
 # Decay of the averaged adapter per training phase: the last three phases are half of the average.
 EMA = 0.8
+BATCH_SIZE = 128  # sequences that are written or scored together, to begin with
 
 
 class Policy:
@@ -55,7 +56,7 @@ class Policy:
         self,
         model: PeftModel,
         tokenizer: Any,
-        batch_size: int = 128,
+        batch_size: int = BATCH_SIZE,
         compute: Compute | None = None,
         chat_options: Mapping[str, Any] | None = None,
     ) -> None:

@@ -54,6 +54,8 @@ class TrainConfig:
     """How every command's answer begins, such as ```bash and a line feed. Default: as the domain says."""
     chat_template_kwargs: str | None = None
     """Variables of the chat template, as JSON. Default: what switches thinking off."""
+    plan: bool = False
+    """Print how much memory the run will take and how much it will write, and end: no weight is loaded."""
     force: bool = False
     """Start although the first answers are mostly invalid or all the same."""
     output: str | None = None

@@ -24,6 +24,7 @@ from agents.policy.usage import Usage
 from agents.training.config import TrainConfig
 from agents.training.environment import recorded
 from agents.training.monitor import PROBES
+from agents.training.plan import planned
 from agents.training.preflight import preflight
 from agents.training.run import Run, new_name
 from agents.training.saved import saved
@@ -126,6 +127,9 @@ def open_session(
         make_source(config.task_source, config.domain, exclude=evaluate.texts)
     if reward_info(config.reward).executes:
         _must_execute(config, effects)
+    if config.plan:
+        say(planned(config, lora_of(config), evaluate.shots(config.shots)))
+        raise SystemExit(0)
     run = _open_run(agent, config)
     resume = f"python -m agents.{agent} --resume {shlex.quote(str(run.folder))}"
     try:
@@ -147,13 +151,6 @@ def open_session(
         raise
 
 
-def lora_of(config: TrainConfig) -> Lora:
-    """The shape of a run's adapter."""
-    targets = ALL_LINEAR if config.lora_targets == "all-linear" else Lora.targets
-    layers: Literal["upper"] | None = "upper" if config.lora_layers == "upper" else None
-    return Lora(config.lora_r, config.lora_alpha, config.lora_dropout, targets, layers)
-
-
 def _must_execute(config: TrainConfig, effects: Effects) -> None:
     """Raises InputError where commands of some domain cannot be executed: its tasks would teach nothing."""
     for domain in domain_names(config.domain):
@@ -162,6 +159,13 @@ def _must_execute(config: TrainConfig, effects: Effects) -> None:
             raise InputError(
                 f"--reward {config.reward}: commands of the domain {domain} cannot be executed here: {fix}"
             )
+
+
+def lora_of(config: TrainConfig) -> Lora:
+    """The shape of a run's adapter."""
+    targets = ALL_LINEAR if config.lora_targets == "all-linear" else Lora.targets
+    layers: Literal["upper"] | None = "upper" if config.lora_layers == "upper" else None
+    return Lora(config.lora_r, config.lora_alpha, config.lora_dropout, targets, layers)
 
 
 def _must_be_the_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
