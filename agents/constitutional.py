@@ -70,6 +70,11 @@ class Config(PairConfig):
     epochs: int = 1
     """Passes over the revisions or the pairs of a cycle."""
 
+    @property
+    def reward_watches(self) -> bool:
+        """True: principles choose, and of the reward only its gates."""
+        return True
+
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward, a faulty domain or constitution."""
         super().check()

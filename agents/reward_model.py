@@ -92,6 +92,11 @@ class Config(TrainConfig):
         """Whether its preferences are those of a file."""
         return self.preferences not in (JUDGE, TRUTH)
 
+    @property
+    def reward_watches(self) -> bool:
+        """True: preferences are learnt, and the scores are those of what learns them."""
+        return True
+
     def check(self) -> None:
         """Raises InputError for a value out of range, a faulty file of preferences or constitution."""
         from agents.policy.folders import check_model

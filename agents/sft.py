@@ -84,6 +84,11 @@ class Config(TrainConfig):
         """True: the pairs are labels."""
         return True
 
+    @property
+    def reward_watches(self) -> bool:
+        """True: pairs are learnt, and candidates only show how it goes."""
+        return True
+
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         from agents.training.pairs import read_pairs, some_of

@@ -57,6 +57,11 @@ class Config(PairConfig):
         """Whether it learns from references, whatever the reward is."""
         return self.chosen == "reference"
 
+    @property
+    def reward_watches(self) -> bool:
+        """Whether references are chosen, not scores."""
+        return self.chosen == "reference"
+
     def check(self) -> None:
         """Raises InputError for a value out of range, an unknown reward or a faulty domain."""
         super().check()

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from agents import spin, star
 from agents.cli.command import run_command
 from agents.policy.labels import learnt_from
 from agents.policy.usage import Usage
 from agents.rejection_sft import Config, main
 from agents.studies.runs import read_run
+from agents.training.monitor import PROBES
 from envs.prompts import forward_prompt, inverse_prompt, judge_prompt, rate_prompt
 from envs.types import Task
 
@@ -107,3 +109,38 @@ def test_who_learnt_from_what(brief: Path, tmp_path: Path, capsys: pytest.Captur
     assert read_run(tmp_path / "a").usage["other_models"] == parameters
     assert learnt_from({**found, "labelled": True}) == "labelled (0)"
     assert learnt_from({"labels": {"start": 5, "end": 8}, "usage": {"preferences": 2}}) == "labelled (10)"
+
+
+def test_what_is_drawn_before_the_first_cycle_counts_once(brief: Path, tmp_path: Path) -> None:
+    """The model writes tasks for `--keep best`; a run that goes on writes them again."""
+    whole = run(brief, tmp_path / "whole", "--reward", "random", "--task-source", "model", "--keep", "best")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "cycle-0002")
+    assert run_command(Config, main, ["--resume", str(tmp_path / "cut")], "rejection_sft") == 0
+    assert results(tmp_path / "cut")["usage"] == whole["usage"]
+    assert whole["usage"]["answers"] > 12  # those of the cycles alone
+
+
+@pytest.mark.parametrize(("agent", "counted"), [(spin, False), (star, True)])
+def test_scores_count_where_something_is_learnt_from_them(
+    agent: Any, counted: bool, brief: Path, tmp_path: Path
+) -> None:
+    """SPIN with references only watches the score; STaR without hints takes it for right or wrong."""
+    name = agent.__name__.rpartition(".")[2]
+    flags = ["--cycles", "1", "--reward", "self-judge", "--output", str(tmp_path), "--name", "a"]
+    flags += [] if agent is spin else ["--no-rationalize", "--threshold", "0"]
+    words = ["--model", str(brief), *SMALL, *flags]
+    assert run_command(agent.Config, agent.main, words, name) == 0
+    assert (results(tmp_path / "a")["usage"]["judge_calls"] > 0) == counted
+    times = json.loads((tmp_path / "a" / "timings.jsonl").read_text().splitlines()[0])
+    assert ("time/reward" in times) == counted
+
+
+def test_verdicts_that_choose_the_checkpoint_are_labels(brief: Path, tmp_path: Path) -> None:
+    flags = ["--cycles", "1", "--reward", "truth", "--output", str(tmp_path)]
+    labels = []
+    for keep in ("last", "best"):
+        words = ["--model", str(brief), *SMALL, *flags, "--keep", keep, "--name", keep]
+        assert run_command(star.Config, star.main, words, "star") == 0
+        labels.append(results(tmp_path / keep)["labels"]["end"])
+    assert labels[1] == labels[0] + PROBES

@@ -114,6 +114,11 @@ class TrainConfig:
         """Whether the trainer learns from references, whatever the reward is."""
         return False
 
+    @property
+    def reward_watches(self) -> bool:
+        """Whether nothing is learnt from the reward: it only shows how the run goes."""
+        return False
+
     def check(self) -> None:
         """Raises InputError with flag and fix: a value out of range, an unknown reward, a faulty domain."""
         from agents.policy.chat import read_options

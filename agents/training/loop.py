@@ -130,13 +130,17 @@ class Loop:
                 max_new_tokens=self.config.max_new_tokens,
                 stream=(self.config.seed, self.cycle, phase, *turn),
                 drawing=drawing,
+                watching=self.config.reward_watches,
             )
 
         with policy.usage.stopped() if phase == "after" else contextlib.nullcontext():
             batch = write(tasks or self.config.tasks)
             if phase == "before":
                 batch = redrawn(batch, self.config.redraw, lambda count, turn: write(count, "redraw", turn))
-        self.spent(batch.seconds)
+        if phase == "after":  # it only measures
+            self.spent({"evaluate": math.fsum(batch.seconds.values())})
+        else:
+            self.spent(batch.seconds)
         return batch
 
     def score(self, groups: Sequence[Group]) -> Batch:
@@ -253,7 +257,7 @@ class Loop:
         """The evaluation before any training, and its checkpoint."""
         session = self.session
         session.run.layout(LAYOUT)
-        if self._learns_from_verdicts:
+        if reward_info(self.config.reward).labelled:  # a verdict on each probe chooses the checkpoint
             session.policy.labels += len(session.probes)
         self._display.phase(0, "evaluate")
         with session.policy.usage.stopped():

@@ -11,7 +11,7 @@ from agents.cli.display import number, say, show_table, signed
 from agents.policy.labels import all_labels
 from agents.training.config import TrainConfig
 from agents.training.run import Run
-from rewards.registry import shown
+from rewards.registry import reward_info, shown
 
 
 def cycle_facts(entry: Mapping[str, Any]) -> list[str]:
@@ -51,7 +51,9 @@ def show_results(config: TrainConfig, results: Mapping[str, Any], run: Run, note
     if note:
         say(note)
     if config.keep != "last":
-        how = "a score without labels" if config.keep == "best" else "the validation loss"
+        how = "its own score" if reward_info(config.reward).from_labels else "a score without labels"
+        if config.keep != "best":
+            how = "the validation loss"
         say(f"kept: cycle {results['kept']} of {len(results['cycles'])}, by {how}")
     curves = f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"
     say(f"curves: {curves}; adapter: {run.checkpoint(results['kept'])}")

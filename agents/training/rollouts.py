@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections import Counter
@@ -121,11 +122,13 @@ def roll_out(
     max_new_tokens: int,
     stream: tuple[object, ...],
     drawing: Drawing = AS_THEY_COME,
+    watching: bool = False,
 ) -> Batch:
     """Draws tasks, writes and scores `candidates` commands for each.
 
     Args:
         stream: (seed, cycle, phase), from which all random numbers derive.
+        watching: nothing is learnt from the scores, so that what they take does not count as consumed.
     """
     started = time.perf_counter()
     tasks_P = source.tasks(tasks, *stream)
@@ -143,8 +146,10 @@ def roll_out(
         greedy_P = policy.generate(prompts, temperature=0.0, max_new_tokens=max_new_tokens)
         written_P_G = [first + others for first, others in zip(greedy_P, written_P_G, strict=True)]
     generated = time.perf_counter()
-    groups = scored(reward, tasks_P, written_P_G, seed_of(*stream, "reward"))
-    seconds = {"generate": generated - started, "reward": time.perf_counter() - generated}
+    with policy.usage.stopped() if watching else contextlib.nullcontext():
+        groups = scored(reward, tasks_P, written_P_G, seed_of(*stream, "reward"))
+    took = time.perf_counter() - generated
+    seconds = {"generate": generated - started, "watch" if watching else "reward": took}
     return Batch(groups, source.dropped(), seconds)
 
 

@@ -253,7 +253,9 @@ def _load(
     source = make_source(config.task_source, config.domain, policy, evaluate.texts)
     pool: list[Task] = []
     probes: list[Task] = []
-    with policy.adapter("off"):  # tasks that the model proposes must not depend on when the run was resumed
+    counted = policy.usage.stopped() if checkpoint else contextlib.nullcontext()  # once, not at each resume
+    # Tasks that the model proposes must not depend on when the run was resumed.
+    with policy.adapter("off"), counted:
         if reward_info(config.reward).needs_pool:
             pool = source.tasks(POOL, config.seed, "pool")
         if config.keep == "best":
