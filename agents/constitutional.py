@@ -35,10 +35,12 @@ from agents.cli.values import require_counts
 from agents.training.constitution import Principle, preferences, read_constitution
 from agents.training.contrast import PairConfig
 from agents.training.trl_config import require_trl
+from envs.types import InputError
 
 if TYPE_CHECKING:
     from agents.policy.policy import Policy
     from agents.training.rollouts import Batch, Rollout
+    from agents.training.run import Run
     from agents.training.session import Session
 
 NO_REVISION = "no revision may be learnt, so nothing was trained: none is a command"
@@ -149,6 +151,18 @@ def preferred_pairs(
     return found
 
 
+def must_be_the_same(run: Run, name: str, principles: Sequence[Principle]) -> None:
+    """Raises InputError where the principles of a run are not those that it began with."""
+    from agents.training.environment import recorded
+
+    now = {"principles": [list(principle) for principle in principles]}
+    then = recorded(run.folder, "constitution")
+    if then is not None and then != now:
+        problem = "its principles are not those that the run began with"
+        raise InputError(f"--constitution {name}: {problem}: restore the file, or start a new run")
+    run.record("constitution", now)
+
+
 def main(config: Config) -> int:
     """Runs both stages, or resumes them, and prints the table of cycles and the run's folder."""
     require_trl("Constitutional AI")
@@ -166,6 +180,7 @@ def main(config: Config) -> int:
         "constitutional", config, evaluation=HeldOut, truth=Truth, effects=effects_of
     ) as session:
         policy = session.policy
+        must_be_the_same(session.run, config.constitution, principles)
         revising = config.cycles // 2 if config.revise_cycles is None else config.revise_cycles
         # A run that is extended does not go back from preferring to revising.
         revising = session.state.get("memory", {}).get("revise_cycles", revising)

@@ -159,6 +159,33 @@ def test_a_run_revises_then_prefers_and_counts_what_it_asks(finished: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_principles(
+    brief: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("principles:\n  short: Be short.\n")
+    argv = [
+        "--model",
+        str(brief),
+        *SMALL,
+        "--constitution",
+        str(mine),
+        "--output",
+        str(tmp_path),
+        "--name",
+        "a",
+    ]
+    assert run_command(Config, main, [*argv, "--cycles", "1"], "constitutional") == 0
+    mine.write_text("principles:\n  short: Be long.\n")
+    capsys.readouterr()
+    again = ["--resume", str(tmp_path / "a"), "--cycles", "2"]
+    assert run_command(Config, main, again, "constitutional") == 2
+    assert "its principles are not those that the run began with: restore the file" in capsys.readouterr().err
+    mine.write_text("principles:\n  short: Be short.\n")
+    assert run_command(Config, main, again, "constitutional") == 0
+
+
+@pytest.mark.slow
 def test_a_run_that_is_extended_does_not_go_back_to_revising(finished: Path, tmp_path: Path) -> None:
     """Half of the two cycles were of revising, and half of six would be one more."""
     copy = Path(shutil.copytree(finished, tmp_path / "a"))
