@@ -17,7 +17,7 @@ from scripted import FOREIGN, OTHER, RIGHT, SWAPPED, TASK
 
 from agents import rejection_sft
 from agents.cli.command import run_command
-from agents.policy.labels import learnt_from
+from agents.policy.labels import learnt_from, read_labels
 from agents.policy.load import load_policy
 from agents.policy.reward_model import RewardModel, load_reward_model
 from agents.reward_model import Config, agreement, main, preference_loss, train_on_preferences
@@ -230,6 +230,7 @@ def test_labelled_preferences_are_counted_ties_included(labelled: Path) -> None:
     card = json.loads((folder_of(f"rm:{labelled}") / CARD).read_text())
     assert (card["labels"], card["preferences"]) == (pairs, "truth")
     assert reward_info(f"rm:{labelled}").labels == pairs
+    assert read_labels(folder_of(f"rm:{labelled}")) == pairs  # for who takes it as --adapter
     assert shown(f"rm:{labelled}") == f"rm:{labelled} (labelled)"
 
 
@@ -241,6 +242,17 @@ def test_an_ai_judge_needs_no_label(judged: Path, brief: Path) -> None:
     assert not reward_info(f"rm:{judged}").from_labels
     for one in map(json.loads, (judged / "preferences.jsonl").read_text().splitlines()):
         assert 0.5 < one["chance"] < 1
+
+
+def test_a_resumed_run_names_its_judge_as_before(
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(brief.parent)
+    folder = run(brief, tmp_path / "a", "--judge", brief.name, "--cycles", "1")
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "reward_model") == 0
+    assert set(results(folder)["usage"]["models"]) == {"rm:itself", str(brief)}
+    cards = sorted(folder.glob(f"checkpoints/*/reward_model/{CARD}"))
+    assert [json.loads(card.read_text())["judge"] for card in cards] == [str(brief)] * 2
 
 
 def test_the_policy_does_not_change(labelled: Path) -> None:
@@ -274,6 +286,16 @@ def test_labels_travel_to_what_learns_from_it(labelled: Path, brief: Path, tmp_p
     [(name, parameters)] = found["usage"]["models"].items()
     assert name == f"rm:{labelled}" and parameters > 10_000
     assert metrics(tmp_path / "b", "reward/learnt")
+
+
+def test_a_resumed_run_names_its_reward_model_as_before(
+    labelled: Path, brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(labelled.parent)
+    assert use(brief, tmp_path / "b", "--reward", f"rm:{labelled.name}", "--cycles", "1") == 0
+    resume = ["--resume", str(tmp_path / "b"), "--cycles", "2"]
+    assert run_command(rejection_sft.Config, rejection_sft.main, resume, "rejection_sft") == 0
+    assert set(results(tmp_path / "b")["usage"]["models"]) == {f"rm:{labelled}"}
 
 
 def test_a_changed_reward_model_is_not_resumed_with(
