@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from agents.policy.chat import read_options
 from agents.policy.footprint import Shape, Work, memory, shape_of
-from agents.policy.load import chosen_dtype, described, location
+from agents.policy.load import chosen_dtype, described, location, readable
 from agents.policy.lora import Lora
 from agents.policy.policy import BATCH_SIZE
 from agents.policy.tokens import Shots, Tokens
@@ -29,12 +29,14 @@ def planned(config: TrainConfig, lora: Lora, shots: Shots) -> str:
         InputError: the model's configuration or its tokenizer cannot be read.
     """
     name = config.model or "embedded"
-    base, tokenizer = described(name, location(name))
+    where = location(name)
+    base, tokenizer = described(name, where)
     on_gpu = torch.cuda.is_available()
     # On a CPU `auto` is measured when the run begins; float32 is the larger.
     dtype = chosen_dtype(config.dtype) if on_gpu else config.dtype.replace("auto", "float32")
     kind = getattr(torch, dtype)
-    shape = shape_of(base, lora, kind, config.load_in_4bit)
+    with readable(name, where):
+        shape = shape_of(base, lora, kind, config.load_in_4bit)
     prompt = longest_prompt(config, base, tokenizer, shots)
     work = Work(BATCH_SIZE, config.batch_size, prompt, config.max_new_tokens)
     peaks = memory(shape, work)
