@@ -76,7 +76,8 @@ def main(config: Config) -> int:
     if config.json:
         say(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        say("The loop will not work here as it should." if broken else "The loop works here.")
+        works = "Nothing keeps the loop from working here." if config.quick else "The loop works here."
+        say("The loop will not work here as it should." if broken else works)
     return int(broken)
 
 
@@ -249,10 +250,10 @@ def short_run() -> Finding:
             try:
                 status = run_command(rejection_sft.Config, rejection_sft.main, words, "rejection_sft")
             except Exception as error:
-                return Finding("short run", "broken", one_line(error), f"run agents.rejection_sft {RUN}")
+                return Finding("short run", "broken", one_line(error), f"run python -m agents.rejection_sft {RUN}")
         if status != 0:
             last = said.getvalue().strip().splitlines()[-1:]
-            return Finding("short run", "broken", "".join(last), f"run agents.rejection_sft {RUN}")
+            return Finding("short run", "broken", "".join(last), f"run python -m agents.rejection_sft {RUN}")
         results = json.loads((Path(folder) / "doctor" / "self_improvement_results.json").read_text())
     right = results["eval"]["end"]["eval/greedy"]
     took = f"{time.monotonic() - started:.0f} s for two cycles"
