@@ -17,11 +17,14 @@ from scripted import FOREIGN, OTHER, RIGHT, SWAPPED, TASK
 
 from agents import rejection_sft
 from agents.cli.command import run_command
+from agents.policy.footprint import shape_of
 from agents.policy.labels import learnt_from, read_labels
 from agents.policy.load import load_policy
+from agents.policy.lora import Lora
 from agents.policy.reward_model import RewardModel, load_reward_model
 from agents.reward_model import Config, agreement, main, preference_loss, train_on_preferences
 from agents.studies.runs import read_run
+from agents.training.plan import planned, reward_model_bytes
 from agents.training.preferences import Preference, by_chance, by_score, pairs_to_compare, read_preferences
 from agents.training.results import labels_used
 from agents.training.reward_learner import Learner
@@ -296,6 +299,17 @@ def test_a_resumed_run_names_its_reward_model_as_before(
     resume = ["--resume", str(tmp_path / "b"), "--cycles", "2"]
     assert run_command(rejection_sft.Config, rejection_sft.main, resume, "rejection_sft") == 0
     assert set(results(tmp_path / "b")["usage"]["models"]) == {f"rm:{labelled}"}
+
+
+def test_the_plan_of_a_run_has_room_for_the_reward_model(labelled: Path, brief: Path) -> None:
+    policy = load_policy(str(brief), dtype="float32")
+    shape = shape_of(policy.model.config, Lora(), torch.float32, False)
+    used = Config(model=str(brief), reward=f"rm:{labelled}")
+    assert reward_model_bytes(used, shape) == shape.weight_bytes  # its base is the policy's
+    assert reward_model_bytes(Config(model=str(brief)), shape) == shape.weight_bytes
+    assert reward_model_bytes(Config(model=str(brief), reward="likelihood"), shape) == 0
+    line = "of them for the weights of the reward model"
+    assert line in planned(used, Lora(), {})
 
 
 def test_a_changed_reward_model_is_not_resumed_with(
