@@ -154,10 +154,10 @@ def train_on_preferences(
     model = learner.model
 
     def update(size: int) -> dict[str, float | None]:
-        return _update(learner, preferences, config, size, *stream_parts)
+        return _update(learner, preferences, config, size // 2, *stream_parts)
 
     def part(size: int) -> int:
-        return min(max(1, size // 2), config.batch_size)  # a pair is two sequences
+        return 2 * min(max(1, size // 2), config.batch_size)  # a pair is two sequences
 
     return fitted(model.reader, model.trainable(), learner.optimizer, part, update)
 

@@ -172,6 +172,34 @@ def test_a_step_moves_the_scores_as_preferred(pocket: Path) -> None:
     assert all(now > then for now, then in zip(after, before, strict=True))
 
 
+def test_where_memory_runs_out_half_as_many_pairs_are_learnt_at_a_time(
+    pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(model=str(pocket), preferences="truth", batch_size=4)
+    preferences = [Preference(TASK, f"nmap -p {port} web1.test", SWAPPED) for port in range(4)]
+    whole = RewardModel.forward
+
+    def learnt(room: int) -> tuple[float, int]:
+        """The loss where so many sequences fit, and how many are taken from then on."""
+
+        def limited(model: RewardModel, sequences: Sequence[Any]) -> torch.Tensor:
+            if len(sequences) > room:
+                raise torch.OutOfMemoryError
+            return whole(model, sequences)
+
+        monkeypatch.setattr(RewardModel, "forward", limited)
+        policy = load_policy(str(pocket))
+        learner = Learner(config, {})
+        learner.begin("", policy)
+        learner.resume(None)
+        found = train_on_preferences(learner, preferences, config, 0, 1, "t")
+        return float(found["train/loss"] or 0), policy.training.size
+
+    (loss, _), (in_parts, size) = learnt(8), learnt(4)
+    assert size == 4
+    assert in_parts == pytest.approx(loss, abs=1e-6) and loss > 0
+
+
 # A file of preferences
 
 
