@@ -32,8 +32,9 @@ from agents.cli.display import say
 from envs.messages import one_line
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = "--model embedded --domain shell --reward likelihood --cycles 2 --tasks 10"
-RUN += " --eval-tasks 10 --eval-subset 5"
+FLAGS = "--model embedded --domain shell --reward likelihood --cycles 2 --tasks 10"
+FLAGS += " --eval-tasks 10 --eval-subset 5"
+RUN = f"python -m agents.rejection_sft {FLAGS}"
 MEMORY = 2.0  # GiB that a run of the embedded model takes, with room
 DISK = 1.0  # GiB of a run's folder, likewise
 
@@ -76,7 +77,8 @@ def main(config: Config) -> int:
     if config.json:
         say(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        say("The loop will not work here as it should." if broken else "The loop works here.")
+        works = "Nothing keeps the loop from working here." if config.quick else "The loop works here."
+        say("The loop will not work here as it should." if broken else works)
     return int(broken)
 
 
@@ -244,15 +246,15 @@ def short_run() -> Finding:
     started = time.monotonic()
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
-        words = [*RUN.split(), "--output", folder, "--name", "doctor"]
+        words = [*FLAGS.split(), "--output", folder, "--name", "doctor"]
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             try:
                 status = run_command(rejection_sft.Config, rejection_sft.main, words, "rejection_sft")
             except Exception as error:
-                return Finding("short run", "broken", one_line(error), f"run agents.rejection_sft {RUN}")
+                return Finding("short run", "broken", one_line(error), f"run {RUN}")
         if status != 0:
             last = said.getvalue().strip().splitlines()[-1:]
-            return Finding("short run", "broken", "".join(last), f"run agents.rejection_sft {RUN}")
+            return Finding("short run", "broken", "".join(last), f"run {RUN}")
         results = json.loads((Path(folder) / "doctor" / "self_improvement_results.json").read_text())
     right = results["eval"]["end"]["eval/greedy"]
     took = f"{time.monotonic() - started:.0f} s for two cycles"

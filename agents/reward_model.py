@@ -154,10 +154,10 @@ def train_on_preferences(
     model = learner.model
 
     def update(size: int) -> dict[str, float | None]:
-        return _update(learner, preferences, config, size, *stream_parts)
+        return _update(learner, preferences, config, size // 2, *stream_parts)
 
     def part(size: int) -> int:
-        return min(max(1, size // 2), config.batch_size)  # a pair is two sequences
+        return 2 * min(max(1, size // 2), config.batch_size)  # a pair is two sequences
 
     return fitted(model.reader, model.trainable(), learner.optimizer, part, update)
 
@@ -198,12 +198,13 @@ def _update(
 def judge_of(config: Config, policy: Policy) -> Policy:
     """The model that judges: the policy itself, for its base, or another, whose use counts as the run's."""
     from agents.policy.load import load_policy
+    from agents.training.saved import saved
 
     if config.judge == "base":
         return policy
     judge = load_policy(config.judge, dtype=policy.compute.dtype, threads=policy.compute.threads)
     judge.usage, judge.scoring = policy.usage, policy.scoring
-    policy.usage.models[config.judge] = sum(weights.numel() for weights in judge.model.parameters())
+    policy.usage.models[saved(config)["judge"]] = sum(weights.numel() for weights in judge.model.parameters())
     return judge
 
 
@@ -212,13 +213,15 @@ def main(config: Config) -> int:
     from agents.evaluation.heldout import HeldOut
     from agents.training.loop import Loop
     from agents.training.reward_learner import Learner
+    from agents.training.saved import saved
     from agents.training.session import open_session
     from envs.verify.effects import effects_of
     from rewards.labelled import Truth
 
     principles = read_constitution(config.constitution)
     given = _given(config, HeldOut(*config.held_out).texts)
-    about = {name: getattr(config, name) for name in ("preferences", "judge", "constitution")}
+    kept = saved(config)  # with the names that a resumed run has
+    about = {name: kept[name] for name in ("preferences", "judge", "constitution")}
     learner = Learner(config, about)
     with open_session(
         "reward_model",

@@ -135,28 +135,28 @@ class Majority:
         for task, commands in zip(tasks_P, commands_P_G, strict=True):
             if len(commands) == 1:
                 raise ValueError("a majority needs two or more candidates of a task")
-            texts = [" ".join(command.split()) for command in commands]
-            scores_P_G.append(self._shares(texts, self._votes(task, texts)))
+            scores_P_G.append(self._shares(commands, self._votes(task, commands)))
         return scores_P_G
 
-    def _votes(self, task: Task, texts: Sequence[str]) -> Sequence[str] | None:
+    def _votes(self, task: Task, commands: Sequence[str]) -> Sequence[str] | None:
         """What each candidate votes for: nothing where it is empty. Of the task only the domain is used."""
         if self.effects is None:
-            return texts
-        effects = self.effects(task.domain, [text for text in texts if text])
+            return [" ".join(command.split()) for command in commands]
+        effects = self.effects(task.domain, [command for command in commands if command.strip()])
         if effects is None:
             return None
         rest = iter(effects)
-        return [next(rest) if text else "" for text in texts]
+        return [next(rest) if command.strip() else "" for command in commands]
 
     @staticmethod
-    def _shares(texts: Sequence[str], votes: Sequence[str] | None) -> list[Score]:
+    def _shares(commands: Sequence[str], votes: Sequence[str] | None) -> list[Score]:
         if votes is None:
-            return [Score(None, reason="cannot be executed here") if text else EMPTY for text in texts]
+            unknown = Score(None, reason="cannot be executed here")
+            return [unknown if command.strip() else EMPTY for command in commands]
         counts = Counter(votes)
         scores = []
-        for text, vote in zip(texts, votes, strict=True):
-            if not text:
+        for command, vote in zip(commands, votes, strict=True):
+            if not command.strip():
                 scores.append(EMPTY)
             elif not vote:
                 scores.append(Score(0.0, reason="fails, or nothing shows"))

@@ -168,6 +168,10 @@ def _own_info(name: str) -> RewardInfo:
         raise InputError(
             f"--reward {name}: its select is {short(info.select)}: use one of {', '.join(SELECTIONS)}"
         )
+    if type(info.labels) is not int or info.labels < 0:
+        raise InputError(
+            f"--reward {name}: its labels is {short(info.labels)}: use a whole number of 0 or more"
+        )
     return info
 
 

@@ -102,4 +102,4 @@ def test_a_run_that_fails_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "run_command", failing)
     finding = doctor.short_run()
     assert (finding.state, finding.found) == ("broken", "error: no weights")
-    assert finding.fix.startswith("run agents.rejection_sft --model embedded")
+    assert finding.fix.startswith("run python -m agents.rejection_sft --model embedded")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from agents import rejection_sft
 from agents.benchmarks.architectures import read_architecture
@@ -36,6 +36,12 @@ def test_weights_and_cache_are_those_of_the_model(
     cache = policy.model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
     kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert shape.cached == kept // 3
+
+
+def test_a_model_without_attention_has_a_shape_and_no_cache() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
+    shape = shape_of(config, Lora(), torch.float32, False)
+    assert shape.trained > 0 == shape.cached
 
 
 def of_mistral(four_bits: bool) -> Shape:
@@ -95,3 +101,15 @@ def test_the_plan_of_a_run_loads_and_writes_nothing(
     assert [line.split()[0] for line in lines if line.startswith(PHASES)] == list(PHASES)
     assert "writes    42 commands to learn from, and 1,500 in each whole evaluation" in lines
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_of_what_is_no_causal_model_is_one_line(
+    pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AutoTokenizer.from_pretrained(pocket).save_pretrained(tmp_path)
+    AutoConfig.for_model("t5").save_pretrained(tmp_path)
+    words = ["--plan", "--model", str(tmp_path)]
+    assert run_command(rejection_sft.Config, rejection_sft.main, words, "rejection_sft") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --model {tmp_path}: cannot be loaded: Unrecognized configuration class")
+    assert error.count("\n") == 1

@@ -71,7 +71,7 @@ def test_majority_by_what_commands_do_by_hand() -> None:
     assert [score.value for score in known] == [0.5, 0.5, 0.0, None, 0.5, 0.0]
     assert known[2].reason == "fails, or nothing shows" and known[3].reason == "empty command"
     assert unknown == [Score(None, reason="cannot be executed here"), Score(None, reason="empty command")]
-    assert asked == [("network", ["ls", "ls .", "lss", "ls -C", "lsss"]), ("shell", ["ls"])]
+    assert asked == [("network", ["ls", "ls  .", "lss", "ls -C", "lsss"]), ("shell", ["ls"])]  # as written
     with pytest.raises(ValueError, match="two or more candidates"):
         reward([TASK], [["ls"]])
     with pytest.raises(InputError, match=r"^--reward majority-effect: .*: use majority$"):

@@ -17,11 +17,14 @@ from scripted import FOREIGN, OTHER, RIGHT, SWAPPED, TASK
 
 from agents import rejection_sft
 from agents.cli.command import run_command
-from agents.policy.labels import learnt_from
+from agents.policy.footprint import shape_of
+from agents.policy.labels import learnt_from, read_labels
 from agents.policy.load import load_policy
+from agents.policy.lora import Lora
 from agents.policy.reward_model import RewardModel, load_reward_model
 from agents.reward_model import Config, agreement, main, preference_loss, train_on_preferences
 from agents.studies.runs import read_run
+from agents.training.plan import planned, reward_model_bytes
 from agents.training.preferences import Preference, by_chance, by_score, pairs_to_compare, read_preferences
 from agents.training.results import labels_used
 from agents.training.reward_learner import Learner
@@ -169,6 +172,34 @@ def test_a_step_moves_the_scores_as_preferred(pocket: Path) -> None:
     assert all(now > then for now, then in zip(after, before, strict=True))
 
 
+def test_where_memory_runs_out_half_as_many_pairs_are_learnt_at_a_time(
+    pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(model=str(pocket), preferences="truth", batch_size=4)
+    preferences = [Preference(TASK, f"nmap -p {port} web1.test", SWAPPED) for port in range(4)]
+    whole = RewardModel.forward
+
+    def learnt(room: int) -> tuple[float, int]:
+        """The loss where so many sequences fit, and how many are taken from then on."""
+
+        def limited(model: RewardModel, sequences: Sequence[Any]) -> torch.Tensor:
+            if len(sequences) > room:
+                raise torch.OutOfMemoryError
+            return whole(model, sequences)
+
+        monkeypatch.setattr(RewardModel, "forward", limited)
+        policy = load_policy(str(pocket))
+        learner = Learner(config, {})
+        learner.begin("", policy)
+        learner.resume(None)
+        found = train_on_preferences(learner, preferences, config, 0, 1, "t")
+        return float(found["train/loss"] or 0), policy.training.size
+
+    (loss, _), (in_parts, size) = learnt(8), learnt(4)
+    assert size == 4
+    assert in_parts == pytest.approx(loss, abs=1e-6) and loss > 0
+
+
 # A file of preferences
 
 
@@ -230,6 +261,7 @@ def test_labelled_preferences_are_counted_ties_included(labelled: Path) -> None:
     card = json.loads((folder_of(f"rm:{labelled}") / CARD).read_text())
     assert (card["labels"], card["preferences"]) == (pairs, "truth")
     assert reward_info(f"rm:{labelled}").labels == pairs
+    assert read_labels(folder_of(f"rm:{labelled}")) == pairs  # for who takes it as --adapter
     assert shown(f"rm:{labelled}") == f"rm:{labelled} (labelled)"
 
 
@@ -241,6 +273,17 @@ def test_an_ai_judge_needs_no_label(judged: Path, brief: Path) -> None:
     assert not reward_info(f"rm:{judged}").from_labels
     for one in map(json.loads, (judged / "preferences.jsonl").read_text().splitlines()):
         assert 0.5 < one["chance"] < 1
+
+
+def test_a_resumed_run_names_its_judge_as_before(
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(brief.parent)
+    folder = run(brief, tmp_path / "a", "--judge", brief.name, "--cycles", "1")
+    assert run_command(Config, main, ["--resume", str(folder), "--cycles", "2"], "reward_model") == 0
+    assert set(results(folder)["usage"]["models"]) == {"rm:itself", str(brief)}
+    cards = sorted(folder.glob(f"checkpoints/*/reward_model/{CARD}"))
+    assert [json.loads(card.read_text())["judge"] for card in cards] == [str(brief)] * 2
 
 
 def test_the_policy_does_not_change(labelled: Path) -> None:
@@ -274,6 +317,27 @@ def test_labels_travel_to_what_learns_from_it(labelled: Path, brief: Path, tmp_p
     [(name, parameters)] = found["usage"]["models"].items()
     assert name == f"rm:{labelled}" and parameters > 10_000
     assert metrics(tmp_path / "b", "reward/learnt")
+
+
+def test_a_resumed_run_names_its_reward_model_as_before(
+    labelled: Path, brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(labelled.parent)
+    assert use(brief, tmp_path / "b", "--reward", f"rm:{labelled.name}", "--cycles", "1") == 0
+    resume = ["--resume", str(tmp_path / "b"), "--cycles", "2"]
+    assert run_command(rejection_sft.Config, rejection_sft.main, resume, "rejection_sft") == 0
+    assert set(results(tmp_path / "b")["usage"]["models"]) == {f"rm:{labelled}"}
+
+
+def test_the_plan_of_a_run_has_room_for_the_reward_model(labelled: Path, brief: Path) -> None:
+    policy = load_policy(str(brief), dtype="float32")
+    shape = shape_of(policy.model.config, Lora(), torch.float32, False)
+    used = Config(model=str(brief), reward=f"rm:{labelled}")
+    assert reward_model_bytes(used, shape) == shape.weight_bytes  # its base is the policy's
+    assert reward_model_bytes(Config(model=str(brief)), shape) == shape.weight_bytes
+    assert reward_model_bytes(Config(model=str(brief), reward="likelihood"), shape) == 0
+    line = "of them for the weights of the reward model"
+    assert line in planned(used, Lora(), {})
 
 
 def test_a_changed_reward_model_is_not_resumed_with(

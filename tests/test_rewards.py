@@ -276,7 +276,12 @@ def odd(model, pool):
     return by_length(model, pool)
 
 
+def many(model, pool):
+    return by_length(model, pool)
+
+
 odd.select = "bets"
+many.labels = "many"
 number = 3
 '''
 
@@ -353,6 +358,7 @@ def test_the_documented_reward_of_ones_own(own: Path) -> None:
         ),
         ("mine_for_tests.rewards_of:number", "mine_for_tests.rewards_of has no factory number: "),
         ("mine_for_tests.rewards_of:odd", "its select is 'bets': use one of threshold, best, quantile"),
+        ("mine_for_tests.rewards_of:many", "its labels is 'many': use a whole number of 0 or more"),
         ("C:mine", "C cannot be imported (ModuleNotFoundError"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,14 @@ def test_the_card_of_a_merged_model_has_labels_accuracy_and_no_path_of_this_mach
     settings = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert settings["examples"] == 24 and settings["model"] == Path(results["config"]["model"]).name
     assert str(finished.parent) not in text and str(Path.home()) not in text
+
+
+def test_a_card_shows_no_folder_of_a_reward_model_or_a_domain(finished: Path) -> None:
+    record = read_run(finished)
+    settings = {**record.settings, "reward": "rm:/home/me/rm", "domain": "shell,/home/me/mine.yaml"}
+    text = card(replace(record, settings=settings))
+    assert "the domain `shell,mine.yaml` and the reward `rm:rm`" in text
+    assert "/home/me" not in text
 
 
 @pytest.mark.slow

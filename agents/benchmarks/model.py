@@ -187,10 +187,12 @@ class Bench:
 
     def cache_bytes(self, tokens: int) -> float:
         """Keys and values of so many tokens."""
-        config = self.policy.model.config.get_text_config()
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        element = 2 if self.policy.model.dtype.itemsize == 2 else 4
-        return 2.0 * tokens * config.num_hidden_layers * config.num_key_value_heads * width * element
+        import torch
+
+        from agents.policy.footprint import cached_numbers
+
+        element: int = getattr(torch, self.policy.compute.dtype).itemsize
+        return float(tokens * cached_numbers(self.policy.model.config.get_text_config()) * element)
 
     def written(self, asked: Sequence[Any], candidates: int) -> tuple[float, int, int]:
         """Writes -> seconds, tokens in all, and tokens of the longest answer."""

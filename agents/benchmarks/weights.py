@@ -48,7 +48,7 @@ def write_random(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16, s
 
 
 def let_answers_end(folder: Path, length: int) -> None:
-    """Makes every so manieth token of a model in a folder one that ends an answer."""
+    """Makes every `length`-th token of a model in a folder one that ends an answer."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ends = [tokenizer.eos_token_id, *range(length, len(tokenizer), length)]
     GenerationConfig(eos_token_id=ends).save_pretrained(folder)

@@ -89,8 +89,7 @@ def shape_of(config: Any, lora: Lora, dtype: torch.dtype, load_in_4bit: bool) ->
             trained += weight.numel()
             widths += weight.shape[-1] if "lora_A" in name else 0
     text = config.get_text_config()
-    layers, heads = text.num_hidden_layers, text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    layers = text.num_hidden_layers
     inner = getattr(text, "intermediate_size", None)
     element = dtype.itemsize
     weight_bytes = base * element + trained * 4
@@ -106,10 +105,19 @@ def shape_of(config: Any, lora: Lora, dtype: torch.dtype, load_in_4bit: bool) ->
         width=text.hidden_size,
         inner=inner if isinstance(inner, int) and inner else 4 * text.hidden_size,
         vocabulary=text.vocab_size,
-        cached=2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * head,
+        cached=cached_numbers(text),
         adapted=widths // layers,
         checkpointing=load_in_4bit,
     )
+
+
+def cached_numbers(text: Any) -> int:
+    """How many numbers the cache keeps for a token, by a text model's configuration; 0 without attention."""
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads:
+        return 0
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return int(2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * width)
 
 
 def memory(shape: Shape, work: Work) -> Mapping[str, int]:

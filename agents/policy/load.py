@@ -141,7 +141,7 @@ def _pretrained(
     name: str, where: str, load_in_4bit: bool, dtype: str, threads: int | None
 ) -> tuple[Any, Any, Compute]:
     """The base model, its tokenizer, and how the model computes."""
-    with _readable(name, where):
+    with readable(name, where):
         config, tokenizer = described(name, where)
         compute = _compute(config, dtype, threads)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -173,7 +173,7 @@ def described(name: str, where: str) -> tuple[Any, Any]:
     Raises:
         InputError: one cannot be read.
     """
-    with _readable(name, where):
+    with readable(name, where):
         find_hub(where)
         # Without an explicit False, transformers asks on the terminal whether to run a repository's code.
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
@@ -183,7 +183,7 @@ def described(name: str, where: str) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _readable(name: str, where: str) -> Iterator[None]:
+def readable(name: str, where: str) -> Iterator[None]:
     """InputError, in one line, for what transformers and its libraries raise for a model that is none."""
     try:
         yield

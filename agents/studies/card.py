@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,6 +12,7 @@ from agents.policy.labels import learnt_from
 from agents.policy.names import ALIASES
 from agents.studies.comparison import OF_THE_PLACE, describe
 from agents.studies.runs import RunRecord, read_truth
+from rewards.learnt import PREFIX, is_learnt
 
 LIMITS = """- The tasks of training and of evaluation are those of the domain. On tasks that people wrote
   it was not measured here; `python -m agents.evaluate --tasks-file` does that.
@@ -22,6 +24,7 @@ USED = {  # a counter -> its words
     "tokens_scored": "tokens scored",
     "judge_calls": "judge calls",
     "preferences": "labelled preferences",
+    "other_models": "parameters of other models",
 }
 
 
@@ -40,8 +43,8 @@ def card(record: RunRecord) -> str:
     used = [f"{usage[key]:,} {words}" for key, words in USED.items()]
     kept = {}
     for key, value in settings.items():
-        if key not in (*OF_THE_PLACE, "agent"):  # and of a path its end, since the rest is of this machine
-            kept[key] = Path(value).name if isinstance(value, str) and value.startswith("/") else value
+        if key not in (*OF_THE_PLACE, "agent"):
+            kept[key] = without_folders(key, value)
     written = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).strip()
     metadata = {"library_name": "transformers", "tags": ["inversion", record.trainer]}
     if "/" in base and not Path(base).exists():
@@ -53,7 +56,7 @@ def card(record: RunRecord) -> str:
 
 The model turns a task into one command. It was made by `python -m agents.{record.trainer}`.
 
-- **Cycles**: {record.cycles}, with the domain `{settings["domain"]}` and the reward `{facts["reward"]}`.
+- **Cycles**: {record.cycles}, with the domain `{kept["domain"]}` and the reward `{kept["reward"]}`.
 - **Learnt from**: {learnt_from(record.results)}.
 - **Consumed**: {record.candidates:,} candidates, {", ".join(used)}.
 
@@ -77,3 +80,15 @@ Greedy, after minus before, paired by task, with its 95 % interval: {gain}.
 {written}
 ```
 """
+
+
+def without_folders(key: str, value: Any) -> Any:
+    """A setting with the ends of its paths alone, since the rest is of the machine of the run."""
+    if not isinstance(value, str):
+        return value
+    prefix = PREFIX if is_learnt(value) else ""
+    paths = value.removeprefix(prefix)
+    names = []
+    for path in paths.split(",") if key == "domain" else [paths]:
+        names.append(Path(path).name if path.startswith("/") else path)
+    return prefix + ",".join(names)

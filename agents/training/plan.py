@@ -11,13 +11,14 @@ from transformers import GenerationConfig
 
 from agents.policy.chat import read_options
 from agents.policy.footprint import Shape, Work, memory, shape_of
-from agents.policy.load import chosen_dtype, described, location
-from agents.policy.lora import Lora
+from agents.policy.load import chosen_dtype, described, location, readable
+from agents.policy.lora import Lora, saved_lora
 from agents.policy.policy import BATCH_SIZE
 from agents.policy.tokens import Shots, Tokens
 from agents.training.config import TrainConfig
 from envs.domain import domain_names, load_domain
 from envs.prompts import forward_prompt, inverse_prompt
+from rewards.learnt import OWN, folder_of, is_learnt, read_card
 
 LOOKED_AT = 20  # tasks of each domain whose prompts are measured
 
@@ -25,16 +26,20 @@ LOOKED_AT = 20  # tasks of each domain whose prompts are measured
 def planned(config: TrainConfig, lora: Lora, shots: Shots) -> str:
     """Lines about memory and work, with a warning where the memory that is free will not do.
 
+    Other models than the policy and a reward model, such as a judge and an embedder, are left out.
+
     Raises:
         InputError: the model's configuration or its tokenizer cannot be read.
     """
     name = config.model or "embedded"
-    base, tokenizer = described(name, location(name))
+    where = location(name)
+    base, tokenizer = described(name, where)
     on_gpu = torch.cuda.is_available()
     # On a CPU `auto` is measured when the run begins; float32 is the larger.
     dtype = chosen_dtype(config.dtype) if on_gpu else config.dtype.replace("auto", "float32")
     kind = getattr(torch, dtype)
-    shape = shape_of(base, lora, kind, config.load_in_4bit)
+    with readable(name, where):
+        shape = shape_of(base, lora, kind, config.load_in_4bit)
     prompt = longest_prompt(config, base, tokenizer, shots)
     work = Work(BATCH_SIZE, config.batch_size, prompt, config.max_new_tokens)
     peaks = memory(shape, work)
@@ -53,7 +58,24 @@ def planned(config: TrainConfig, lora: Lora, shots: Shots) -> str:
     lines.append(f"writes    {answers:,} commands to learn from, and {held_out:,} in each whole evaluation")
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     lines.append(f"free      {of(free)} on this {'GPU' if on_gpu else 'machine'}")
+    if beside := reward_model_bytes(config, shape):
+        lines.append(f"beside    {of(beside)} of them for the weights of the reward model")
+        free -= beside
     return "\n".join(lines + warnings(shape, work, free, on_gpu and not config.load_in_4bit))
+
+
+def reward_model_bytes(config: TrainConfig, policy: Shape) -> int:
+    """Of the weights of a reward model, which stands beside the policy; 0 without one."""
+    if config.reward == OWN:  # it begins as what the policy begins as
+        return policy.weight_bytes
+    if not is_learnt(config.reward):
+        return 0
+    card, lora = read_card(config.reward), saved_lora(folder_of(config.reward))
+    name, in_4bit = card["base"], bool(card.get("load_in_4bit"))
+    where = location(name)
+    base, _ = described(name, where)
+    with readable(name, where):
+        return shape_of(base, lora, getattr(torch, card["dtype"]), in_4bit).weight_bytes
 
 
 def longest_prompt(config: TrainConfig, base: Any, tokenizer: Any, shots: Shots) -> int:

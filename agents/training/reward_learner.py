@@ -65,6 +65,7 @@ class Learner:
             "judge_calls": policy.usage.judge_calls,
             **self.about,
         }
+        self.model.reader.labels = card["labels"]  # for who takes its adapter as that of a policy
         self.model.save(checkpoint / FOLDER, card)
         save_optimizer(self.optimizer, checkpoint)
 

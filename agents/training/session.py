@@ -260,13 +260,14 @@ def _load(
             pool = source.tasks(POOL, config.seed, "pool")
         if config.keep == "best":
             probes = source.tasks(PROBES, config.seed, "keep")
+    kept = saved(config)  # with the names that a resumed run has
     reward = make_reward(
-        config.reward,
+        kept["reward"],
         policy,
         pool,
         inverter=config.inverter,
         inverse_temperature=config.inverse_temperature,
-        embedder=config.embedder,
+        embedder=kept["embedder"],
         gates=config.gates,
         truth=truth,
         effects=effects,
