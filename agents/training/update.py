@@ -92,13 +92,19 @@ def fitted(
     """
     weights = [parameter.detach().clone() for parameter in parameters]
     moments = {} if optimizer is None else copy.deepcopy(optimizer.state_dict())
+    ran_out = False
     while True:
         size = part(policy.training.size)
         try:
-            return update(size)
+            result = update(size)
         except (MemoryError, RuntimeError) as error:
             if size == part(1) or not out_of_memory(error):
                 raise
+            ran_out = True
+        else:
+            if ran_out:  # a run that is resumed must begin with what was tried, not with what was allowed
+                policy.training.size = min(policy.training.size, size)
+            return result
         with torch.no_grad():
             for parameter, weight in zip(parameters, weights, strict=True):
                 parameter.copy_(weight)
