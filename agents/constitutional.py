@@ -153,14 +153,10 @@ def preferred_pairs(
 
 def must_be_the_same(run: Run, name: str, principles: Sequence[Principle]) -> None:
     """Raises InputError where the principles of a run are not those that it began with."""
-    from agents.training.environment import recorded
-
     now = {"principles": [list(principle) for principle in principles]}
-    then = recorded(run.folder, "constitution")
-    if then is not None and then != now:
+    if not run.began_with("constitution", now):
         problem = "its principles are not those that the run began with"
         raise InputError(f"--constitution {name}: {problem}: restore the file, or start a new run")
-    run.record("constitution", now)
 
 
 def main(config: Config) -> int:

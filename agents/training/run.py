@@ -183,6 +183,13 @@ class Run:
         if key not in known:
             self.write_json("environment.json", {**known, key: dict(value)})
 
+    def began_with(self, key: str, value: Mapping[str, Any]) -> bool:
+        """Whether the run began with this value under a key, which must not change. Records a first one."""
+        then = recorded(self.folder, key)
+        if then is None:
+            self.record(key, value)
+        return then is None or then == dict(value)
+
     def append(self, log: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends one JSON line per record to a log of the run; durable after the next `commit`.
 

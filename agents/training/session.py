@@ -191,12 +191,10 @@ def _open_run(agent: str, config: TrainConfig) -> Run:
 
 def _must_be_the_same_reward_model(run: Run, reward: str) -> None:
     """Raises InputError where the reward model of a run is not the one that the run began with."""
-    now, then = fingerprint(reward), recorded(run.folder, "reward_model")
-    if now and then and then.get("sha256") != now:
+    now = fingerprint(reward)
+    if now and not run.began_with("reward_model", {"sha256": now}):
         problem = "the reward model has changed since the run began"
         raise InputError(f"--reward {reward}: {problem}: restore it, or start a new run")
-    if now:
-        run.record("reward_model", {"sha256": now})
 
 
 def _load(
