@@ -25,7 +25,8 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from agents.benchmarks.model import GpuConfig, ModelConfig, gpu, model
+from agents.benchmarks.gpu import GpuConfig, gpu
+from agents.benchmarks.model import ModelConfig, model
 from agents.cli.command import run_command
 from agents.cli.values import require_counts
 from envs.answers import command_in

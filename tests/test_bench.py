@@ -11,7 +11,7 @@ from sandboxes import needs_sandbox, with_bwrap
 
 from agents import bench
 from agents.benchmarks import architectures as shapes
-from agents.benchmarks import model, weights
+from agents.benchmarks import gpu, model, weights
 from agents.policy.load import load_policy
 
 
@@ -165,11 +165,11 @@ def test_a_part_that_fails_does_not_cost_the_others(
     """The parts of `gpu` on a CPU: it is asked once whether there is a GPU, and 4 bits need one."""
     answers = iter([True])
     monkeypatch.setattr("torch.cuda.is_available", lambda: next(answers, False))
-    monkeypatch.setattr(model, "SIZES", model.ModelConfig(**SMALL))
+    monkeypatch.setattr(gpu, "SIZES", model.ModelConfig(**SMALL))
     short = {"tasks": 2, "eval_tasks": 2, "eval_subset": 1, "eval_samples": 1, "epochs": 1}
-    monkeypatch.setattr(model, "whole_run", functools.partial(model.whole_run, **short))
+    monkeypatch.setattr(gpu, "whole_run", functools.partial(gpu.whole_run, **short))
     output = tmp_path / "gpu.json"
-    assert model.gpu(model.GpuConfig("tiny", cycles=1, output=str(output))) == 1
+    assert gpu.gpu(gpu.GpuConfig("tiny", cycles=1, output=str(output))) == 1
     found = json.loads(output.read_text())
     assert "needs a CUDA device" in found["4 bits"]["failed"]
     assert found["bfloat16"]["writing"]["tokens_per_second"] > 0
