@@ -47,7 +47,6 @@ class Shape:
 
     Attributes:
         weights: numbers in its weights, those of the adapter included.
-        multiplied: those of them that every token is multiplied with.
         trained: numbers in the adapter.
         weight_bytes: of all weights.
         element: bytes of a number in the states: 2 or 4.
@@ -58,7 +57,6 @@ class Shape:
     """
 
     weights: int
-    multiplied: int
     trained: int
     weight_bytes: int
     element: int
@@ -75,13 +73,12 @@ def shape_of(config: Any, lora: Lora, dtype: torch.dtype, load_in_4bit: bool) ->
     """The shape of a model of this configuration with an adapter. Nothing is loaded or allocated."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
+    output = model.get_output_embeddings()
     packed = 0
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not output:
             packed += module.weight.numel()
     base = sum(weight.numel() for weight in model.parameters())
-    looked_up = 0 if inputs.weight is output.weight else inputs.weight.numel()
     adapted = with_lora(model, lora, 0)
     trained, widths = 0, 0
     for name, weight in adapted.named_parameters():
@@ -97,7 +94,6 @@ def shape_of(config: Any, lora: Lora, dtype: torch.dtype, load_in_4bit: bool) ->
         weight_bytes -= int(packed * (element - BYTES_4BIT))
     return Shape(
         weights=base + trained,
-        multiplied=base + trained - looked_up,
         trained=trained,
         weight_bytes=weight_bytes,
         element=element,

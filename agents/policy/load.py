@@ -141,8 +141,8 @@ def _pretrained(
     name: str, where: str, load_in_4bit: bool, dtype: str, threads: int | None
 ) -> tuple[Any, Any, Compute]:
     """The base model, its tokenizer, and how the model computes."""
+    config, tokenizer = described(name, where)
     with readable(name, where):
-        config, tokenizer = described(name, where)
         compute = _compute(config, dtype, threads)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,

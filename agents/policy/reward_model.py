@@ -6,7 +6,6 @@ A folder of it holds the adapter as PEFT writes it, the head, and a card (see `r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ class RewardModel:
         save_file(self.head.state_dict(), str(folder / HEAD_FILE))
         sums = {}
         for path in sorted(folder.iterdir()):
-            sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            sums[path.name] = disk.sha256(path)
         card = {**about, "dtype": self.reader.compute.dtype, "center": self.center, "sha256": sums}
         (folder / CARD).write_bytes(disk.as_json(card))
 

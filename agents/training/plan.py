@@ -93,8 +93,8 @@ def longest_prompt(config: TrainConfig, base: Any, tokenizer: Any, shots: Shots)
 
 def warnings(shape: Shape, work: Work, free: int, four_bits_would_do: bool) -> list[str]:
     """What does not fit, and what to do."""
+    fix = "use --load-in-4bit" if four_bits_would_do else "choose a smaller model"
     if shape.weight_bytes > free:
-        fix = "use --load-in-4bit" if four_bits_would_do else "choose a smaller model"
         return [f"The weights do not fit: {fix}."]
     found = []
     one = replace(work, rows=1, batch=1)
@@ -102,11 +102,12 @@ def warnings(shape: Shape, work: Work, free: int, four_bits_would_do: bool) -> l
         if needed <= free:
             continue
         if memory(shape, one)[phase] <= free:
-            found.append(f"{phase} will go on with fewer at a time, as often as memory runs out.")
+            found.append(
+                f"{phase.capitalize()} will go on with fewer at a time, as often as memory runs out."
+            )
         else:
-            fix = "use --load-in-4bit" if four_bits_would_do else "choose a smaller model"
-            found.append(f"{phase} does not fit: {fix}.")
-    return [line[0].upper() + line[1:] for line in found]
+            found.append(f"{phase.capitalize()} does not fit: {fix}.")
+    return found
 
 
 def of(count: float) -> str:
