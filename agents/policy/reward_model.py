@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents.policy.folders import check_adapter, check_model
 from agents.policy.load import load_policy
+from agents.policy.lora import saved_lora
 from agents.policy.policy import Policy
 from agents.policy.score import hidden_states, scalar_head
 from agents.training import disk
@@ -138,7 +139,7 @@ def load_reward_model(reward: str, beside: Policy) -> RewardModel:
     try:
         reader = load_policy(
             base,
-            adapter=str(folder),
+            lora=saved_lora(folder),
             load_in_4bit=bool(card.get("load_in_4bit")),
             dtype=card["dtype"],
             threads=beside.compute.threads,
